@@ -1,0 +1,81 @@
+"""A Linear layer with a quantized weight and a quantized input."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from qvlm_lightning.nn.quantizer import ActivationQuantizer
+from qvlm_lightning.quant.primitives import fake_quantize_weight
+
+
+class QuantLinear(nn.Linear):
+    """``nn.Linear`` that fake-quantizes its weight and the input of its site.
+
+    It shares the Parameter objects of the layer it replaces, so ties and ``.weight.dtype`` look-ups survive.
+    The first Linear of a site (the leader) registers the site's quantizer; the others only refer to it, so
+    that a state dict holds every tensor once.
+    """
+
+    weight_bits: int
+    group_size: int | None
+    weight_symmetric: bool
+
+    @classmethod
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        site: ActivationQuantizer,
+        leader: bool,
+        weight_bits: int,
+        group_size: int | None,
+        symmetric: bool,
+    ) -> "QuantLinear":
+        """Wrap ``linear``.
+
+        Args:
+            linear: the layer to replace; its parameters are shared, not copied.
+            site: quantizer of its input.
+            leader: whether this layer registers ``site``.
+            weight_bits: 2-8, or 16 for a weight left alone.
+            group_size: inputs that share a weight scale; ``None`` for one scale per output channel.
+            symmetric: symmetric weight codes.
+        """
+        new = cls.__new__(cls)
+        nn.Module.__init__(new)
+        new.in_features, new.out_features = linear.in_features, linear.out_features
+        new.weight, new.bias, new.training = linear.weight, linear.bias, linear.training
+        new.weight_bits, new.group_size, new.weight_symmetric = weight_bits, group_size, symmetric
+        new.enabled = False
+        new.clip_ratio = nn.Parameter(
+            torch.ones(linear.out_features, 1, device=linear.weight.device), requires_grad=False
+        )
+        new._weight_cache = None
+        if leader:
+            new.input_quantizer = site
+        object.__setattr__(new, "site", site)
+        return new
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``Q(x) Q(W)^T + b``; [B, T, I] -> [B, T, O]."""
+        return F.linear(self.site(x), self.quantized_weight(), self.bias)
+
+    def quantized_weight(self) -> Tensor:
+        """Return the weight as the forward pass uses it, [O, I]; kept until the weight or its clip changes."""
+        if not self.enabled or self.weight_bits >= 16:
+            return self.weight
+        if torch.is_grad_enabled() and (self.clip_ratio.requires_grad or self.weight.requires_grad):
+            return self._fake_quantized_weight()
+        key = (self.weight.data_ptr(), self.weight._version, self.clip_ratio._version)
+        if self._weight_cache is None or self._weight_cache[0] != key:
+            with torch.no_grad():
+                self._weight_cache = (key, self._fake_quantized_weight())
+        return self._weight_cache[1]
+
+    def _fake_quantized_weight(self) -> Tensor:
+        return fake_quantize_weight(
+            self.weight, self.weight_bits, self.group_size, self.weight_symmetric, self.clip_ratio
+        )
+
+    def extra_repr(self) -> str:
+        """Show the weight scheme in ``print(model)``."""
+        return f"{super().extra_repr()}, weight_bits={self.weight_bits}, group_size={self.group_size}"
