@@ -1,0 +1,53 @@
+"""How the programs end: a user fault is one sentence and exit code 2, never a traceback."""
+
+import contextlib
+import errno
+import sys
+from collections.abc import Iterator
+
+from qvlm_lightning.errors import InputError
+
+USER_FAULT = 2
+INTERRUPTED = 130
+
+# Faults of the machine that the user can mend; any other OSError is ours and keeps its traceback.
+_STORAGE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+}
+
+
+@contextlib.contextmanager
+def user_faults() -> Iterator[None]:
+    """Turn user faults inside the block into one sentence on stderr and an exit code.
+
+    ``InputError`` and storage that cannot be read or written end with code 2, Ctrl-C with 130;
+    everything else passes unchanged.
+
+    Example:
+        >>> with user_faults():
+        ...     raise InputError("weight_bits is 1, allowed are 2 to 8 and 16")
+        Traceback (most recent call last):
+            ...
+        SystemExit: 2
+    """
+    try:
+        yield
+    except InputError as fault:
+        _end(str(fault), USER_FAULT)
+    except OSError as fault:
+        reason = _STORAGE.get(fault.errno or 0)
+        if reason is None:
+            raise
+        place = f" ({fault.filename})" if fault.filename else ""
+        _end(f"cannot read or write{place}: {reason}", USER_FAULT)
+    except KeyboardInterrupt:
+        _end("interrupted", INTERRUPTED)
+
+
+def _end(sentence: str, code: int) -> None:
+    print(f"error: {sentence}", file=sys.stderr)
+    raise SystemExit(code) from None
