@@ -12,6 +12,7 @@ from qvlm_lightning.exits import user_faults
 USAGE = "usage: qvlm <verb> [options]     (qvlm <verb> --help tells a verb's options)"
 
 
+@user_faults()
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code.
 
@@ -27,13 +28,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb == "--version":
         print(f"qvlm-lightning {_version()}")
         return 0
-    with user_faults():
-        known = verbs()
-        if verb not in known:
-            raise InputError(f"unknown verb {verb!r}; allowed are {', '.join(known) or 'none yet'}")
-        module = importlib.import_module(f"qvlm_lightning.commands.{verb.replace('-', '_')}")
-        code = int(module.main(rest))
-    return code
+    known = verbs()
+    if verb not in known:
+        raise InputError(f"unknown verb {verb!r}; allowed are {', '.join(known)}")
+    module = importlib.import_module(f"qvlm_lightning.commands.{verb.replace('-', '_')}")
+    return int(module.main(rest))
 
 
 def _help() -> str:

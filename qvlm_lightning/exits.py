@@ -25,7 +25,7 @@ def user_faults() -> Iterator[None]:
     """Turn user faults inside the block into one sentence on stderr and an exit code.
 
     ``InputError`` and storage that cannot be read or written end with code 2, Ctrl-C with 130;
-    everything else passes unchanged.
+    everything else passes unchanged. Serves as a decorator too: ``@user_faults()``.
 
     Example:
         >>> with user_faults():
