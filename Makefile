@@ -1,0 +1,51 @@
+# The two commands a newcomer needs: `make demo` and `make test`.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo table test test-slow check format clean
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints-dev.txt
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## calibrate the embedded model to W4A4 and print the table (minutes)
+	$(BIN)/python -m qvlm_lightning table --config configs/table/demo.yaml
+
+table: $(VENV)/.installed ## the full table: 8,000 questions, 3 seeds, outlier scale 1 and 10 (an hour; resumes)
+	$(BIN)/python -m qvlm_lightning table --config configs/table/full.yaml
+
+test: $(VENV)/.installed ## the quick tests; arguments: make test ARGS="-k entropy"
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(VENV)/.installed ## the slow tests: resume after SIGKILL, two processes, wheel
+	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+check: $(VENV)/.checked ## ruff, mypy and the quick tests: what a change must pass
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy qvlm_lightning
+	$(MAKE) test
+
+format: $(VENV)/.checked ## let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove the virtual environment, caches and builds (runs/ stays)
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# A stamp makes the install happen once, and again when what it depends on changes.
+# torch goes first: resolved together with the rest, a registry may hand out its CUDA build.
+$(VENV)/.installed: pyproject.toml constraints-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is Python " + sys.version.split()[0] + ", needed is 3.11 or newer; try make PYTHON=python3.12")'
+	@echo "installing into $(VENV) (about a minute; once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) torch
+	@$(PIP) -e '.[test]'
+	@touch $@
+
+$(VENV)/.checked: $(VENV)/.installed
+	@$(PIP) -e '.[test,dev]'
+	@touch $@
