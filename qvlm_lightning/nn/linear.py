@@ -49,6 +49,7 @@ class QuantLinear(nn.Linear):
         new.clip_ratio = nn.Parameter(
             torch.ones(linear.out_features, 1, device=linear.weight.device), requires_grad=False
         )
+        new.adapter = None
         new._weight_cache = None
         if leader:
             new.input_quantizer = site
@@ -63,17 +64,23 @@ class QuantLinear(nn.Linear):
         """Return the weight as the forward pass uses it, [O, I]; kept until the weight or its clip changes."""
         if not self.enabled or self.weight_bits >= 16:
             return self.weight
-        if torch.is_grad_enabled() and (self.clip_ratio.requires_grad or self.weight.requires_grad):
+        learned = [self.clip_ratio, *self.adapter_parameters()]
+        if torch.is_grad_enabled() and any(p.requires_grad for p in learned):
             return self._fake_quantized_weight()
-        key = (self.weight.data_ptr(), self.weight._version, self.clip_ratio._version)
+        key = (self.weight.data_ptr(), self.weight._version, *(p._version for p in learned))
         if self._weight_cache is None or self._weight_cache[0] != key:
             with torch.no_grad():
                 self._weight_cache = (key, self._fake_quantized_weight())
         return self._weight_cache[1]
 
+    def adapter_parameters(self) -> list[nn.Parameter]:
+        """Return the parameters of the adapter, if there is one."""
+        return [] if self.adapter is None else list(self.adapter.parameters())
+
     def _fake_quantized_weight(self) -> Tensor:
+        weight = self.weight if self.adapter is None else self.adapter(self.weight)
         return fake_quantize_weight(
-            self.weight, self.weight_bits, self.group_size, self.weight_symmetric, self.clip_ratio
+            weight, self.weight_bits, self.group_size, self.weight_symmetric, self.clip_ratio
         )
 
     def extra_repr(self) -> str:

@@ -1,0 +1,43 @@
+"""Writes ``report.json`` and ``artifact/`` when everything is decided."""
+
+from pathlib import Path
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from qvlm_lightning.artifact import save_artifact
+from qvlm_lightning.calibration.module import QuantModule
+from qvlm_lightning.calibration.report import manifest, report
+from qvlm_lightning.calibration.state import write_json
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.nn.distributed import barrier, is_main
+
+
+class ArtifactExport(Callback):
+    """Exports at the end of the final epoch, before the last checkpoint is written.
+
+    Args:
+        method: name of the method, as it appears in reports and result tables.
+    """
+
+    def __init__(self, method: str) -> None:
+        self.method = method
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a module that cannot be exported."""
+        if not isinstance(pl_module, QuantModule):
+            raise InputError(f"ArtifactExport works on a QuantModule, not on {type(pl_module).__name__}")
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: QuantModule) -> None:
+        """Export if this was the final epoch."""
+        if trainer.fast_dev_run or trainer.current_epoch < pl_module.epochs:
+            return
+        if not pl_module.finished:
+            raise RuntimeError(f"only {pl_module.state.steps} optimiser steps were taken before the final epoch ended")
+        if is_main():
+            root = Path(trainer.default_root_dir)
+            model = pl_module.model
+            assert model is not None
+            write_json(root / "report.json", report(pl_module, self.method))
+            processor = pl_module.family.load_processor()
+            save_artifact(root / "artifact", model, processor, manifest(pl_module, self.method))
+        barrier()

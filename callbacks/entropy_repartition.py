@@ -1,0 +1,74 @@
+"""When to measure the dependency and cut the towers into blocks."""
+
+from typing import Any, Literal
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from qvlm_lightning.calibration.module import QuantModule
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.methods.proxies import ConditionalEntropy, Proxy
+from qvlm_lightning.quant.partition import resolve_threshold
+
+
+class EntropyRepartition(Callback):
+    """Re-partitions between epochs (eq. 4-7): at epoch 0 all towers, later and at the end the decoder.
+
+    Args:
+        max_depth: most units in a block (Sec. 4.1: 3).
+        threshold: h_0: ``mean`` of the tower's edges, ``quantile:q``, or a number in nats.
+        proxy: what stands for the dependency; default conditional entropy.
+        algorithm: ``greedy`` or ``dp``.
+        every_n_epochs: distance between re-partitions.
+        samples: (sample, token, channel) triples per tower.
+    """
+
+    def __init__(
+        self,
+        max_depth: int = 3,
+        threshold: str | float = "mean",
+        proxy: Proxy | None = None,
+        algorithm: Literal["greedy", "dp"] = "greedy",
+        every_n_epochs: int = 5,
+        samples: int = 16384,
+    ) -> None:
+        if max_depth < 1:
+            raise InputError(
+                f"max_depth {max_depth} is not allowed; a block holds at least 1 layer"
+            )
+        if every_n_epochs < 1:
+            raise InputError(f"every_n_epochs {every_n_epochs} is not allowed; at least 1")
+        if samples < 1:
+            raise InputError(f"samples {samples} is not allowed; at least 1")
+        resolve_threshold(
+            threshold, [0.0, 1.0]
+        )  # a wrong word should not wait for the first measurement
+        self.every_n_epochs = every_n_epochs
+        self.proxy = proxy or ConditionalEntropy()
+        self.options: dict[str, Any] = {
+            "threshold": threshold,
+            "max_depth": max_depth,
+            "algorithm": algorithm,
+            "samples": samples,
+        }
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Refuse a module that has no partition."""
+        if not isinstance(pl_module, QuantModule):
+            raise InputError(
+                f"EntropyRepartition works on a QuantModule, not on {type(pl_module).__name__}"
+            )
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: QuantModule) -> None:
+        """Re-partition if it is due."""
+        self._act(pl_module)
+
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: QuantModule, batch: Any, batch_idx: int
+    ) -> None:
+        """The same: resumed behind the last batch of an epoch, Lightning skips the epoch's start."""
+        self._act(pl_module)
+
+    def _act(self, module: QuantModule) -> None:
+        epoch = module.epoch_due(self.every_n_epochs, module.state.partitions_done)
+        if epoch is not None:
+            module.repartition(epoch, self.proxy, **self.options)

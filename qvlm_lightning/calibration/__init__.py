@@ -1,0 +1,7 @@
+"""The data flow of a calibration, and the LightningModules that run it."""
+
+from qvlm_lightning.calibration.calibrator import Calibrator
+from qvlm_lightning.calibration.module import QuantModule
+from qvlm_lightning.calibration.visual_encoder import LossWeights, VisualEncoderOptimization
+
+__all__ = ["Calibrator", "LossWeights", "QuantModule", "VisualEncoderOptimization"]

@@ -1,0 +1,272 @@
+"""The data flow of a calibration, without Lightning: statistics, partition, search."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from qvlm_lightning.calibration.dependency import dependency_counts
+from qvlm_lightning.calibration.state import CalibrationState, SearchProgress
+from qvlm_lightning.calibration.statistics import Batch, Progress, Statistics, model_inputs, rows_and_mask
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.methods.base import Method
+from qvlm_lightning.methods.proxies import Evidence, Proxy
+from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.nn.block import Block, Cost
+from qvlm_lightning.nn.distributed import all_sum, gather_objects, is_main
+from qvlm_lightning.nn.replay import UnitInput, catch_inputs, run_unit
+from qvlm_lightning.nn.structure import Tower
+from qvlm_lightning.nn.surgery import quantize_model
+from qvlm_lightning.quant.entropy import conditional_entropy
+from qvlm_lightning.quant.partition import partition_blocks, partition_blocks_dp, resolve_threshold
+from qvlm_lightning.quant.scheme import Scheme
+
+Algorithm = Literal["greedy", "dp"]
+_ALGORITHMS: dict[str, Callable[..., list[tuple[int, int]]]] = {
+    "greedy": partition_blocks,
+    "dp": partition_blocks_dp,
+}
+
+
+class Calibrator:
+    """Calibrates the quantizers of one model.
+
+    Args:
+        model: full-precision model, frozen, in ``eval()`` mode; its Linear layers are replaced in place.
+        family: names its parts.
+        scheme: widths and modes.
+        batches: calibration batches in a fixed order (all of them in every process).
+        search_batches: the part of them that the search uses.
+        seed: seed of reservoirs and draws.
+        progress_folder: where an interrupted search finds its finished blocks; ``None`` keeps nothing.
+        progress: called as ``progress(what, done, of)``.
+
+    Example:
+        >>> # calibrator = Calibrator(model, family, Scheme.parse("w4a4"), batches, batches[:2])
+        >>> # calibrator.collect(); calibrator.repartition(...); calibrator.search(method)
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        family: VLMFamily,
+        scheme: Scheme,
+        batches: Sequence[Batch],
+        search_batches: Sequence[Batch],
+        seed: int = 0,
+        progress_folder: Path | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        if not batches or not search_batches:
+            raise InputError("the calibration set is empty; at least one sample is needed")
+        self.model, self.family, self.scheme, self.seed = model, family, scheme, seed
+        self.batches, self.search_batches = list(batches), list(search_batches)
+        self.fingerprint = family.fingerprint(model)
+        self.structure = quantize_model(model, family, scheme)
+        self.state = CalibrationState()
+        samples = sum(len(b["sample_index"]) for b in self.batches)
+        self.statistics = Statistics(self.structure, samples, seed)
+        self.stored = SearchProgress(progress_folder)
+        self.progress = progress
+        if not any(bool(b["has_image"].any()) for b in self.search_batches):
+            raise InputError("no calibration sample used by the search has an image; at least one is needed")
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.model.parameters()).device
+
+    def collect(self) -> None:
+        """Collect the full-precision statistics; on a fresh calibration put every range on min-max."""
+        self.statistics.collect(self.model, self.batches, self.progress)
+        if not self.state.initialised:
+            self.statistics.initialise()
+            self.state.initialised = True
+
+    def repartition(
+        self,
+        towers: Sequence[str],
+        proxy: Proxy,
+        threshold: str | float = "mean",
+        max_depth: int = 3,
+        algorithm: Algorithm = "greedy",
+        samples: int = 16384,
+    ) -> None:
+        """Measure the dependency of ``towers`` and cut them into blocks (eq. 4-7).
+
+        Args:
+            towers: which ones; towers searched before take part quantized, the tower itself does not (A9).
+            proxy: what stands for the dependency.
+            threshold: ``mean``, ``quantile:q`` or a number.
+            max_depth: most units in a block.
+            algorithm: ``greedy`` from left to right or ``dp``, the partition of largest excess.
+            samples: number of (sample, token, channel) triples.
+        """
+        for name in towers:
+            tower = self.structure.towers[name]
+            if not self._comparable(tower):
+                self.state.partition[name] = [[i, i] for i in range(len(tower.units))]
+                continue
+            counts = dependency_counts(
+                self.model,
+                self.family,
+                self.structure,
+                tower,
+                self.statistics,
+                self.batches,
+                quantized=set(self.state.searched),
+                samples=samples,
+                seed=self.seed,
+            )
+            joints = {kind: c.double() / c.sum(dim=(1, 2), keepdim=True) for kind, c in counts.items()}
+            evidence = Evidence(joints["all"], lambda edge, tower=tower: self._pair(tower, edge, proxy))
+            edges = proxy.edges(evidence)
+            h0 = resolve_threshold(threshold, edges)
+            blocks = _ALGORITHMS[algorithm](edges, h0, max_depth)
+            self.state.dependency[name] = edges
+            self.state.threshold[name] = h0
+            self.state.partition[name] = [list(block) for block in blocks]
+            self.state.dependency_by_kind[name] = {
+                kind: [float(conditional_entropy(j)) for j in joint]
+                for kind, joint in joints.items()
+                if kind != "all" and not joint.isnan().any()
+            }
+
+    @staticmethod
+    def _comparable(tower: Tower) -> bool:
+        """Whether tokens and channels of neighbouring units correspond and there is an edge at all."""
+        if len(tower.units) < 2 or not all(unit.sites for unit in tower.units):
+            return False
+        return len({unit.sites[0].leader.in_features for unit in tower.units}) == 1
+
+    def search(self, towers: Sequence[str], method: Method, name: str) -> None:
+        """Let ``method`` choose the percentiles of every block of ``towers``, in forward order.
+
+        Args:
+            towers: in forward order; earlier ones stay as they are and feed these.
+            method: chooses per block.
+            name: name of this pass, under which finished blocks are kept.
+        """
+        started, cost = time.perf_counter(), Cost()
+        for tower in (self.structure.towers[t] for t in towers):
+            if tower.sites:
+                self._search_tower(tower, method, name, cost)
+                self.state.searched = [*(t for t in self.state.searched if t != tower.name), tower.name]
+        total = all_sum(torch.tensor([cost.layer_forwards, cost.site_forwards])).tolist()
+        self.state.passes.append(
+            {
+                "name": name,
+                "towers": list(towers),
+                "layer_forwards": total[0],
+                "site_forwards": total[1],
+                "seconds": time.perf_counter() - started,
+            }
+        )
+
+    @torch.no_grad()
+    def _search_tower(self, tower: Tower, method: Method, name: str, cost: Cost) -> None:
+        earlier = set(self.state.searched) - {tower.name, *self._after(tower)}
+        exact, quantized = self._calls(tower, set()), self._calls(tower, earlier)
+        blocks = self.state.partition.setdefault(tower.name, [[i, i] for i in range(len(tower.units))])
+        key = self._key(tower, method, blocks, exact, quantized)
+        decided = gather_objects(self.stored.read(f"{name}-{tower.name}", key))[0]
+        objective = [o for o in self.state.objective if o["tower"] != tower.name]
+        with self.structure.only({tower.name}):
+            for index, (first, last) in enumerate(blocks):
+                block = self._block(tower, first, last, exact, quantized, method.percentiles, cost)
+                if index >= len(decided):
+                    solution = method.solve(block)
+                    decided.append({"choice": solution.choice.tolist(), "objective": solution.objective})
+                    if is_main():
+                        self.stored.write(f"{name}-{tower.name}", key, decided)
+                self._commit(block, decided[index]["choice"])
+                objective.append({"tower": tower.name, "first": first, "last": last, **decided[index]["objective"]})
+                exact = [c.advanced(t) for c, t in zip(exact, block.targets, strict=True)]
+                for unit in block.units:
+                    quantized = [c.advanced(run_unit(unit, c.hidden, c)) for c in quantized]
+                if self.progress:
+                    self.progress(f"search {tower.name}", index + 1, len(blocks))
+        self.state.objective = objective
+
+    def _commit(self, block: Block, choice: Sequence[int]) -> None:
+        tables = [table for unit in block.tables for table in unit]
+        for site, index, (low, high) in zip(block.sites, choice, tables, strict=True):
+            percentile = block.percentiles[index]
+            site.quantizer.set_range(low[index], high[index], percentile)
+            self.state.percentiles[site.name] = percentile
+
+    def _block(
+        self,
+        tower: Tower,
+        first: int,
+        last: int,
+        exact: list[UnitInput],
+        quantized: list[UnitInput],
+        percentiles: list[float],
+        cost: Cost,
+    ) -> Block:
+        """Return the block with its full-precision targets."""
+        units = tower.units[first : last + 1]
+        tables = [[self.statistics.ranges(site, percentiles) for site in unit.sites] for unit in units]
+        block = Block(units, exact, quantized, [], percentiles, tables, cost)
+        hidden = [call.hidden for call in exact]
+        for index in range(len(units)):
+            hidden = block.advance_full_precision(hidden, index)
+        block.targets = hidden
+        return block
+
+    @torch.no_grad()
+    def _pair(self, tower: Tower, edge: int, proxy: Proxy) -> Block:
+        """Return the block of two neighbouring units in the full-precision chain, for costly proxies."""
+        exact = self._calls(tower, set())
+        for unit in tower.units[:edge]:
+            with self.structure.only(set()):
+                exact = [c.advanced(run_unit(unit, c.hidden, c)) for c in exact]
+        self.structure.enable(True, {tower.name})
+        search = getattr(proxy, "search", None)
+        percentiles = search.percentiles if search is not None else [1.0]
+        return self._block(tower, edge, edge + 1, exact, exact, percentiles, Cost())
+
+    @torch.no_grad()
+    def _calls(self, tower: Tower, quantized: set[str]) -> list[UnitInput]:
+        """Return per search batch the call of the tower's first unit, with ``quantized`` towers before it."""
+        calls = []
+        with self.structure.only(quantized):
+            for batch in self.search_batches:
+                call = catch_inputs(self.model, tower.units[0].module, model_inputs(batch, self.device))
+                if call is not None:
+                    mask = rows_and_mask(tower.name, batch)[1]
+                    call.mask = None if mask is None else mask.to(self.device)
+                    calls.append(call)
+        return calls
+
+    def _after(self, tower: Tower) -> list[str]:
+        names = list(self.structure.towers)
+        return names[names.index(tower.name) + 1 :]
+
+    def _key(self, tower: Tower, method: Method, blocks, exact: list[UnitInput], quantized: list[UnitInput]) -> str:
+        """Return a hash of all that the decisions of a search pass depend on."""
+        plain: dict[str, Any] = {
+            "model": self.fingerprint,
+            "scheme": self.scheme.to_dict(),
+            "seed": self.seed,
+            "units": [unit.name for unit in tower.units],
+            "blocks": blocks,
+            "method": [type(method).__name__, method.percentiles, getattr(method, "per", ""), getattr(method, "exhaustive_limit", 0)],
+        }
+        digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+        for call in (*exact, *quantized):
+            digest.update(_bytes(call.hidden))
+        for site in tower.sites:
+            for bound in self.statistics.ranges(site, method.percentiles):
+                digest.update(_bytes(bound))
+        return digest.hexdigest()
+
+
+def _bytes(x: Tensor) -> bytes:
+    return x.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()

@@ -1,0 +1,125 @@
+"""Dependency between neighbouring units, measured on codes (eq. 4-6)."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from qvlm_lightning.calibration.statistics import Batch, Statistics, model_inputs, rows_and_mask
+from qvlm_lightning.models.family import VISION, VLMFamily
+from qvlm_lightning.nn.distributed import all_sum, world
+from qvlm_lightning.nn.structure import Structure, Tower
+from qvlm_lightning.nn.taps import taps
+from qvlm_lightning.quant.entropy import joint_counts, real_codes
+
+ENTROPY_BITS = 4  # M = 16 levels: the plug-in estimate needs 50 M^2 samples (A2)
+
+
+def draw_triples(rows: int, channels: int, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw the (sample, token, channel) triples of a tower once.
+
+    Args:
+        rows: number of samples the tower sees.
+        channels: width of the tower.
+        count: number of triples S.
+        seed: seed of the draw.
+
+    Returns:
+        [S] sample, uniform over the samples; [S] token as a fraction in [0, 1) of the sample's valid tokens,
+        so that the draw needs no activation; [S] channel.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sample = torch.randint(rows, (count,), generator=generator)
+    token = torch.rand(count, generator=generator, dtype=torch.float64)
+    channel = torch.randint(channels, (count,), generator=generator)
+    return sample, token, channel
+
+
+def pick_tokens(mask: Tensor | None, row: Tensor, fraction: Tensor, length: int) -> Tensor:
+    """Return the position of the token at ``fraction`` of each row's valid tokens.
+
+    Args:
+        mask: [B, T] bool or ``None`` if every token is valid.
+        row: [S] row of the batch.
+        fraction: [S] in [0, 1).
+        length: T.
+    """
+    if mask is None:
+        return (fraction * length).long()
+    valid = mask.sum(dim=1)
+    order = mask.to(torch.int64).argsort(dim=1, descending=True, stable=True)
+    return order[row, (fraction * valid[row]).long()]
+
+
+@torch.no_grad()
+def dependency_counts(
+    model: nn.Module,
+    family: VLMFamily,
+    structure: Structure,
+    tower: Tower,
+    statistics: Statistics,
+    batches: Sequence[Batch],
+    quantized: set[str],
+    samples: int = 16384,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Count the codes of neighbouring units at the same samples, tokens and channels.
+
+    The tower itself runs in full precision, fed by the towers of ``quantized``. Codes are taken at the
+    first site of every unit, on its per-channel range (A2), with 16 levels.
+
+    Args:
+        model: the model with quantized layers.
+        family: names the image tokens.
+        structure: its towers.
+        tower: the tower to look at; its units have equal width.
+        statistics: full-precision ranges.
+        batches: calibration batches, shared between processes.
+        quantized: towers whose quantizers are on.
+        samples: number of triples.
+        seed: seed of the draw.
+
+    Returns:
+        ``all``: [edges, M, M] int64; for the language tower also ``image`` and ``text`` tokens apart.
+        Sums of integers: the same for any number of processes.
+    """
+    levels, edges = 2**ENTROPY_BITS, len(tower.units) - 1
+    modules: dict[str, nn.Module] = {str(i): u.sites[0].leader for i, u in enumerate(tower.units)}
+    ranges = [statistics.channel_range(unit.sites[0]) for unit in tower.units]
+    seen_rows = [rows_and_mask(tower.name, batch)[0] for batch in batches]
+    first = [0, *torch.tensor([len(r) for r in seen_rows]).cumsum(0).tolist()]
+    sample, fraction, channel = draw_triples(first[-1], ranges[0][0].numel(), samples, seed)
+    counts = torch.zeros(3, edges, levels, levels, dtype=torch.int64)
+    rank, size = world()
+    device = next(model.parameters()).device
+    for index in range(rank, len(batches), size):
+        mine = (sample >= first[index]) & (sample < first[index + 1])
+        if not mine.any():
+            continue
+        row, where, column = sample[mine] - first[index], fraction[mine], channel[mine]
+        mask = rows_and_mask(tower.name, batches[index])[1]
+        codes: dict[int, Tensor] = {}
+
+        def see(
+            name: str, x: Tensor, row=row, where=where, column=column, mask=mask, codes=codes
+        ) -> None:
+            low, high = (r.cpu()[column] for r in ranges[int(name)])
+            token = pick_tokens(mask, row, where, x.shape[1])
+            u = real_codes(x.cpu()[row, token, column], low, high, levels)
+            codes[int(name)] = u.round().clamp(0, levels - 1).to(torch.int64)
+
+        with structure.only(quantized - {tower.name}), taps(modules, see):
+            model(**model_inputs(batches[index], device))
+        slots = [torch.ones_like(row, dtype=torch.bool)]
+        if tower.name == "language":
+            token = pick_tokens(mask, row, where, mask.shape[1])
+            image = family.token_kind(batches[index])[row, token] == VISION
+            slots += [image, ~image]
+        for edge in range(edges):
+            for slot, chosen in enumerate(slots):
+                counts[slot, edge] += joint_counts(codes[edge][chosen], codes[edge + 1][chosen], levels)
+    counts = all_sum(counts)
+    result = {"all": counts[0]}
+    if tower.name == "language":
+        result |= {"image": counts[1], "text": counts[2]}
+    return result

@@ -1,0 +1,221 @@
+"""The LightningModule around a calibrator: build, freeze, slim checkpoints; trains nothing by itself."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from qvlm_lightning.calibration.calibrator import Calibrator
+from qvlm_lightning.calibration.progress import bar
+from qvlm_lightning.calibration.state import CalibrationState
+from qvlm_lightning.calibration.statistics import Batch
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.methods.base import Method
+from qvlm_lightning.methods.proxies import Proxy
+from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.nn.structure import Structure
+from qvlm_lightning.quant.scheme import Scheme
+
+
+class QuantModule(LightningModule):
+    """Calibrates a vision-language model; what happens when is up to the callbacks.
+
+    Time is counted in ``state.steps``, the optimiser steps done, and not by Lightning's loops: a step takes
+    the batch that its number says, so that a run resumed from any checkpoint sees the same data. One more
+    epoch than ``epochs`` is run: in it the final pass takes place and nothing is trained.
+
+    Args:
+        family: the model.
+        scheme: widths, modes, groups, ignore list.
+        seed: seed of reservoirs and draws.
+    """
+
+    epochs = 0
+
+    def __init__(self, family: VLMFamily, scheme: Scheme | None = None, seed: int = 0) -> None:
+        super().__init__()
+        self.family = family
+        self.scheme = scheme or Scheme()
+        self.seed = seed
+        self.automatic_optimization = False
+        self.strict_loading = False  # checkpoints hold quantizers, not the model
+        self.model: nn.Module | None = None
+        self.calibrator: Calibrator | None = None
+        # DDP refuses a module without a parameter that requires a gradient; nothing reads this one.
+        self.anchor = nn.Parameter(torch.zeros(()))
+
+    # --- what callbacks and monitors use -------------------------------------------------------------
+
+    @property
+    def state(self) -> CalibrationState:
+        """Decisions so far."""
+        return self._built().state
+
+    @property
+    def structure(self) -> Structure:
+        """Towers, units and sites."""
+        return self._built().structure
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in an epoch: the number of calibration batches."""
+        return len(self._built().batches)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all optimiser steps are done."""
+        return self.state.steps >= self.epochs * self.steps_per_epoch
+
+    def epoch_due(self, every_n_epochs: int, done: list[int]) -> int | None:
+        """Return the epoch whose pass is due now: epoch 0, every n-th, and the final one after the last.
+
+        Args:
+            every_n_epochs: distance between passes.
+            done: epochs whose pass has taken place.
+        """
+        epoch, offset = divmod(self.state.steps, self.steps_per_epoch)
+        due = offset == 0 and (epoch % every_n_epochs == 0 or epoch >= self.epochs)
+        return epoch if due and epoch not in done else None
+
+    def towers_at(self, epoch: int) -> tuple[str, ...]:
+        """Return which towers a pass treats; after epoch 0 the tower's ranges belong to the optimisation."""
+        return ("vision", "projector", "language") if epoch == 0 else ("language",)
+
+    def repartition(self, epoch: int, proxy: Proxy, **options: Any) -> None:
+        """Measure the dependency and cut the towers into blocks; options of :meth:`Calibrator.repartition`."""
+        self._built().repartition(self.towers_at(epoch), proxy, **options)
+        self.state.partitions_done.append(epoch)
+        partition = {name: [list(b) for b in blocks] for name, blocks in self.state.partition.items()}
+        self.state.partitions.append({"epoch": epoch, "partition": partition})
+
+    def search(self, epoch: int, method: Method) -> None:
+        """Search the percentiles of the towers that are due."""
+        self._built().search(self.towers_at(epoch), method, f"epoch{epoch}")
+        self.state.passes[-1]["epoch"] = epoch
+        self.state.passes_done.append(epoch)
+
+    # --- Lightning's hooks ----------------------------------------------------------------------------
+
+    def configure_model(self) -> None:
+        """Load the model, freeze it and put the quantizers in; idempotent."""
+        if self.calibrator is not None:
+            return
+        data = self.trainer.datamodule
+        self.model = self.family.load_model()
+        root = Path(self.trainer.default_root_dir)
+        self.calibrator = Calibrator(
+            self.model,
+            self.family,
+            self.scheme,
+            data.calibration_batches(),
+            data.search_batches(),
+            seed=self.seed,
+            progress_folder=None if self.trainer.fast_dev_run else root / "search",
+            progress=bar if self.trainer.is_global_zero else None,
+        )
+        self.calibration_ids = list(data.calibration_ids)
+
+    def on_train_start(self) -> None:
+        """Collect the statistics; a restored run keeps its ranges."""
+        self._built().collect()
+        self.structure.enable(True)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> None:
+        """Nothing to train."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer | None:
+        """Nothing to optimise."""
+        return None
+
+    # --- checkpoints ----------------------------------------------------------------------------------
+
+    def quantizer_state(self) -> dict[str, Tensor]:
+        """Return every tensor that calibration decides, by its name in the model (megabytes, not the model)."""
+        frozen = {id(p) for p in self._frozen()}
+        assert self.model is not None
+        return {
+            name: value
+            for name, value in self.model.state_dict(keep_vars=True).items()
+            if id(value) not in frozen and self._ours(name)
+        }
+
+    @staticmethod
+    def _ours(name: str) -> bool:
+        return "input_quantizer." in name or name.endswith(".clip_ratio") or ".adapter." in name
+
+    def _frozen(self) -> list[nn.Parameter]:
+        return [p for n, p in self._built().model.named_parameters() if not self._ours(n)]
+
+    def identity(self) -> dict[str, Any]:
+        """Return what a checkpoint must agree on with the run that resumes from it."""
+        return {
+            "model": self._built().fingerprint,
+            "scheme": self.scheme.to_dict(),
+            "epochs": self.epochs,
+            "seed": self.seed,
+            "calibration_ids": list(self.calibration_ids),
+        }
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the quantizers, drop the model."""
+        checkpoint["state_dict"] = {f"model.{n}": v.detach() for n, v in self.quantizer_state().items()}
+        checkpoint["calibration"] = {"identity": self.identity(), "state": self.state.to_dict()}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Check that the checkpoint belongs to this run, then take over its decisions.
+
+        Raises:
+            InputError: it comes from another model, scheme, seed or calibration set (names the field), or
+                lacks a quantizer tensor.
+        """
+        stored = checkpoint.get("calibration", {}).get("identity")
+        if stored is None:
+            raise InputError("the checkpoint is not one of a calibration; give a last.ckpt of this program")
+        for field, value in self.identity().items():
+            if stored.get(field) != value:
+                raise InputError(
+                    f"the checkpoint has {field} {_short(stored.get(field))}, this run has {_short(value)}; "
+                    "resume with the same configuration or start a new run folder"
+                )
+        missing = {f"model.{n}" for n in self.quantizer_state()} - set(checkpoint["state_dict"])
+        if missing:
+            raise InputError(f"the checkpoint lacks {len(missing)} quantizer tensors, such as {min(missing)}")
+        self.state.update(checkpoint["calibration"]["state"])
+
+    # --- for the monitor -----------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def layer_sqnr(self) -> dict[str, float]:
+        """Return per quantized Linear the signal-to-quantization-noise ratio of its weight, in dB."""
+        ratios = {}
+        for site in self.structure.sites:
+            for name, linear in site.linears.items():
+                noise = (linear.quantized_weight() - linear.weight).double().square().sum()
+                signal = linear.weight.double().square().sum()
+                if noise > 0:
+                    ratios[name] = float(10 * torch.log10(signal / noise))
+        return ratios
+
+    @torch.no_grad()
+    def clip_histograms(self) -> dict[str, tuple[Tensor, float, float]]:
+        """Return per site a sample of its full-precision activations and its present outermost bounds."""
+        result = {}
+        observers = self._built().statistics.observers
+        for site in self.structure.sites:
+            if site.quantizer.mode != "dynamic_token":
+                low, high = site.quantizer.bounds()
+                values = observers[site.name].sample()
+                result[site.name] = (values, float(low.min()), float(high.max()))
+        return result
+
+    def _built(self) -> Calibrator:
+        if self.calibrator is None:
+            raise RuntimeError("the model is built by configure_model(), which the Trainer calls")
+        return self.calibrator
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

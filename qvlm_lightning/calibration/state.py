@@ -1,0 +1,92 @@
+"""What a calibration has decided so far: plain data, stored in checkpoints and reports."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class CalibrationState:
+    """Decisions and measurements; every value is a plain number, string, list or dict.
+
+    Attributes:
+        dependency: tower -> D(k, k+1) per edge, nats for the entropy proxies.
+        dependency_by_kind: the same on image tokens and text tokens only.
+        threshold: tower -> h_0.
+        partition: tower -> blocks as [first, last].
+        percentiles: site -> percentile.
+        objective: per block: tower, first, last, J of each way to choose.
+        passes: per search pass: epoch, towers, layer_forwards, site_forwards, seconds.
+        partitions: per re-partition: epoch and the partition, so that changes can be seen.
+        searched: towers whose ranges a search has chosen, in that order.
+        initialised: whether the quantizers hold ranges at all.
+        loss: per epoch of visual-encoder optimisation, each term.
+        jacobian: tower -> w_k per unit, of the present epoch.
+        steps: optimiser steps done.
+        passes_done: epochs whose search pass is complete.
+    """
+
+    dependency: dict[str, list[float]] = field(default_factory=dict)
+    dependency_by_kind: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    threshold: dict[str, float] = field(default_factory=dict)
+    partition: dict[str, list[list[int]]] = field(default_factory=dict)
+    percentiles: dict[str, float] = field(default_factory=dict)
+    objective: list[dict[str, Any]] = field(default_factory=list)
+    passes: list[dict[str, Any]] = field(default_factory=list)
+    partitions: list[dict[str, Any]] = field(default_factory=list)
+    loss: list[dict[str, float]] = field(default_factory=list)
+    jacobian: dict[str, list[float]] = field(default_factory=dict)
+    searched: list[str] = field(default_factory=list)
+    initialised: bool = False
+    steps: int = 0
+    passes_done: list[int] = field(default_factory=list)
+    partitions_done: list[int] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data."""
+        return asdict(self)
+
+    def update(self, values: dict[str, Any]) -> None:
+        """Take over what :meth:`to_dict` returned."""
+        for name, value in values.items():
+            setattr(self, name, value)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON so that a reader sees either the old file or the whole new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with scratch.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    scratch.replace(path)
+
+
+class SearchProgress:
+    """Blocks that an interrupted search has already decided, one small file per pass.
+
+    A search is deterministic, so a block's decision may be taken over whenever the key, a hash of all that
+    the decision depends on, is the same.
+
+    Args:
+        folder: where the files lie; ``None`` keeps nothing.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self.folder = folder
+
+    def read(self, name: str, key: str) -> list[dict[str, Any]]:
+        """Return the decisions stored under ``name`` for ``key``; empty if there are none."""
+        if self.folder is None or not (self.folder / f"{name}.json").is_file():
+            return []
+        stored = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
+        return stored["blocks"] if stored["key"] == key else []
+
+    def write(self, name: str, key: str, blocks: list[dict[str, Any]]) -> None:
+        """Store the decisions made so far."""
+        if self.folder is not None:
+            write_json(self.folder / f"{name}.json", {"key": key, "blocks": blocks})

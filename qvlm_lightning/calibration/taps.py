@@ -1,0 +1,121 @@
+"""What visual-encoder optimisation looks at in one forward pass."""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from qvlm_lightning.calibration.dependency import draw_triples, pick_tokens
+from qvlm_lightning.calibration.statistics import Batch, Statistics, rows_and_mask
+from qvlm_lightning.nn.distributed import all_sum_with_gradient
+from qvlm_lightning.nn.structure import Structure
+from qvlm_lightning.nn.taps import taps
+from qvlm_lightning.quant.entropy import real_codes, soft_joint_sums
+
+ENTROPY_LEVELS = 16
+
+
+@dataclass
+class Seen:
+    """Tensors of one forward pass.
+
+    Attributes:
+        logits: [B, T, V].
+        features: X_v, what the projector reads, [images, tokens, D]; ``None`` without images.
+        last_hidden: X_n, what the output head reads, [B, T, D].
+        units: tower -> X^(k), the input of every unit's first site.
+    """
+
+    logits: Tensor
+    features: Tensor | None
+    last_hidden: Tensor
+    units: dict[str, list[Tensor]] = field(default_factory=dict)
+
+
+def run_and_see(model: nn.Module, structure: Structure, inputs: Batch, units: bool) -> Seen:
+    """Run the model and return logits, X_v, X_n and, if ``units``, every X^(k)."""
+    caught: dict[str, Tensor] = {}
+    modules: dict[str, nn.Module] = {
+        "features": structure.towers["projector"].units[0].module,
+        "last_hidden": model.get_output_embeddings(),
+    }
+    if units:
+        for name in ("vision", "language"):
+            for index, unit in enumerate(structure.towers[name].units):
+                if unit.sites:
+                    modules[f"{name}.{index}"] = unit.sites[0].leader
+    with taps(modules, caught.__setitem__):
+        logits = model(**inputs).logits
+    seen = Seen(logits, caught.get("features"), caught["last_hidden"])
+    for name in ("vision", "language") if units else ():
+        count = len(structure.towers[name].units)
+        present = [caught[f"{name}.{i}"] for i in range(count) if f"{name}.{i}" in caught]
+        seen.units[name] = present
+    return seen
+
+
+class SoftEdges:
+    """Differentiable joint distributions of neighbouring units on one batch (A2, A3).
+
+    The triples are drawn over the global batch, so that every number of processes uses the same ones; the
+    sums are reduced before they are normalised (A18).
+
+    Args:
+        structure: towers.
+        statistics: per-channel ranges for the codes.
+        temperature: of the soft assignment; ``paper`` for the printed form of eq. 5.
+        samples: triples per tower.
+    """
+
+    def __init__(
+        self, structure: Structure, statistics: Statistics, temperature: float | str, samples: int
+    ) -> None:
+        self.temperature, self.samples = temperature, samples
+        self.ranges = {
+            name: [statistics.channel_range(u.sites[0]) for u in tower.units]
+            for name, tower in structure.towers.items()
+            if name != "projector" and len(tower.units) > 1 and all(u.sites for u in tower.units)
+        }
+
+    def joints(self, seen: Seen, local: Batch, whole: Batch, seed: int) -> dict[str, list[Tensor]]:
+        """Return per tower the joint distribution [M, M] of every edge.
+
+        Args:
+            seen: this process's forward pass.
+            local: this process's part of the batch.
+            whole: the batch of all processes.
+            seed: seed of the draw.
+        """
+        result = {}
+        for tower, ranges in self.ranges.items():
+            rows = rows_and_mask(tower, whole)[0]
+            if not rows:
+                continue
+            sample, fraction, channel = draw_triples(len(rows), ranges[0][0].numel(), self.samples, seed)
+            here, mask = rows_and_mask(tower, local)
+            place = {index: row for row, index in enumerate(here)}
+            row = torch.tensor([place.get(rows[s], -1) for s in sample.tolist()])
+            mine = row >= 0
+            sums = self._sums(seen.units.get(tower, []), ranges, row[mine], fraction[mine], channel[mine], mask)
+            result[tower] = [all_sum_with_gradient(s) / self.samples for s in sums]
+        return result
+
+    def _sums(self, units: list[Tensor], ranges, row: Tensor, fraction: Tensor, channel: Tensor, mask) -> list[Tensor]:
+        device = ranges[0][0].device
+        if not len(row):  # none of this tower's samples is here, but every process takes part in the sum
+            return [torch.zeros(ENTROPY_LEVELS, ENTROPY_LEVELS, device=device) for _ in ranges[1:]]
+        token = pick_tokens(mask, row, fraction, units[0].shape[1]).to(device)
+        row, channel = row.to(device), channel.to(device)
+        codes, delta = [], []
+        for x, (low, high) in zip(units, ranges, strict=True):
+            low, high = low[channel], high[channel]
+            codes.append(real_codes(x[row, token, channel], low, high, ENTROPY_LEVELS))
+            delta.append((high.clamp_min(0) - low.clamp_max(0)) / (ENTROPY_LEVELS - 1))
+        sums = []
+        for edge in range(len(codes) - 1):
+            pair = codes[edge], codes[edge + 1]
+            if self.temperature == "paper":
+                sums.append(soft_joint_sums(*pair, ENTROPY_LEVELS, "paper", delta=(delta[edge], delta[edge + 1])))
+            else:
+                sums.append(soft_joint_sums(*pair, ENTROPY_LEVELS, self.temperature))
+        return sums

@@ -1,0 +1,261 @@
+"""Min-max, sequential (eq. 2) and joint (eq. 3) choice of percentiles."""
+
+import itertools
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.losses import output_error_terms
+from qvlm_lightning.methods.base import Method, Solution
+from qvlm_lightning.nn.block import Block
+from qvlm_lightning.nn.distributed import world
+from qvlm_lightning.nn.replay import run_candidates
+from qvlm_lightning.quant.observers import check_percentiles
+
+
+def percentile_grid(high: float, low: float, step: float) -> list[float]:
+    """Return the candidates from ``high`` down to ``low`` (Sec. 4.1: 1.0 ... 0.98 by 0.005).
+
+    Raises:
+        InputError: a percentile outside (0.5, 1], ``low`` above ``high``, or a step that is not positive.
+
+    Example:
+        >>> percentile_grid(1.0, 0.98, 0.005)
+        [1.0, 0.995, 0.99, 0.985, 0.98]
+    """
+    check_percentiles([high, low])
+    if low > high:
+        raise InputError(f"percentile range {low} .. {high} is empty; allowed: low <= high")
+    if step <= 0:
+        raise InputError(f"percentile step {step} is not allowed; it must be positive")
+    count = int(round((high - low) / step, 9)) + 1
+    return [round(high - i * step, 9) for i in range(count)]
+
+
+class MinMax(Method):
+    """Round-to-nearest on the exact range of the calibration data: percentile 1 everywhere."""
+
+    def __init__(self) -> None:
+        self.percentiles = [1.0]
+
+    def solve(self, block: Block) -> Solution:
+        """Return percentile 1 for every site."""
+        choice = torch.zeros(len(block.sites), dtype=torch.int64)
+        return Solution(choice, {"minmax": float(block.objective(choice[None])[0])})
+
+
+class SequentialSearch(Method):
+    """Choose percentile after percentile in forward order, each for its own output error (eq. 2).
+
+    Args:
+        low, high, step: the candidates, Sec. 4.1 of the paper.
+        per: ``site``: one percentile per group of Linear layers that share an input, judged at the output
+            of these layers; ``layer``: one per layer, judged at the layer's output (the paper's literal cost).
+    """
+
+    def __init__(
+        self, low: float = 0.98, high: float = 1.0, step: float = 0.005, per: Literal["site", "layer"] = "site"
+    ) -> None:
+        if per not in ("site", "layer"):
+            raise InputError(f"per={per!r} is not known; allowed: 'site', 'layer'")
+        self.percentiles = percentile_grid(high, low, step)
+        self.per = per
+
+    def solve(self, block: Block) -> Solution:
+        """Return the sequential choice and J at the block's output for it and for min-max."""
+        choice = self.choose(block)
+        j_minmax, j_sequential = block.objective(torch.stack([torch.zeros_like(choice), choice])).tolist()
+        return Solution(choice, {"minmax": j_minmax, "sequential": j_sequential})
+
+    def choose(self, block: Block) -> Tensor:
+        """Return [number of sites] percentile indices."""
+        choice = torch.zeros(len(block.sites), dtype=torch.int64)
+        quantized = [call.hidden for call in block.x_q]
+        exact = [call.hidden for call in block.x_fp]
+        for unit in range(len(block.units)):
+            columns = block.columns(unit)
+            targets = block.advance_full_precision(exact, unit)
+            if self.per == "layer":
+                choice[columns] = self._choose_for_layer(block, unit, quantized, targets)
+            else:
+                choice[columns] = self._choose_per_site(block, unit, exact, quantized)
+            quantized = block.advance(quantized, unit, choice[columns])
+            exact = targets
+        return choice
+
+    def _choose_for_layer(self, block: Block, unit: int, quantized: list[Tensor], targets: list[Tensor]) -> int:
+        count = len(self.percentiles)
+        choices = torch.arange(count)[:, None].expand(-1, len(block.units[unit].sites))
+        errors = block.error_table(count)
+        for batch in block.mine():
+            stacked = quantized[batch].repeat(count, *[1] * (quantized[batch].dim() - 1))
+            stacked = run_candidates(block.units[unit], stacked, block.x_q[batch], block.tables[unit], choices)
+            block.cost.layer_forwards += count
+            for index, output in enumerate(stacked.split(targets[batch].shape[0])):
+                terms = output_error_terms(output, targets[batch], block.x_q[batch].mask)
+                errors[batch, index] = torch.stack([t.to("cpu", torch.float64) for t in terms])
+        return best(block.reduce(errors))
+
+    def _choose_per_site(self, block: Block, unit: int, exact: list[Tensor], quantized: list[Tensor]) -> Tensor:
+        sites = block.units[unit].sites
+        choice = torch.zeros(len(sites), dtype=torch.int64)
+        x_fp = block.full_precision_site_inputs(unit, exact)
+        for index in range(len(sites)):
+            x_q = block.quantized_site_input(unit, quantized, choice, index)
+            scores = self._score_site(block, unit, index, [x[index] for x in x_fp], x_q)
+            choice[index] = best(scores)
+        return choice
+
+    def _score_site(self, block: Block, unit: int, index: int, x_fp: list[Tensor], x_q: list[Tensor]) -> Tensor:
+        """Return per candidate the squared error at the output of the Linear layers that read the site."""
+        site, (low, high) = block.units[unit].sites[index], block.tables[unit][index]
+        count = len(self.percentiles)
+        errors = block.error_table(count)
+        for batch in block.mine():
+            mask, size = block.x_q[batch].mask, x_q[batch].shape[0]
+            stacked = x_q[batch].repeat(count, *[1] * (x_q[batch].dim() - 1))
+            with torch.no_grad(), site.quantizer.candidates(low, high):
+                outputs = [linear(stacked) for linear in site.linears.values()]
+            block.cost.site_forwards += count
+            for linear, output in zip(site.linears.values(), outputs, strict=True):
+                target = torch.nn.functional.linear(x_fp[batch], linear.weight, linear.bias)
+                for candidate, part in enumerate(output.split(size)):
+                    terms = output_error_terms(part, target, mask)
+                    errors[batch, candidate] += torch.stack([t.to("cpu", torch.float64) for t in terms])
+        return block.reduce(errors)
+
+
+class JointSearch(Method):
+    """Choose the percentiles of a block together, for the error at the block's output (eq. 3).
+
+    All combinations are tried along a prefix tree where there are at most ``exhaustive_limit`` of them;
+    beyond, coordinate descent from the better of the sequential and the min-max choice, sweep after sweep
+    until nothing changes. Either way J is never above that of those two.
+
+    Args:
+        low, high, step, per: see :class:`SequentialSearch`.
+        exhaustive_limit: largest table that is searched exhaustively.
+    """
+
+    def __init__(
+        self,
+        low: float = 0.98,
+        high: float = 1.0,
+        step: float = 0.005,
+        per: Literal["site", "layer"] = "site",
+        exhaustive_limit: int = 155,
+    ) -> None:
+        self.sequential = SequentialSearch(low, high, step, per)
+        self.percentiles = self.sequential.percentiles
+        self.per = per
+        self.exhaustive_limit = exhaustive_limit
+
+    def solve(self, block: Block) -> Solution:
+        """Return the joint choice and J at the block's output for it, the sequential one and min-max."""
+        minmax = torch.zeros(len(block.sites), dtype=torch.int64)
+        sequential = self.sequential.choose(block)
+        coordinates = self._coordinates(block)
+        if len(self.percentiles) ** len(coordinates) <= self.exhaustive_limit:
+            table, choices = exhaustive_table(block, self._options(block))
+            joint = choices[best(table, choices)]
+        else:
+            scores = block.objective(torch.stack([sequential, minmax]))
+            joint = self._descend(block, coordinates, (sequential, minmax)[int(scores.argmin())].clone())
+        # One stack of candidates, one arithmetic: only then are the three values comparable to the last bit.
+        scores = block.objective(torch.stack([minmax, sequential, joint]))
+        joint = (minmax, sequential, joint)[2 if scores[2] <= scores.min() else int(scores.argmin())]
+        names = ("minmax", "sequential", "joint")
+        values = [*scores.tolist()[:2], float(scores.min())]
+        return Solution(joint, dict(zip(names, values, strict=True)))
+
+    def _coordinates(self, block: Block) -> list[tuple[int, list[int]]]:
+        """Return (unit, columns that move together) in forward order."""
+        found = []
+        for unit in range(len(block.units)):
+            columns = list(range(len(block.sites)))[block.columns(unit)]
+            found += [(unit, columns)] if self.per == "layer" else [(unit, [c]) for c in columns]
+        return found
+
+    def _options(self, block: Block) -> list[Tensor]:
+        """Return per unit all its assignments, [options, sites of the unit]."""
+        indices = range(len(self.percentiles))
+        options = []
+        for unit in block.units:
+            if self.per == "layer":
+                options.append(torch.tensor(indices)[:, None].expand(-1, len(unit.sites)))
+            else:
+                options.append(torch.tensor(list(itertools.product(indices, repeat=len(unit.sites)))))
+        return options
+
+    def _descend(self, block: Block, coordinates: list[tuple[int, list[int]]], choice: Tensor) -> Tensor:
+        count = len(self.percentiles)
+        changed = True
+        while changed:
+            changed = False
+            hidden: list[Tensor] = [call.hidden for call in block.x_q]
+            current = 0
+            for unit, columns in coordinates:
+                while current < unit:
+                    hidden = block.advance(hidden, current, choice[block.columns(current)])
+                    current += 1
+                choices = choice.repeat(count, 1)
+                choices[:, columns] = torch.arange(count)[:, None]
+                scores = block.objective(choices, start=unit, hidden=hidden)
+                index, before = best(scores), int(choice[columns[0]])
+                # Moving on a tie only towards the larger percentile, the descent cannot go round in circles.
+                if scores[index] < scores[before] or index < before:
+                    choice[columns] = index
+                    changed = True
+        return choice
+
+
+def best(scores: Tensor, choices: Tensor | None = None) -> int:
+    """Return the index of the smallest score; ties go to the larger percentile (the smaller index).
+
+    Args:
+        scores: [C] float64.
+        choices: [C, sites] percentile indices in lexicographic order; default: candidate c uses percentile c.
+    """
+    tied = (scores == scores.min()).nonzero().flatten().tolist()
+    if not tied:
+        raise FloatingPointError(f"the search objective is not finite: {scores.tolist()}")
+    return tied[0] if choices is None else min(tied, key=lambda c: choices[c].tolist())
+
+
+@torch.no_grad()
+def exhaustive_table(block: Block, options: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Evaluate every combination along a prefix tree: 5 + 25 + 125 layer evaluations for depth 3, not 375.
+
+    Args:
+        block: the block.
+        options: per unit [n, sites of the unit] percentile indices.
+
+    Returns:
+        J [product of n] float64 and the assignments [product of n, sites of the block]. Branches of the
+        first unit are shared out between processes.
+    """
+    sizes = [len(o) for o in options]
+    choices = torch.stack([torch.cat(rows) for rows in itertools.product(*options)])
+    errors = block.error_table(len(choices))
+    rank, world_size = world()
+
+    def grow(batch: int, level: int, hidden: Tensor, index: int, rows: Tensor) -> None:
+        stacked = hidden.repeat(len(rows), *[1] * (hidden.dim() - 1))
+        unit, call = block.units[level], block.x_q[batch]
+        stacked = run_candidates(unit, stacked, call, block.tables[level], rows)
+        block.cost.layer_forwards += len(rows)
+        if level == len(sizes) - 1:
+            block.score(errors, batch, stacked, first=index * sizes[level])
+            return
+        for branch, output in enumerate(stacked.split(hidden.shape[0])):
+            owner = (batch * sizes[0] + branch) % world_size
+            if level > 0 or owner == rank:
+                grow(batch, level + 1, output, index * sizes[level] + branch, options[level + 1])
+
+    for batch, call in enumerate(block.x_q):
+        # a block of one unit has no branches to share out: whole batches go round
+        if len(sizes) > 1 or batch % world_size == rank:
+            grow(batch, 0, call.hidden, 0, options[0])
+    return block.reduce(errors), choices

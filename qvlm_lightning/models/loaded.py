@@ -1,0 +1,28 @@
+"""A LLaVA that is already in memory, for notebooks."""
+
+from typing import Any
+
+from torch import nn
+
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.llava import Llava
+
+
+class LoadedLlava(Llava):
+    """Wraps a model and a processor that the caller has loaded.
+
+    Args:
+        model: a ``LlavaForConditionalGeneration``; it is frozen, put into ``eval()`` mode and changed in place.
+        processor: its processor.
+    """
+
+    def __init__(self, model: nn.Module, processor: Any) -> None:
+        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+        if kind != "llava":
+            raise InputError(f"a {kind!r} model was given; allowed: 'llava'")
+        super().__init__(str(getattr(model.config, "_name_or_path", "") or "in memory"))
+        self._model, self._processor = model, processor
+
+    def load_model(self) -> nn.Module:
+        """Return the model itself, frozen."""
+        return self._model.eval().requires_grad_(False)

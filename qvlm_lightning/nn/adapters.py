@@ -1,0 +1,77 @@
+"""Small trainable changes of the tower's full-precision weights; merged into the weights on export."""
+
+import torch
+from torch import Tensor, nn
+
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.nn.structure import Structure
+
+
+class LowRank(nn.Module):
+    """``B A`` added to a weight [O, I] before it is quantized; B starts at 0, so nothing changes at first."""
+
+    def __init__(self, linear: nn.Linear, rank: int, generator: torch.Generator) -> None:
+        super().__init__()
+        device = linear.weight.device
+        start = torch.randn(rank, linear.in_features, generator=generator) / linear.in_features**0.5
+        self.a = nn.Parameter(start.to(device))
+        self.b = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return the changed weight."""
+        return weight + self.b @ self.a
+
+
+class NormShift(nn.Module):
+    """Trainable factor and offset behind a norm; on while the quantizers that read the norm are on."""
+
+    def __init__(self, norm: nn.Module, reader: QuantLinear) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones_like(norm.weight))
+        self.offset = nn.Parameter(torch.zeros_like(norm.weight))
+        object.__setattr__(self, "reader", reader)
+
+    def hook(self, norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        """Forward hook on the norm."""
+        return output * self.factor + self.offset if self.reader.enabled else None
+
+
+def add_lora(structure: Structure, rank: int, seed: int) -> None:
+    """Give every quantized Linear of the tower a low-rank update.
+
+    Raises:
+        InputError: the rank is below 1.
+    """
+    if rank < 1:
+        raise InputError(f"lora_rank {rank} is not allowed; at least 1")
+    generator = torch.Generator().manual_seed(seed)
+    for site in structure.towers["vision"].sites:
+        for linear in site.linears.values():
+            linear.adapter = LowRank(linear, rank, generator)
+
+
+def add_norm_shifts(structure: Structure) -> None:
+    """Make the gain and offset of every norm in the tower's layers trainable."""
+    for unit in structure.towers["vision"].units:
+        if unit.sites:
+            for norm in [m for m in unit.module.modules() if isinstance(m, nn.LayerNorm)]:
+                norm.adapter = NormShift(norm, unit.sites[0].leader)
+                norm.register_forward_hook(norm.adapter.hook)
+
+
+@torch.no_grad()
+def merge_adapters(model: nn.Module) -> None:
+    """Write what the adapters learned into the weights they change, and take the adapters off."""
+    for module in model.modules():
+        adapter = getattr(module, "adapter", None)
+        if isinstance(adapter, LowRank):
+            module.weight.copy_(adapter(module.weight))
+            module.adapter = None
+        elif isinstance(adapter, NormShift):
+            if module.bias is None:
+                raise RuntimeError("a norm without bias cannot hold a learned offset")
+            module.bias.copy_(module.bias * adapter.factor + adapter.offset)
+            module.weight.mul_(adapter.factor)
+            module._forward_hooks.clear()
+            module.adapter = None

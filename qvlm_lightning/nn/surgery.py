@@ -1,0 +1,145 @@
+"""Replace Linear layers by quantized ones, in place, and account for every module that holds a weight."""
+
+import re
+
+from torch import nn
+
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.nn.quantizer import ActivationQuantizer
+from qvlm_lightning.nn.structure import Site, Structure, Tower, Unit
+from qvlm_lightning.quant.scheme import Scheme
+
+_LEFT_IN_FULL_PRECISION = (nn.Embedding, nn.modules.conv._ConvNd)
+
+
+def quantize_model(model: nn.Module, family, scheme: Scheme) -> Structure:
+    """Swap the Linear layers of tower, projector and decoder for :class:`QuantLinear`; quantizers stay off.
+
+    Args:
+        model: a full-precision model; changed in place.
+        family: a ``VLMFamily`` that names the parts.
+        scheme: widths per part, activation mode, groups and the ignore list.
+
+    Returns:
+        The towers with their sites, the names of the quantized modules (-> part) and of the ignored
+        ones (-> reason).
+
+    Raises:
+        InputError: a module holds weights but is not a plain Linear layer, an ignore pattern matches
+            nothing, a group size does not divide, or nothing is left to quantize.
+    """
+    layers = {
+        "vision": family.vision_layers(model),
+        "projector": [family.projector(model)],
+        "language": family.decoder_layers(model),
+    }
+    structure = Structure(towers={}, quantized={}, ignored={})
+    used_patterns: set[str] = set()
+    for part, named in layers.items():
+        units = [Unit(name, module) for name, module in named]
+        for unit in units:
+            _check_weights(unit, scheme, used_patterns)
+            unit.sites = _quantize_unit(model, family, unit, part, scheme, structure, used_patterns)
+        structure.towers[part] = Tower(part, units)
+    _account_for_the_rest(model, family, structure)
+    for pattern in scheme.ignore:
+        if pattern not in used_patterns and not any(re.search(pattern, n) for n in structure.ignored):
+            raise InputError(f"ignore pattern {pattern!r} matches no Linear layer of the model")
+    if not structure.quantized:
+        raise InputError("the scheme leaves nothing to quantize: every part is at 16 bits or ignored")
+    return structure
+
+
+def _quantize_unit(model, family, unit: Unit, part: str, scheme: Scheme, structure: Structure, used: set[str]):
+    widths = scheme.part(part)
+    plain = {name: x for name, x in unit.module.named_modules() if type(x) is nn.Linear}
+    groups = family.input_groups(unit.module)
+    named = {name for names in groups.values() for name in names}
+    groups = groups | {name: [name] for name in plain if name not in named}
+    sites = []
+    for site_name, names in groups.items():
+        kept = []
+        for name in (n for n in names if n in plain):
+            pattern = next((p for p in scheme.ignore if re.search(p, f"{unit.name}.{name}")), None)
+            if pattern is not None:
+                used.add(pattern)
+                structure.ignored[f"{unit.name}.{name}"] = f"ignore pattern {pattern!r}"
+            elif widths.weight_bits == 16 and widths.activation_bits == 16:
+                structure.ignored[f"{unit.name}.{name}"] = f"part {part!r} is at 16 bits"
+            else:
+                kept.append(name)
+        if kept:
+            sites.append(_quantize_site(model, family, unit, part, scheme, structure, site_name, kept))
+    return sites
+
+
+def _quantize_site(model, family, unit, part, scheme, structure, site_name, names) -> Site:
+    widths = scheme.part(part)
+    plain = dict(unit.module.named_modules())
+    shape = _range_shape(model, family, part, scheme, plain[names[0]].in_features, structure)
+    mode = scheme.activation_mode
+    quantizer = ActivationQuantizer(widths.activation_bits, mode, shape, len(names))
+    quantizer.to(plain[names[0]].weight.device)
+    linears = {}
+    for name in names:
+        group = scheme.weight_groups(plain[name].in_features)
+        if group != scheme.group_size:
+            structure.notes.append(
+                f"{unit.name}.{name}: group size {scheme.group_size} does not divide "
+                f"{plain[name].in_features} inputs, one scale per output channel instead"
+            )
+        new = QuantLinear.from_linear(
+            plain[name], quantizer, name == names[0], widths.weight_bits, group, scheme.weight_symmetric
+        )
+        model.set_submodule(f"{unit.name}.{name}", new)
+        structure.quantized[f"{unit.name}.{name}"] = part
+        linears[f"{unit.name}.{name}"] = new
+    return Site(f"{unit.name}.{site_name}", quantizer, linears)
+
+
+def _range_shape(model, family, part: str, scheme: Scheme, features: int, structure: Structure) -> tuple[int, ...]:
+    if scheme.activation_mode != "static_channel":
+        return ()
+    if part != "vision":
+        return (features,)
+    positions = family.vision_positions(model)
+    if positions is None:
+        note = "vision: dynamic resolution has no fixed positions, static_tensor instead of static_channel"
+        if note not in structure.notes:
+            structure.notes.append(note)
+        return ()
+    return (positions, 1)
+
+
+def _check_weights(unit: Unit, scheme: Scheme, used: set[str]) -> None:
+    """Refuse weights that a Linear swap would skip in silence (fused experts, packed projections)."""
+    for name, module in unit.module.named_modules():
+        own = [n for n, p in module.named_parameters(recurse=False) if p.dim() >= 2]
+        if not own or type(module) is nn.Linear or isinstance(module, _LEFT_IN_FULL_PRECISION):
+            continue
+        full = f"{unit.name}.{name}" if name else unit.name
+        pattern = next((p for p in scheme.ignore if re.search(p, full)), None)
+        if pattern is None:
+            raise InputError(
+                f"{full} ({type(module).__name__}) holds weights ({', '.join(own)}) but is not a plain Linear "
+                "layer; un-fuse it first or name it in scheme.ignore"
+            )
+        used.add(pattern)
+
+
+def _account_for_the_rest(model: nn.Module, family, structure: Structure) -> None:
+    unreachable = {name: reason for name, _, reason in family.unreachable_layers(model)}
+    head = model.get_output_embeddings()
+    for name, module in model.named_modules():
+        if not isinstance(module, (nn.Linear, *_LEFT_IN_FULL_PRECISION)) or name in structure.quantized:
+            continue
+        owner = next((prefix for prefix in unreachable if name == prefix or name.startswith(f"{prefix}.")), None)
+        if owner is not None:
+            structure.ignored[name] = unreachable[owner]
+        elif module is head:
+            structure.ignored[name] = "output head, kept in full precision"
+        elif isinstance(module, _LEFT_IN_FULL_PRECISION):
+            structure.ignored[name] = f"{type(module).__name__}, kept in full precision"
+        else:
+            structure.ignored.setdefault(name, "outside tower layers, projector and decoder layers")
