@@ -1,0 +1,11 @@
+"""The embedded model: its task, its weights, and how they were made."""
+
+from qvlm_lightning.models.tiny.samples import (
+    TASKS,
+    TEXT_FAMILIES,
+    WEIGHTS,
+    TinySample,
+    generate,
+)
+
+__all__ = ["TASKS", "TEXT_FAMILIES", "WEIGHTS", "TinySample", "generate"]

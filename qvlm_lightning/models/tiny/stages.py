@@ -1,0 +1,224 @@
+"""The three stages of training: the tower alone, the decoder on texts, then both together."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import LlavaForConditionalGeneration
+
+from qvlm_lightning.models.tiny.build import (
+    FEATURE_LAYER,
+    IMAGE_TOKENS,
+    PATCH_SIZE,
+    TEXT_WIDTH,
+    VISION_WIDTH,
+)
+from qvlm_lightning.models.tiny.packing import IDS, Packed, pack
+from qvlm_lightning.models.tiny.pool import (
+    LABEL_SIZES,
+    image_turns,
+    normalise,
+    patch_labels,
+    text_turns,
+)
+from qvlm_lightning.models.tiny.scenes import GRID, Scene
+
+HINTS = {"cell": (3, GRID * GRID), "target": (4, GRID * GRID), "word": (3, 0), "last": (4, 0)}
+"""Decoder layer after which each kind of hint is read, and its classes (0 = the vocabulary)."""
+HINT_WEIGHT = 0.3
+
+
+class Hinted(nn.Module):
+    """The model with the linear heads that only training uses."""
+
+    def __init__(self, model: LlavaForConditionalGeneration) -> None:
+        super().__init__()
+        self.model = model
+        # On CPUs the backward pass of fused attention is several times slower than this.
+        model.set_attn_implementation("eager")
+        self.patch_heads = nn.ModuleDict(
+            {name: nn.Linear(VISION_WIDTH, size) for name, size in LABEL_SIZES.items()}
+        )
+        self.hint_heads = nn.ModuleDict(
+            {kind: nn.Linear(TEXT_WIDTH, size or len(IDS)) for kind, (_, size) in HINTS.items()}
+        )
+
+    def tower(self, pixel_values: Tensor) -> Tensor:
+        """Return the patch features the projector reads."""
+        seen = self.model.model.vision_tower(pixel_values, output_hidden_states=True)
+        return seen.hidden_states[FEATURE_LAYER][:, 1:]
+
+    def read(self, packed: Packed, features: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Run the decoder over packed rows.
+
+        Args:
+            packed: the rows.
+            features: patch features of each row's image, or None for rows without image.
+
+        Returns:
+            Loss per answer, and the hint loss.
+        """
+        device = self.model.device
+        decoder = self.model.model.language_model
+        embeds = decoder.embed_tokens(packed.input_ids_BT.to(device))
+        if features is not None:
+            image = self.model.model.multi_modal_projector(features)
+            embeds = torch.cat(
+                [embeds[:, :2], image.to(embeds.dtype), embeds[:, 2 + IMAGE_TOKENS :]], dim=1
+            )
+        out = decoder(
+            inputs_embeds=embeds,
+            attention_mask=torch.where(packed.mask_B1TT, 0.0, -1e4).to(device),
+            position_ids=packed.position_ids_BT.to(device),
+            output_hidden_states=True,
+            use_cache=False,
+        )
+        at = packed.answer_at_A.to(device)
+        last = out.last_hidden_state.flatten(0, 1)
+        logits = self.model.lm_head(last[torch.cat([at, at + 1])]).float()
+        ends = torch.full_like(at, IDS["</s>"])
+        loss = F.cross_entropy(logits, torch.cat([packed.answer_A.to(device), ends]), reduction="none")
+        answer_loss = loss[: len(at)] + 0.1 * loss[len(at) :]
+        hint_loss = answer_loss.new_zeros(())
+        for kind, (layer, _) in HINTS.items():
+            if len(packed.hint_H[kind]):
+                hidden = out.hidden_states[layer].flatten(0, 1)[packed.hint_at_H[kind].to(device)]
+                hidden = F.rms_norm(hidden.float(), hidden.shape[-1:])
+                guess = self.hint_heads[kind](hidden).float()
+                hint_loss = hint_loss + F.cross_entropy(guess, packed.hint_H[kind].to(device))
+        self.correct = (logits[: len(at)].argmax(-1).cpu() == packed.answer_A).tolist()
+        return answer_loss, hint_loss
+
+
+def run_steps(
+    net: Hinted,
+    parameters: list[nn.Parameter],
+    step_loss: Callable[[int, Random], tuple[Tensor, dict[str, float]]],
+    *,
+    name: str,
+    steps: int,
+    lr: float,
+    seed: int,
+    checkpoint: Path,
+    log: Callable[[dict[str, object]], None],
+    every: int = 100,
+) -> None:
+    """Optimise with AdamW, warm-up and cosine decay; resume from ``checkpoint`` if it is there.
+
+    Args:
+        net: the model with its training heads.
+        parameters: what to train.
+        step_loss: gives the loss and the numbers to log, from the step and its own randomness.
+        name: name of the stage.
+        steps: how many steps the stage has.
+        lr: highest learning rate.
+        seed: seed of the stage.
+        checkpoint: file that holds the stage's progress.
+        log: takes one dictionary per ``every`` steps.
+        every: steps between log lines and between checkpoints.
+    """
+    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=0.02)
+    start = 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, map_location=net.model.device)
+        net.load_state_dict(state["net"])
+        start = state["step"]
+        if start < steps:
+            optimizer.load_state_dict(state["optimizer"])
+    sums: dict[str, list[float]] = defaultdict(list)
+    bar = tqdm(range(start, steps), desc=name, initial=start, total=steps, mininterval=5)
+    for step in bar:
+        warm = min(1.0, (step + 1) / 100)
+        for group in optimizer.param_groups:
+            group["lr"] = lr * warm * (0.5 + 0.5 * math.cos(math.pi * step / steps))
+        with torch.autocast(net.model.device.type, torch.bfloat16):
+            loss, numbers = step_loss(step, Random(f"{name}/{seed}/{step}"))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        for key, value in numbers.items():
+            sums[key].append(value)
+        if (step + 1) % every == 0 or step + 1 == steps:
+            means = {key: round(sum(v) / len(v), 4) for key, v in sums.items()}
+            log({"stage": name, "step": step + 1, **means})
+            sums.clear()
+            state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
+            partial = checkpoint.with_suffix(".tmp")
+            torch.save(state, partial)
+            partial.replace(checkpoint)
+
+
+def tower_loss(
+    net: Hinted, scenes: list[Scene], pixels: Tensor, batch: int
+) -> Callable[[int, Random], tuple[Tensor, dict[str, float]]]:
+    """Stage 1: every patch names the object of its cell and where the cell is.
+
+    Returns:
+        The loss of a step, for ``run_steps``.
+    """
+    labels = torch.stack([patch_labels(scene, PATCH_SIZE) for scene in scenes]).to(torch.uint8)
+
+    def loss_of(step: int, rng: Random) -> tuple[Tensor, dict[str, float]]:
+        rows = torch.tensor(rng.sample(range(len(scenes)), batch))
+        features = net.tower(normalise(pixels[rows]).to(net.model.device))
+        wanted = labels[rows].long().to(net.model.device).flatten(0, 1)
+        total, right = features.new_zeros(()), {}
+        for number, (name, head) in enumerate(net.patch_heads.items()):
+            guess = head(features.flatten(0, 1)).float()
+            total = total + F.cross_entropy(guess, wanted[:, number])
+            right[name] = (guess.argmax(-1) == wanted[:, number]).float().mean().item()
+        return total, {"loss": total.item(), **right}
+
+    return loss_of
+
+
+def question_loss(
+    net: Hinted,
+    scenes: list[Scene],
+    features: Tensor | None,
+    weights: dict[str, float],
+    *,
+    rows: int,
+    turns: int,
+    text_rows: int,
+) -> Callable[[int, Random], tuple[Tensor, dict[str, float]]]:
+    """Stages 2 and 3: answer packed questions; without ``features`` only those on texts.
+
+    Returns:
+        The loss of a step, for ``run_steps``.
+    """
+
+    def loss_of(step: int, rng: Random) -> tuple[Tensor, dict[str, float]]:
+        right: dict[str, list[bool]] = defaultdict(list)
+        losses, hints = [], []
+        if features is not None:
+            picked = [rng.randrange(len(scenes)) for _ in range(rows)]
+            asked = pack([image_turns(scenes[i], rng, weights, turns) for i in picked], True)
+            answer, hint = net.read(asked, features[torch.tensor(picked)].to(net.model.device))
+            losses.append(answer)
+            hints.append(hint)
+            for family, correct in zip(asked.family_A, net.correct, strict=True):
+                right[family].append(correct)
+        if text_rows:
+            asked = pack([text_turns(rng, 8) for _ in range(text_rows)], False)
+            answer, hint = net.read(asked, None)
+            losses.append(answer)
+            hints.append(hint)
+            for family, correct in zip(asked.family_A, net.correct, strict=True):
+                right[family].append(correct)
+        answers = torch.cat(losses).mean()
+        hinted = torch.stack(hints).mean()
+        numbers = {"loss": answers.item(), "hint": hinted.item()}
+        numbers |= {family: sum(v) / len(v) for family, v in right.items()}
+        return answers + HINT_WEIGHT * hinted, numbers
+
+    return loss_of

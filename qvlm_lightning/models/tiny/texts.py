@@ -1,0 +1,75 @@
+"""Questions without an image: a context that states the answer, and a rule about numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from qvlm_lightning.models.tiny.questions import Hint, Turn, lettered, words
+from qvlm_lightning.models.tiny.scenes import split_of
+
+NAMES = (
+    *("tom", "ann", "ben", "eva", "max", "lea", "sam", "ida", "leo", "mia", "jon", "zoe"),
+    *("kim", "ray", "amy", "dan", "sue", "tim", "pia", "rob", "joy", "lou", "meg", "ned"),
+)
+ITEMS = (
+    *("key", "hat", "cup", "pen", "map", "bag", "box", "coin", "book", "lamp", "rope", "bell"),
+    *("drum", "fork", "ring", "shoe", "sock", "kite", "vase", "comb", "nail", "seed", "wire", "flag"),
+)
+
+
+def choice_context(rng: Random, split: str) -> Turn:
+    """Ask about one of two facts stated in the text; each fact belongs to one split only.
+
+    Args:
+        rng: source of randomness.
+        split: split that must own both facts.
+
+    Returns:
+        A lettered question with three options: the answer, the other fact's, an outsider.
+    """
+    facts: list[tuple[str, str]] = []
+    while len(facts) < 2:
+        name, item = rng.choice(NAMES), rng.choice(ITEMS)
+        fresh = all(name != n and item != i for n, i in facts)
+        if fresh and split_of(f"{name} has {item}") == split:
+            facts.append((name, item))
+    (name, item), (other_name, other_item) = rng.sample(facts, 2)
+    context = " ".join(f"{n} has a {i}." for n, i in facts)
+    if rng.random() < 0.5:
+        question, right, second, pool = f"what has {name}?", item, other_item, ITEMS
+    else:
+        question, right, second, pool = f"who has a {item}?", name, other_name, NAMES
+    third = rng.choice([w for w in pool if w not in (right, second)])
+    text, options, letter = lettered(rng, right, [second, third])
+    mark = len(words(f"{context} {question}")) - 2
+    full = f"{context} {question} {text}"
+    hints = (Hint(mark, "word", right), Hint(-1, "word", right))
+    return Turn("choice_context", full, letter, options, hints)
+
+
+def choice_rule(rng: Random, split: str) -> Turn:
+    """Ask which of three two-digit numbers is largest or smallest; triples belong to one split.
+
+    Args:
+        rng: source of randomness.
+        split: split that must own the three numbers.
+
+    Returns:
+        A lettered question with three options.
+    """
+    while True:
+        numbers = rng.sample(range(10, 100), 3)
+        if split_of(f"numbers {sorted(numbers)}") == split:
+            break
+    word, pick = rng.choice((("largest", max), ("smallest", min)))
+    right = pick(numbers)
+    wrong = [str(n) for n in numbers if n != right]
+    text, options, letter = lettered(rng, str(right), wrong)
+    return Turn("choice_rule", f"which number is {word}? {text}", letter, options)
+
+
+TEXT_BUILDERS: dict[str, Callable[[Random, str], Turn]] = {
+    "choice_context": choice_context,
+    "choice_rule": choice_rule,
+}
