@@ -1,0 +1,186 @@
+"""Which widths, ranges and modules a calibration uses."""
+
+import re
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from qvlm_lightning.errors import InputError
+
+ActivationMode = Literal["static_tensor", "static_channel", "dynamic_token"]
+GroupFallback = Literal["error", "channel"]
+
+PARTS = ("vision", "projector", "language")
+OFF = 16
+WIDTHS = (2, 3, 4, 5, 6, 7, 8, OFF)
+
+_WIDTHS_NAME = re.compile(r"w(\d+)a(\d+)")
+
+
+@dataclass(frozen=True)
+class PartScheme:
+    """Widths of one part of the model.
+
+    Raises:
+        InputError: a width is none of 2 to 8 and 16.
+    """
+
+    weight_bits: int = 4
+    """Bits per weight, 2 to 8; 16 leaves the weights alone."""
+    activation_bits: int = 4
+    """Bits per activation, 2 to 8; 16 leaves the activations alone."""
+
+    def __post_init__(self) -> None:
+        for name, bits in asdict(self).items():
+            if isinstance(bits, bool) or bits not in WIDTHS:
+                raise InputError(f"{name} {bits!r} is not allowed; 2 to 8, or 16 to switch it off")
+
+    @property
+    def name(self) -> str:
+        """Short name, as in ``w4a16``."""
+        return f"w{self.weight_bits}a{self.activation_bits}"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """Widths per part, activation mode, weight groups and what to leave alone.
+
+    Raises:
+        InputError: a field holds what it must not.
+
+    Example:
+        >>> Scheme.parse("w8a8", activation_mode="dynamic_token").name
+        'w8a8'
+        >>> Scheme(vision=PartScheme(8, 8)).name
+        'vision-w8a8_projector-w4a4_language-w4a4'
+    """
+
+    vision: PartScheme = field(default_factory=PartScheme)
+    """Widths of the vision tower."""
+    projector: PartScheme = field(default_factory=PartScheme)
+    """Widths of the projector."""
+    language: PartScheme = field(default_factory=PartScheme)
+    """Widths of the decoder."""
+    activation_mode: ActivationMode = "static_tensor"
+    """``static_tensor``: one stored range per site. ``static_channel``: per channel in the decoder, per
+    position in the tower (the paper). ``dynamic_token``: symmetric, measured on each token at run time."""
+    weight_symmetric: bool = False
+    """Symmetric weight codes around 0 instead of asymmetric ones with a zero point."""
+    group_size: int | None = None
+    """Inputs that share a weight scale; none: one scale per output channel."""
+    group_fallback: GroupFallback = "error"
+    """When the group size does not divide a layer's inputs: stop, or one scale per output ``channel``."""
+    ignore: tuple[str, ...] = ()
+    """Regular expressions, searched in module names; what matches stays in full precision."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ignore", _patterns(self.ignore))
+        _one_of("activation_mode", self.activation_mode, get_args(ActivationMode))
+        _one_of("group_fallback", self.group_fallback, get_args(GroupFallback))
+        size = self.group_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise InputError(f"group_size {size!r} is not allowed; a positive integer, or none")
+
+    @classmethod
+    def parse(cls, name: str, **options: Any) -> "Scheme":
+        """Make a scheme from a name as :attr:`name` writes it.
+
+        Args:
+            name: ``w<bits>a<bits>`` for all parts alike, ``fp``, or ``<part>-w<bits>a<bits>`` of all
+                three parts joined by ``_``.
+            options: the other fields.
+
+        Raises:
+            InputError: the name cannot be read or a width is not allowed.
+
+        Example:
+            >>> Scheme.parse("w4a16").language.activation_bits
+            16
+        """
+        if name == "fp":
+            return cls(**dict.fromkeys(PARTS, PartScheme(OFF, OFF)), **options)
+        pieces = dict.fromkeys(PARTS, name)
+        if "-" in name:
+            pieces = dict(piece.split("-", 1) for piece in name.split("_") if "-" in piece)
+        found = {part: _WIDTHS_NAME.fullmatch(text) for part, text in pieces.items()}
+        if set(found) != set(PARTS) or None in found.values():
+            raise InputError(
+                f"scheme {name!r} cannot be read; allowed: 'w4a4' and the like, 'fp', or "
+                "'vision-w8a8_projector-w8a8_language-w4a4'"
+            )
+        widths = {p: PartScheme(int(m[1]), int(m[2])) for p, m in found.items() if m is not None}
+        return cls(**widths, **options)
+
+    @property
+    def name(self) -> str:
+        """``w4a4`` when the parts agree, ``fp`` when all are off, else one entry per part."""
+        names = {part: self.part(part).name for part in PARTS}
+        if set(names.values()) == {PartScheme(OFF, OFF).name}:
+            return "fp"
+        if len(set(names.values())) == 1:
+            return names["language"]
+        return "_".join(f"{part}-{name}" for part, name in names.items())
+
+    def part(self, part: str) -> PartScheme:
+        """Return the widths of ``vision``, ``projector`` or ``language``."""
+        _one_of("part", part, PARTS)
+        widths: PartScheme = getattr(self, part)
+        return widths
+
+    def weight_groups(self, in_features: int) -> int | None:
+        """Return the group size to use for a layer; ``None`` means one scale per output channel.
+
+        Args:
+            in_features: inputs of the layer.
+
+        Raises:
+            InputError: the group size does not divide the inputs and no fallback is chosen.
+        """
+        if self.group_size is None or in_features % self.group_size == 0:
+            return self.group_size
+        if self.group_fallback == "channel":
+            return None
+        raise InputError(
+            f"group_size {self.group_size} does not divide {in_features} inputs; choose a divisor, "
+            "or group_fallback: channel for one scale per output channel in such layers"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self) | {"ignore": list(self.ignore)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Scheme":
+        """Make a scheme from what :meth:`to_dict` returned.
+
+        Raises:
+            InputError: an unknown key, or a value that is not allowed.
+        """
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            _one_of("scheme key", key, known)
+        parts = {}
+        for part in (p for p in PARTS if p in values):
+            for key in values[part]:
+                _one_of(f"key of {part}", key, [f.name for f in fields(PartScheme)])
+            parts[part] = PartScheme(**values[part])
+        return cls(**(values | parts))
+
+
+def _patterns(patterns: Any) -> tuple[str, ...]:
+    if isinstance(patterns, str):
+        raise InputError(
+            f"ignore {patterns!r} is one string; allowed is a list of regular expressions"
+        )
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(
+                f"ignore pattern {pattern!r} is no regular expression: {error}"
+            ) from error
+    return tuple(patterns)
+
+
+def _one_of(name: str, value: Any, allowed: Any) -> None:
+    if value not in allowed:
+        raise InputError(f"{name} {value!r} is not known; allowed: {', '.join(map(repr, allowed))}")
