@@ -1,0 +1,17 @@
+"""Samples, batches and the data modules that supply them."""
+
+from qvlm_lightning.data.base import VQADataModule
+from qvlm_lightning.data.collate import Batch, collate, model_inputs
+from qvlm_lightning.data.sample import Sample, check_samples, open_image
+from qvlm_lightning.data.tiny import TinyVQA
+
+__all__ = [
+    "Batch",
+    "Sample",
+    "TinyVQA",
+    "VQADataModule",
+    "check_samples",
+    "collate",
+    "model_inputs",
+    "open_image",
+]

@@ -1,0 +1,212 @@
+"""What every data module shares: checked samples, fixed calibration batches, evaluation batches."""
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import Any
+
+from lightning.pytorch import LightningDataModule
+
+from qvlm_lightning.data.collate import Batch, collate, prompt_lengths
+from qvlm_lightning.data.sample import Sample, check_disjoint, check_samples
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.family import VLMFamily
+
+
+class VQADataModule(LightningDataModule):
+    """Calibration pairs in a fixed order, and evaluation questions.
+
+    A dataset is a subclass that returns samples; nothing here shuffles, so that a run is the same
+    however it is interrupted or shared between processes.
+
+    Args:
+        family: whose processor makes the batches.
+        calibration_pairs: image-text pairs that calibration sees.
+        search_pairs: the first of them, used by the percentile search.
+        batch_size: pairs per calibration batch, over all processes.
+        evaluation_count: questions that are evaluated.
+        evaluation_batch_size: questions generated at once; results do not depend on it.
+        seed: which calibration pairs are drawn; the evaluation questions are always the same.
+    """
+
+    def __init__(
+        self,
+        family: VLMFamily,
+        calibration_pairs: int = 64,
+        search_pairs: int = 16,
+        batch_size: int = 8,
+        evaluation_count: int = 2000,
+        evaluation_batch_size: int = 64,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        sizes = {
+            "calibration_pairs": calibration_pairs,
+            "search_pairs": search_pairs,
+            "batch_size": batch_size,
+            "evaluation_count": evaluation_count,
+            "evaluation_batch_size": evaluation_batch_size,
+        }
+        for name, value in sizes.items():
+            if value < 1:
+                raise InputError(f"{name} is {value}; allowed are integers of at least 1")
+        if search_pairs > calibration_pairs:
+            raise InputError(
+                f"search_pairs is {search_pairs}; allowed are 1 to calibration_pairs, which is "
+                f"{calibration_pairs}"
+            )
+        self.family = family
+        self.calibration_pairs = calibration_pairs
+        self.search_pairs = search_pairs
+        self.batch_size = batch_size
+        self.evaluation_count = evaluation_count
+        self.evaluation_batch_size = evaluation_batch_size
+        self.seed = seed
+
+    # --- what a dataset supplies ------------------------------------------------------------------
+
+    @abstractmethod
+    def calibration_samples(self) -> list[Sample]:
+        """Return at least ``calibration_pairs`` samples with answers, the same at every call."""
+
+    @abstractmethod
+    def evaluation_samples(self) -> list[Sample]:
+        """Return at least ``evaluation_count`` samples, the same at every call and seed."""
+
+    def blind_samples(self) -> list[Sample]:
+        """Return samples that are not evaluated, from which a guesser learns frequent answers."""
+        return self.calibration_samples()
+
+    # --- checked, and read once -------------------------------------------------------------------
+
+    @cached_property
+    def processor(self) -> Any:
+        """The processor that makes the batches; set it to use that of an artifact."""
+        return self.family.load_processor()
+
+    @cached_property
+    def calibration(self) -> list[Sample]:
+        """The calibration pairs, checked."""
+        samples = self.calibration_samples()[: self.calibration_pairs]
+        check_samples(samples, "calibration", self.calibration_pairs, answers=True)
+        return samples
+
+    @cached_property
+    def evaluation(self) -> list[Sample]:
+        """The evaluation questions, checked."""
+        samples = self.evaluation_samples()[: self.evaluation_count]
+        check_samples(samples, "evaluation", self.evaluation_count, answers=False)
+        return samples
+
+    @property
+    def calibration_ids(self) -> list[str]:
+        """Ids of the calibration pairs in their order."""
+        return [sample.id for sample in self.calibration]
+
+    @property
+    def evaluation_ids(self) -> list[str]:
+        """Ids of the evaluation questions in their order."""
+        return [sample.id for sample in self.evaluation]
+
+    def setup(self, stage: str) -> None:
+        """Check everything before work starts.
+
+        Raises:
+            InputError: too few samples, undecodable images, or pairs that are also evaluated.
+        """
+        if stage == "fit":
+            check_disjoint(self.calibration, self.evaluation)
+
+    # --- calibration ------------------------------------------------------------------------------
+
+    def calibration_batches(self) -> list[Batch]:
+        """Return all calibration pairs in batches of ``batch_size``, in their fixed order."""
+        return self._batches(self.calibration)
+
+    def search_batches(self) -> list[Batch]:
+        """Return the first ``search_pairs`` calibration pairs in batches."""
+        return self._batches(self.calibration[: self.search_pairs])
+
+    def rank_batches(self, rank: int, world_size: int) -> list[Batch]:
+        """Return one process's share of every calibration batch.
+
+        Args:
+            rank: the process.
+            world_size: number of processes.
+
+        Returns:
+            As many batches in every process; of a batch it has the samples ``rank::world_size``.
+
+        Raises:
+            InputError: a batch has fewer pairs than there are processes.
+        """
+        last = self.calibration_pairs % self.batch_size or self.batch_size
+        smallest = min(last, self.batch_size, self.calibration_pairs)
+        if smallest < world_size:
+            raise InputError(
+                f"batch_size {self.batch_size} leaves a batch of {smallest} of the "
+                f"{self.calibration_pairs} calibration pairs for {world_size} processes; "
+                "every process needs at least one"
+            )
+        return self._batches(self.calibration, rank, world_size)
+
+    def train_dataloader(self) -> list[Batch]:
+        """Return this process's share of the calibration batches."""
+        trainer = self.trainer
+        if trainer is None:
+            return self.calibration_batches()
+        return self.rank_batches(trainer.global_rank, trainer.world_size)
+
+    def _batches(self, samples: list[Sample], rank: int = 0, world_size: int = 1) -> list[Batch]:
+        batches = []
+        for first in range(0, len(samples), self.batch_size):
+            share = samples[first : first + self.batch_size][rank::world_size]
+            batch = collate(share, self.processor, with_answer=True)
+            batch["sample_index"] = first + rank + world_size * batch["sample_index"]
+            batches.append(batch)
+        return batches
+
+    # --- evaluation -------------------------------------------------------------------------------
+
+    def test_dataloader(self) -> "QuestionBatches":
+        """Return the evaluation questions as left-padded batches of similar length."""
+        return QuestionBatches(self.evaluation, self.processor, self.evaluation_batch_size)
+
+
+class QuestionBatches:
+    """Prompts in batches of similar length, made as they are asked for.
+
+    Questions about one image lie next to each other within a length bucket, so that work on the
+    image can be shared; ``sample_index`` says where each row belongs.
+
+    Args:
+        samples: the questions.
+        processor: makes the batches.
+        batch_size: questions per batch.
+    """
+
+    def __init__(self, samples: Sequence[Sample], processor: Any, batch_size: int) -> None:
+        self.samples = samples
+        self.processor = processor
+        lengths = prompt_lengths(samples, processor)
+        order = sorted(
+            range(len(samples)), key=lambda i: (samples[i].image is not None, lengths[i], i)
+        )
+        texts = [i for i in order if samples[i].image is None]
+        images = [i for i in order if samples[i].image is not None]
+        self.indices = [
+            part[first : first + batch_size]
+            for part in (images, texts)
+            for first in range(0, len(part), batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Batch]:
+        import torch
+
+        for chosen in self.indices:
+            batch = collate([self.samples[i] for i in chosen], self.processor, with_answer=False)
+            batch["sample_index"] = torch.tensor(chosen)
+            yield batch

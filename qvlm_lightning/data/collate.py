@@ -1,0 +1,132 @@
+"""From samples to the tensors a model takes.
+
+Shapes: B samples, T tokens, N samples with an image, C H W channels and pixels of an image.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from qvlm_lightning.data.sample import Sample
+
+Batch = dict[str, Tensor]
+
+IGNORED = -100
+"""Label of tokens that no loss counts."""
+
+_MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values")
+
+
+def model_inputs(batch: Batch) -> Batch:
+    """Return what goes into ``model(**...)``: the batch without labels and bookkeeping."""
+    return {name: batch[name] for name in _MODEL_KEYS if name in batch}
+
+
+def prompt_text(sample: Sample, processor: Any) -> str:
+    """Render the prompt of a sample with the processor's chat template.
+
+    Args:
+        sample: the question, with or without an image.
+        processor: a Hugging Face processor that has a chat template.
+
+    Returns:
+        The text up to where the model answers, the image still one placeholder.
+    """
+    content: list[dict[str, Any]] = [{"type": "text", "text": sample.question}]
+    if sample.image is not None:
+        content.insert(0, {"type": "image"})
+    messages = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def collate(
+    samples: Sequence[Sample], processor: Any, with_answer: bool, first_index: int = 0
+) -> Batch:
+    """Make a batch: prompts for generation, or prompts with their answers for calibration.
+
+    Without answers the padding is on the left, so that all rows continue at the same place. With
+    answers it is on the right and ``labels`` count the answer's tokens and the end of sequence.
+
+    Args:
+        samples: at least one; images of one resolution after the processor.
+        processor: a Hugging Face processor that has a chat template.
+        with_answer: whether to append each answer and to make labels.
+        first_index: position of the first sample in its set.
+
+    Returns:
+        ``input_ids`` and ``attention_mask`` [B, T]; ``pixel_values`` [N, C, H, W] and
+        ``image_index`` [N] (equal numbers share an image object) where any sample has an image;
+        ``labels`` [B, T] with answers; ``sample_index`` [B]; ``has_image`` [B] bool.
+    """
+    prompts = [prompt_text(sample, processor) for sample in samples]
+    images = [sample.image for sample in samples if sample.image is not None]
+    encoded = _encode(processor, prompts, images)
+    rows: list[list[int]] = encoded["input_ids"]
+    batch: Batch = {}
+    if with_answer:
+        texts = [_answered(p, s.answer) for p, s in zip(prompts, samples, strict=True)]
+        full = _encode(processor, texts, images)["input_ids"]
+        end = processor.tokenizer.eos_token_id
+        ended = [row if row[-1] == end else [*row, end] for row in full]
+        labels = [_label(row, prompt) for row, prompt in zip(ended, rows, strict=True)]
+        batch["labels"] = _pad(labels, IGNORED, "right")
+        rows = ended
+    side = "right" if with_answer else "left"
+    batch["input_ids"] = _pad(rows, _pad_id(processor.tokenizer), side)
+    batch["attention_mask"] = _pad([[1] * len(row) for row in rows], 0, side)
+    if images:
+        order: dict[int, int] = {}
+        index = [order.setdefault(id(image), len(order)) for image in images]
+        batch["pixel_values"] = torch.stack([torch.as_tensor(x) for x in encoded["pixel_values"]])
+        batch["image_index"] = torch.tensor(index)
+    batch["sample_index"] = torch.arange(first_index, first_index + len(samples))
+    batch["has_image"] = torch.tensor([sample.image is not None for sample in samples])
+    return batch
+
+
+def prompt_lengths(samples: Sequence[Sample], processor: Any) -> list[int]:
+    """Count the tokens of each prompt, an image as one token.
+
+    Args:
+        samples: the questions.
+        processor: a Hugging Face processor that has a chat template.
+
+    Returns:
+        One length per sample; comparable between samples that all have, or all lack, an image.
+    """
+    texts = [prompt_text(sample, processor) for sample in samples]
+    return [len(row) for row in processor.tokenizer(texts)["input_ids"]]
+
+
+def _encode(processor: Any, texts: list[str], images: list[Any]) -> dict[str, Any]:
+    # Padding is ours: processors disagree about padding_side as an argument.
+    given = {"images": images} if images else {}
+    return processor(text=texts, padding=False, **given)
+
+
+def _answered(prompt: str, answer: str) -> str:
+    gap = "" if prompt[-1:].isspace() else " "
+    return f"{prompt}{gap}{answer}"
+
+
+def _label(row: list[int], prompt: list[int]) -> list[int]:
+    """Ignore what the row shares with its prompt; a token merged across the border is counted."""
+    shared = 0
+    while shared < min(len(row), len(prompt)) and row[shared] == prompt[shared]:
+        shared += 1
+    return [IGNORED] * shared + row[shared:]
+
+
+def _pad_id(tokenizer: Any) -> int:
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+
+def _pad(rows: list[list[int]], value: int, side: str) -> Tensor:
+    width = max(map(len, rows))
+    padding = [[value] * (width - len(row)) for row in rows]
+    left = side == "left"
+    return torch.tensor(
+        [pad + row if left else row + pad for pad, row in zip(padding, rows, strict=True)]
+    )

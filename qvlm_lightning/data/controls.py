@@ -1,0 +1,59 @@
+"""What an accuracy is worth: a guesser that sees no image, and images that do not fit."""
+
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import replace
+
+from qvlm_lightning.data.sample import Sample
+
+
+def blind_answers(known: Sequence[Sample], asked: Sequence[Sample]) -> list[str]:
+    """Answer each question by what is most often right for its text.
+
+    Texts that ``known`` lacks are answered by the most frequent answer of their family. Ties go to
+    the answer seen first.
+
+    Args:
+        known: samples with answers, none of which is asked.
+        asked: samples to answer.
+
+    Returns:
+        One answer per asked sample; empty where even the family is unknown.
+
+    Example:
+        >>> known = [Sample("", None, "color?", answer=c, family="f") for c in ("red", "red", "sky")]
+        >>> blind_answers(known, [Sample("", None, "color?"), Sample("", None, "?", family="f")])
+        ['red', 'red']
+    """
+    by_text: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    by_family: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for sample in known:
+        by_text[sample.question][sample.answer] += 1
+        by_family[sample.family][sample.answer] += 1
+    answers = []
+    for sample in asked:
+        counts = by_text.get(sample.question) or by_family.get(sample.family)
+        answers.append(counts.most_common(1)[0][0] if counts else "")
+    return answers
+
+
+def shuffle_images(samples: Sequence[Sample]) -> list[Sample]:
+    """Give every image's questions the next image, the last one's the first.
+
+    Args:
+        samples: questions with and without an image.
+
+    Returns:
+        The samples that have an image, in their order, each with another one; ids are kept.
+
+    Raises:
+        ValueError: there are images, but only one.
+    """
+    shown = [(sample, sample.image) for sample in samples if sample.image is not None]
+    distinct = list({id(image): image for _, image in shown}.values())
+    if len(distinct) == 1:
+        raise ValueError("only one image: there is no other one to show")
+    following = {
+        id(image): distinct[(place + 1) % len(distinct)] for place, image in enumerate(distinct)
+    }
+    return [replace(sample, image=following[id(image)]) for sample, image in shown]

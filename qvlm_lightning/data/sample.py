@@ -1,0 +1,140 @@
+"""One question with its image, and the checks that samples pass before any work starts."""
+
+import hashlib
+import struct
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from qvlm_lightning.errors import InputError
+
+# What PIL raises for files that are cut off, mislabelled or absurdly large.
+_UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question of a dataset."""
+
+    id: str
+    """Unique within its dataset and stable between runs."""
+    image: Image.Image | None
+    """The image, or None for a question without one; samples may share the object."""
+    question: str
+    """The text the model sees; options of a multiple choice are part of it."""
+    choices: tuple[str, ...] = ()
+    """Options of a multiple choice in the order of their letters; empty for an open question."""
+    answer: str = ""
+    """The expected answer, a letter for a multiple choice; empty when unknown."""
+    family: str = ""
+    """Group of questions that results are also reported for."""
+
+
+def open_image(path: str | Path) -> Image.Image:
+    """Read an image file into memory as RGB.
+
+    Args:
+        path: an image file in a format that PIL reads.
+
+    Returns:
+        The decoded image.
+
+    Raises:
+        InputError: the file is missing or cannot be decoded.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise InputError(f"image {str(path)!r} does not exist") from error
+    except _UNDECODABLE as error:
+        raise InputError(
+            f"image {str(path)!r} cannot be decoded ({error}); give a readable JPEG or PNG"
+        ) from error
+
+
+def check_samples(samples: Sequence[Sample], what: str, need: int, answers: bool) -> None:
+    """Check that samples can be used, so that a fault shows before long work.
+
+    Args:
+        samples: the samples, images not necessarily decoded yet.
+        what: what they are for, named in messages (``"calibration"``).
+        need: how many are needed.
+        answers: whether every sample must have an answer.
+
+    Raises:
+        InputError: too few samples, repeated ids, a missing answer or an undecodable image.
+
+    Example:
+        >>> check_samples([Sample("a", None, "why?", answer="so")], "calibration", 1, answers=True)
+    """
+    if len(samples) < need:
+        found = f"{len(samples)} samples" if samples else "no samples (it is empty)"
+        raise InputError(f"the {what} set has {found}, but {need} were asked for; give more data")
+    repeated = [name for name, times in Counter(s.id for s in samples).items() if times > 1]
+    if repeated:
+        raise InputError(
+            f"the {what} set has the id {repeated[0]!r} more than once; ids are unique"
+        )
+    for sample in samples:
+        if answers and not sample.answer.strip():
+            raise InputError(f"{what} sample {sample.id!r} has no answer; every one needs a text")
+    for image, name in {id(s.image): (s.image, s.id) for s in samples}.values():
+        if image is not None:
+            _decode(image, f"image of {what} sample {name!r}")
+
+
+def _decode(image: object, what: str) -> None:
+    if not isinstance(image, Image.Image):
+        raise InputError(f"{what} is a {type(image).__name__}; allowed is a PIL image or None")
+    try:
+        image.load()
+    except _UNDECODABLE as error:
+        raise InputError(f"{what} cannot be decoded ({error}); give a readable image") from error
+
+
+def check_disjoint(calibration: Sequence[Sample], evaluation: Sequence[Sample]) -> None:
+    """Check that no evaluation question was calibrated on, by id and by content.
+
+    Args:
+        calibration: samples that calibration sees.
+        evaluation: samples that results are reported for.
+
+    Raises:
+        InputError: an id, or a question with the same image, is in both.
+
+    Example:
+        >>> check_disjoint([Sample("a", None, "why?")], [Sample("b", None, "who?")])
+    """
+    check_disjoint_ids([s.id for s in calibration], [s.id for s in evaluation])
+    digests: dict[int, str] = {}
+
+    def content(sample: Sample) -> tuple[str, str]:
+        key = id(sample.image)
+        if key not in digests:
+            pixels = b"" if sample.image is None else sample.image.tobytes()
+            digests[key] = hashlib.blake2b(pixels, digest_size=16).hexdigest()
+        return sample.question, digests[key]
+
+    asked = {s.question for s in calibration}
+    seen = {content(s): s.id for s in calibration}
+    for sample in evaluation:
+        # images are only hashed where the question repeats: large sets hash next to nothing
+        if sample.question in asked and content(sample) in seen:
+            raise InputError(
+                f"evaluation sample {sample.id!r} has question and image of calibration sample "
+                f"{seen[content(sample)]!r}; calibrate on data that is not evaluated"
+            )
+
+
+def check_disjoint_ids(calibration: Sequence[str], evaluation: Sequence[str]) -> None:
+    """Check that two lists of sample ids share none (see :func:`check_disjoint`)."""
+    shared = sorted(set(calibration) & set(evaluation))
+    if shared:
+        raise InputError(
+            f"{len(shared)} calibration samples are also evaluated, such as {shared[0]!r}; "
+            "calibrate on data that is not evaluated"
+        )

@@ -1,0 +1,39 @@
+"""The task of the embedded model."""
+
+from qvlm_lightning.data.base import VQADataModule
+from qvlm_lightning.data.sample import Sample
+
+
+class TinyVQA(VQADataModule):
+    """Generated scenes and questions; no scene and no text of one split is in another.
+
+    Arguments are those of :class:`VQADataModule`.
+    """
+
+    def calibration_samples(self) -> list[Sample]:
+        """Generate the calibration pairs of this seed."""
+        return _generate("calibration", self.calibration_pairs, self.seed)
+
+    def evaluation_samples(self) -> list[Sample]:
+        """Generate the evaluation questions, the same for every seed."""
+        return _generate("test", self.evaluation_count, 0)
+
+    def blind_samples(self) -> list[Sample]:
+        """Generate training questions, enough to know the frequent answers."""
+        return _generate("train", 20_000, 0)
+
+
+def _generate(split: str, count: int, seed: int) -> list[Sample]:
+    from qvlm_lightning.models.tiny import generate
+
+    return [
+        Sample(
+            id=made.id,
+            image=made.image,
+            question=made.question,
+            choices=made.choices,
+            answer=made.answer,
+            family=made.family,
+        )
+        for made in generate(split, count, seed)
+    ]

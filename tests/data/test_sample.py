@@ -1,0 +1,66 @@
+import pytest
+from PIL import Image
+
+from qvlm_lightning.data.sample import Sample, check_disjoint, check_samples, open_image
+from qvlm_lightning.errors import InputError
+
+
+def image(color: str = "red") -> Image.Image:
+    return Image.new("RGB", (8, 8), color)
+
+
+def test_open_image_decodes(tmp_path):
+    image().save(tmp_path / "a.png")
+    assert open_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_missing_image_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"nowhere\.png' does not exist"):
+        open_image(tmp_path / "nowhere.png")
+
+
+@pytest.mark.parametrize("keep", [0, 40])
+def test_undecodable_image_is_named(tmp_path, keep):
+    image().resize((64, 64)).effect_spread(9).save(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:keep] or b"no image")
+    with pytest.raises(InputError, match=r"a\.png' cannot be decoded"):
+        open_image(tmp_path / "a.png")
+
+
+def test_undecodable_image_of_a_sample_is_found_before_work(tmp_path):
+    Image.effect_noise((64, 64), 50).save(tmp_path / "a.png")
+    data = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(data[: len(data) // 2])
+    lazy = Sample("7", Image.open(tmp_path / "a.png"), "what?", answer="x")
+    with pytest.raises(InputError, match=r"image of calibration sample '7' cannot be decoded"):
+        check_samples([lazy], "calibration", 1, answers=True)
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [
+        ([], r"calibration set has no samples \(it is empty\), but 2 were asked for"),
+        ([Sample("a", None, "q", answer="x")], "has 1 samples, but 2 were asked for"),
+        ([Sample("a", None, "q", answer="x")] * 2, "id 'a' twice"),
+        ([Sample("a", None, "q", answer="x"), Sample("b", None, "q")], "sample 'b' has no answer"),
+        ([Sample("a", "a.png", "q", answer="x"), Sample("b", None, "q", answer="x")], "is a str"),
+    ],
+)
+def test_unusable_samples_are_refused(samples, message):
+    with pytest.raises(InputError, match=message):
+        check_samples(samples, "calibration", 2, answers=True)
+
+
+def test_overlap_by_id():
+    with pytest.raises(InputError, match=r"1 calibration samples are also evaluated, such as 'b'"):
+        check_disjoint([Sample("a", None, "p"), Sample("b", None, "q")], [Sample("b", None, "r")])
+
+
+def test_overlap_by_content_under_another_id():
+    with pytest.raises(InputError, match=r"'z' has question and image of calibration sample 'a'"):
+        check_disjoint([Sample("a", image(), "q")], [Sample("z", image(), "q")])
+
+
+def test_same_question_about_another_image_is_no_overlap():
+    check_disjoint([Sample("a", image(), "q")], [Sample("z", image("blue"), "q")])
+    check_disjoint([Sample("a", image(), "q")], [Sample("z", image(), "other")])
