@@ -1,0 +1,39 @@
+"""What every test starts from: no network, one thread, a fixed seed."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any import that reads it
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _one_world() -> Iterator[None]:
+    """Seed torch, and undo what a test changed: threads, default type, gradient mode."""
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_default_dtype(dtype)
+    torch.set_grad_enabled(True)
+
+
+def pytest_configure() -> None:
+    # Two cores shared by OpenMP and by subprocesses: small tensors are faster on one thread.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def test_data() -> Path:
+    """Folder of third-party evaluation data, which is never part of the project."""
+    folder = os.environ.get("QVLM_TEST_DATA", "")
+    if not folder:
+        pytest.skip("QVLM_TEST_DATA is not set: third-party evaluation data is not at hand")
+    if not Path(folder).is_dir():
+        pytest.fail(f"QVLM_TEST_DATA is {folder!r}, which is not a folder")
+    return Path(folder)

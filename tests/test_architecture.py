@@ -1,0 +1,179 @@
+"""The law of imports (CONTRIBUTING.md): they point down the list of rooms, never up or sideways."""
+
+import ast
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAX_LINES = 300
+
+# Every folder and file below the package, top to bottom; rooms of one row do not know each other.
+ROWS = [
+    {"__main__"},
+    {"commands"},
+    {"cli", "notebook"},
+    {"callbacks"},
+    {"evaluation", "calibration"},
+    {"methods", "artifact"},
+    {"nn"},
+    {"losses"},
+    {"quant"},
+    {"data", "metrics", "plots"},
+    {"models"},
+    {"exits"},
+    {"errors"},
+]
+RANK = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
+DOOR = "__init__"  # the notebook's door imports lazily whatever it offers
+
+# Narrower than the rows: room -> the only rooms that may import it.
+ONLY_FOR = {
+    "callbacks": {"cli", "notebook"},
+    "data": {"commands", "cli", "notebook", "evaluation", "calibration", "callbacks"},
+    "metrics": {"evaluation"},
+    "plots": {"commands", "callbacks", "evaluation"},
+}
+# These know a family by its interface only, never a concrete one.
+FAMILY_BY_INTERFACE = {"calibration", "methods", "nn"}
+WITHOUT_MODELS = {"quant", "losses", "metrics", "plots"}
+WITH_LIGHTNING = {
+    "commands",
+    "cli",
+    "notebook",
+    "callbacks",
+    "evaluation",
+    "calibration",
+    "data",
+}
+OPTIONAL = {"triton", "vllm", "compressed_tensors", "torchao"}  # never at module level
+FORBIDDEN = {"torchvision", "timm"}  # their builds break CPU installations
+
+
+def python(package: Path) -> list[Path]:
+    """Every file of the package, those behind the symlink of callbacks/ included."""
+    walk = os.walk(package, followlinks=True)
+    return sorted(Path(d) / f for d, _, files in walk for f in files if f.endswith(".py"))
+
+
+def imports(tree: ast.Module) -> Iterator[tuple[str, int, bool]]:
+    """Yield (dotted name, line, whether it runs at import) of every import."""
+    functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+    later = {id(node) for function in functions for node in ast.walk(function)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        yield from ((name, node.lineno, id(node) not in later) for name in names)
+
+
+def complaint(source: str, imported: str, at_import: bool) -> str | None:
+    """Say what is wrong with a file of room ``source`` importing the dotted name ``imported``."""
+    head, _, rest = imported.partition(".")
+    if head == "callbacks":
+        return "the folder's import name is qvlm_lightning.callbacks"
+    if head in FORBIDDEN:
+        return "breaks CPU installations"
+    if head in OPTIONAL and at_import:
+        return "is optional: import it inside a function"
+    if head in ("lightning", "pytorch_lightning") and source not in WITH_LIGHTNING:
+        return "the library works without Lightning"
+    target = rest.partition(".")[0]
+    if head != "qvlm_lightning" or target not in RANK or DOOR in source or source == target:
+        return None
+    if RANK[target] <= RANK.get(source, -1):
+        return f"{target} lies above or beside {source}"
+    if source not in ONLY_FOR.get(target, {source}):
+        return f"only {', '.join(sorted(ONLY_FOR[target]))} may import {target}"
+    if target == "models" and source in WITHOUT_MODELS:
+        return f"{source} knows no models"
+    if target == "models" and source in FAMILY_BY_INTERFACE and "models.family." not in imported:
+        return "know a family by its interface, models.family"
+    return None
+
+
+def violations(package: Path) -> list[str]:
+    """Return one line per import that breaks the law."""
+    found = []
+    for file in python(package):
+        where = file.relative_to(package)
+        room = where.parts[0].removesuffix(".py")
+        for name, line, at_import in imports(ast.parse(file.read_text(encoding="utf-8"))):
+            problem = complaint(room, name, at_import)
+            if problem:
+                found.append(f"{where}:{line} imports {name}: {problem}")
+    return found
+
+
+def test_imports_point_down() -> None:
+    assert violations(ROOT / "qvlm_lightning") == []
+
+
+def test_every_room_has_its_place() -> None:
+    package = ROOT / "qvlm_lightning"
+    rooms = {file.relative_to(package).parts[0].removesuffix(".py") for file in python(package)}
+    assert rooms - set(RANK) == {DOOR}
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "reason"),
+    [
+        ("quant/a.py", "from qvlm_lightning.nn.linear import QuantLinear", "nn lies above"),
+        ("losses.py", "import qvlm_lightning.nn", "nn lies above"),
+        ("methods/a.py", "from qvlm_lightning import calibration", "calibration lies above"),
+        ("methods/a.py", "import lightning.pytorch as pl", "without Lightning"),
+        ("methods/a.py", "from qvlm_lightning.models.llava import Llava", "by its interface"),
+        ("methods/a.py", "from qvlm_lightning.data.collate import collate", "only "),
+        (
+            "models/a.py",
+            "def f():\n    from qvlm_lightning.quant import scheme",
+            "quant lies above",
+        ),
+        ("data/a.py", "import qvlm_lightning.methods.base", "methods lies above"),
+        (
+            "commands/a.py",
+            "from qvlm_lightning.callbacks import ArtifactExport",
+            "only cli, notebook",
+        ),
+        ("cli.py", "from callbacks import ArtifactExport", "qvlm_lightning.callbacks"),
+        ("nn/a.py", "import triton", "inside a function"),
+        ("data/a.py", "from torchvision.io import read_image", "CPU installations"),
+    ],
+)
+def test_a_planted_violation_is_caught(tmp_path, file: str, line: str, reason: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(line)
+    (found,) = violations(tmp_path)
+    assert reason in found
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("nn/a.py", "def f():\n    import triton"),
+        ("methods/a.py", "from qvlm_lightning.models.family import VLMFamily"),
+        ("data/a.py", "from qvlm_lightning.models import Tiny"),
+        ("quant/a.py", "from qvlm_lightning.errors import InputError"),
+        ("quant/a.py", "from qvlm_lightning.quant.scheme import Scheme"),
+    ],
+)
+def test_what_is_allowed_passes(tmp_path, file: str, line: str) -> None:
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(line)
+    assert violations(tmp_path) == []
+
+
+def test_files_are_short() -> None:
+    files = [*python(ROOT / "qvlm_lightning"), *ROOT.glob("*.py")]
+    lines = {str(f.relative_to(ROOT)): f.read_text(encoding="utf-8").count("\n") for f in files}
+    assert {file: count for file, count in lines.items() if count > MAX_LINES} == {}
+
+
+def test_the_top_level_holds_nothing_else() -> None:
+    packages = {p.parent.name for p in ROOT.glob("*/__init__.py")}
+    assert packages == {"qvlm_lightning", "callbacks"}
