@@ -142,7 +142,7 @@ class VisualEncoderOptimization(QuantModule):
             group["lr"] = self._learning_rate()
         optimizer.step()
         self.state.steps += 1
-        self._log(epoch, index, {name: float(value) for name, value in terms.items()})
+        self._log(epoch, index, {name: float(value.detach()) for name, value in terms.items()})
 
     def _learning_rate(self) -> float:
         """Cosine from ``lr`` to 0, a function of the step alone so that nothing has to be restored."""

@@ -1,0 +1,133 @@
+"""A random LLaVA of 3 + 4 layers (2 tower layers reach the output) and batches for it, without any file."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from qvlm_lightning.models.llava import Llava
+
+IMAGE, PAD = 3, 0
+
+
+class ToyFamily(Llava):
+    """LLaVA without a folder."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__("toy")
+        self.seed = seed
+
+    def load_model(self) -> nn.Module:
+        return build_toy(self.seed)
+
+    def load_processor(self) -> Any:
+        raise AssertionError("the toy has no processor")
+
+    def _image_token_id(self) -> int:
+        return IMAGE
+
+
+def build_toy(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=16,
+            patch_size=8,
+            projection_dim=16,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=40,
+            hidden_size=24,
+            intermediate_size=48,
+            num_hidden_layers=4,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            pad_token_id=PAD,
+            bos_token_id=1,
+            eos_token_id=2,
+        ),
+        image_token_index=IMAGE,
+    )
+    model = LlavaForConditionalGeneration(config)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() >= 2:  # the default .02 makes every layer next to nothing
+            nn.init.normal_(parameter, std=0.3 if "embed" in name else parameter.shape[-1] ** -0.5)
+    return model.eval().requires_grad_(False)
+
+
+def make_batch(first: int, size: int = 4, text: int = 6, seed: int = 0, blind: tuple[int, ...] = (1,)) -> dict[str, Tensor]:
+    """Return a batch of ``size`` samples, those in ``blind`` without an image, right-padded."""
+    generator = torch.Generator().manual_seed(seed * 1000 + first)
+    rows, labels, has_image = [], [], []
+    for row in range(size):
+        length = text - row % 2
+        words = torch.randint(4, 40, (length,), generator=generator).tolist()
+        ids = [1] + ([] if row in blind else [IMAGE] * 4) + words + [2]
+        rows.append(ids)
+        labels.append([-100] * (len(ids) - 2) + ids[-2:])
+        has_image.append(row not in blind)
+    width = max(map(len, rows))
+    ids = torch.tensor([r + [PAD] * (width - len(r)) for r in rows])
+    batch = {
+        "input_ids": ids,
+        "attention_mask": torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows]),
+        "labels": torch.tensor([r + [-100] * (width - len(r)) for r in labels]),
+        "sample_index": torch.arange(first, first + size),
+        "has_image": torch.tensor(has_image),
+    }
+    if any(has_image):
+        batch["pixel_values"] = torch.randn(sum(has_image), 3, 16, 16, generator=generator)
+    return batch
+
+
+@pytest.fixture
+def toy_family() -> ToyFamily:
+    return ToyFamily()
+
+
+@pytest.fixture
+def toy_batches() -> list[dict[str, Tensor]]:
+    return [make_batch(0), make_batch(4), make_batch(8, blind=(0, 1, 2, 3))]
+
+
+@pytest.fixture
+def build() -> Any:
+    return build_toy
+
+
+@pytest.fixture
+def make() -> Any:
+    return make_batch
+
+
+@pytest.fixture
+def family_class() -> type[ToyFamily]:
+    return ToyFamily
+
+
+@pytest.fixture
+def calibrated(toy_family: ToyFamily, toy_batches: list[dict[str, Tensor]]) -> Any:
+    """A calibrator with statistics, W4A4 static_tensor."""
+    from qvlm_lightning.calibration.calibrator import Calibrator
+    from qvlm_lightning.quant.scheme import Scheme
+
+    def start(scheme: Scheme | None = None, seed: int = 0, folder: Any = None) -> Calibrator:
+        family = ToyFamily(seed)
+        calibrator = Calibrator(
+            family.load_model(),
+            family,
+            scheme or Scheme.parse("w4a4"),
+            toy_batches,
+            toy_batches[:2],
+            progress_folder=folder,
+        )
+        calibrator.collect()
+        return calibrator
+
+    return start

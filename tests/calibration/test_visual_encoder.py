@@ -1,0 +1,240 @@
+"""Invariants V1-V9 of visual-encoder optimisation (docs/paper.md), without a Trainer loop."""
+
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+
+from qvlm_lightning.calibration import LossWeights, VisualEncoderOptimization
+from qvlm_lightning.callbacks import EntropyRepartition, PercentileSearch
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.losses import entropy_loss
+from qvlm_lightning.methods import JointSearch, SequentialSearch
+from qvlm_lightning.quant.scheme import Scheme
+
+
+class ToyData(LightningDataModule):
+    """The toy batches behind the data module's interface."""
+
+    def __init__(self, batches: list[dict[str, torch.Tensor]]) -> None:
+        super().__init__()
+        self.batches = batches
+        self.calibration_ids = [str(i) for b in batches for i in b["sample_index"].tolist()]
+
+    def calibration_batches(self) -> list[Any]:
+        return self.batches
+
+    def search_batches(self) -> list[Any]:
+        return self.batches[:2]
+
+    def rank_batches(self, rank: int, world_size: int) -> list[Any]:
+        return self.batches
+
+    def train_dataloader(self) -> list[Any]:
+        return self.batches
+
+
+@pytest.fixture
+def started(family_class, toy_batches, tmp_path):
+    """A module behind ``on_train_start`` and one sequential search, outside of any loop."""
+
+    def start(scheme: str = "w4a4", **options: Any) -> VisualEncoderOptimization:
+        module = VisualEncoderOptimization(family_class(), Scheme.parse(scheme), **options)
+        data = ToyData(toy_batches)
+        module.__dict__["_trainer"] = None
+        module._fabric = None
+        trainer = Trainer(default_root_dir=tmp_path, fast_dev_run=True, accelerator="cpu", logger=False)
+        trainer.strategy.connect(module)
+        module.trainer = trainer
+        trainer._data_connector.attach_datamodule(module, datamodule=data)
+        module.configure_model()
+        module.on_train_start()
+        if scheme != "fp":
+            module.search(0, SequentialSearch())
+        module.state.jacobian = module.measure_jacobian()
+        return module
+
+    return start
+
+
+def fit(family, batches, root, epochs=2, **options: Any) -> VisualEncoderOptimization:
+    module = VisualEncoderOptimization(family, Scheme.parse("w4a4"), epochs=epochs, **options)
+    trainer = Trainer(
+        default_root_dir=root,
+        max_epochs=epochs + 1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[EntropyRepartition(), PercentileSearch(JointSearch(per="layer"))],
+    )
+    trainer.fit(module, datamodule=ToyData(batches))
+    return module
+
+
+def test_v1_only_the_listed_parameters_change(family_class, toy_batches, tmp_path):
+    family = family_class()
+    fresh = VisualEncoderOptimization(family, Scheme.parse("w4a4"), epochs=1)
+    before = family.load_model().state_dict()
+    module = fit(family, toy_batches, tmp_path, epochs=1)
+    for name, value in module.model.state_dict().items():
+        if name in before:
+            assert torch.equal(value, before[name]), name
+    learned = module.quantizer_parameters()
+    assert any(not torch.equal(p, torch.ones_like(p)) for p in learned)
+    for site in module.structure.towers["language"].sites:
+        assert site.quantizer.high_ratio.eq(1).all()
+        assert all(x.clip_ratio.eq(1).all() for x in site.linears.values())
+    assert fresh.epochs == 1
+
+
+def test_v2_descending_the_entropy_term_lowers_the_weighted_dependency(started):
+    module = started(weights=LossWeights(lambda_ent=1.0, lambda_err=0.0))
+    parameters = module.quantizer_parameters()
+    optimizer = torch.optim.Adam(parameters, lr=1e-2)
+    values = []
+    for _ in range(30):
+        ent = module.loss_terms(0, step=0)["ent"]
+        optimizer.zero_grad()
+        ent.backward()
+        optimizer.step()
+        values.append(float(ent))
+    assert values[-1] < values[0] - 0.01
+
+
+def test_v3_jacobian_weights_are_positive_with_mean_one(started):
+    module = started()
+    weights = [w for tower in module.state.jacobian.values() for w in tower]
+    assert min(weights) >= 0
+    assert sum(weights) / len(weights) == pytest.approx(1)
+    assert all(isinstance(w, float) for w in weights)
+
+
+def test_v3_jacobian_weights_match_finite_differences():
+    """E of a two-layer float64 toy in which rounding is a fixed additive offset."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(3, 3, generator=generator, dtype=torch.float64) for _ in range(2))
+    x = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    offset = 0.1 * torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    exact = torch.tanh(x @ a) @ b
+
+    def error(first: torch.Tensor) -> torch.Tensor:
+        return (torch.tanh((first + offset) @ a) @ b - exact).square().mean()
+
+    tapped = x.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(error(tapped), [tapped])
+    slow = torch.zeros_like(x)
+    for index in range(x.numel()):
+        step = torch.zeros(6, dtype=torch.float64)
+        step[index] = 1e-6
+        step = step.view(2, 3)
+        slow.view(-1)[index] = (error(x + step) - error(x - step)) / 2e-6
+    norm, expected = gradient.norm(dim=1).mean(), slow.norm(dim=1).mean()
+    assert float(norm) == pytest.approx(float(expected), rel=1e-2)
+
+
+def test_v4_discretisation_error_is_zero_without_quantizers(started):
+    module = started()
+    module.structure.enable(False)
+    assert float(module.loss_terms(0, 0)["err"]) == 0.0
+    module.structure.enable(True)
+    assert float(module.loss_terms(0, 0)["err"]) > 0.0
+
+
+def test_v5_the_loss_is_linear_in_its_weights(started):
+    module = started()
+    module.weights = LossWeights(0.0, 0.0, 1.0)
+    plain = module.loss_terms(0, 0)
+    assert torch.equal(plain["total"], plain["reg"])
+    inputs = {k: v for k, v in module.local_batches[0].items() if k in ("input_ids", "attention_mask", "pixel_values")}
+    reference = module.model(**inputs, labels=module.local_batches[0]["labels"]).loss
+    assert float(plain["reg"]) == pytest.approx(float(reference), rel=1e-5)
+    module.weights = LossWeights(0.3, 0.7, 2.0)
+    terms = module.loss_terms(0, 0)
+    assert float(terms["total"]) == pytest.approx(float(terms["reg"] + 0.3 * terms["ent"] + 0.7 * terms["err"]))
+    module.weights = LossWeights(0.0, 1.0, 0.0)
+    visual = float(module.loss_terms(0, 0)["err"])
+    module.weights = LossWeights(0.0, 1.0, 4.0)
+    both = float(module.loss_terms(0, 0)["err"])
+    assert both == pytest.approx(visual + 2 * (float(terms["err"]) - visual), rel=1e-4)
+
+
+def test_v6_steps_are_epochs_times_batches(family_class, toy_batches, tmp_path):
+    module = fit(family_class(), toy_batches, tmp_path, epochs=2)
+    assert module.state.steps == 2 * len(toy_batches)
+    assert module.state.passes_done == [0, 2]
+    assert len(module.state.loss) == 2
+
+
+def test_v8_gradient_reaches_the_tower_through_a_frozen_decoder(started):
+    module = started()
+    module.loss_terms(0, 0)["reg"].backward()
+    tower = module.structure.towers["vision"].sites
+    assert all(float(s.quantizer.high_ratio.grad.abs().sum()) > 0 for s in tower)
+    for site in module.structure.towers["language"].sites:
+        assert site.quantizer.high_ratio.grad is None
+        assert all(x.weight.grad is None and x.clip_ratio.grad is None for x in site.linears.values())
+
+
+def test_v9_layers_that_cannot_reach_the_output_are_no_units(started):
+    module = started()
+    assert [u.name for u in module.structure.towers["vision"].units] == [
+        f"model.vision_tower.encoder.layers.{i}" for i in (0, 1)
+    ]
+    assert module.structure.ignored["model.vision_tower.encoder.layers.2.mlp.fc1"].startswith("cannot reach")
+
+
+def test_the_learned_bounds_of_the_tower_survive_the_final_pass(family_class, toy_batches, tmp_path):
+    """The final pass searches the decoder only (A21)."""
+    module = fit(family_class(), toy_batches, tmp_path, epochs=1)
+    ratios = torch.cat([s.quantizer.high_ratio.reshape(-1) for s in module.structure.towers["vision"].sites])
+    assert not ratios.eq(1).all()
+
+
+@pytest.mark.parametrize("train", ["norms", "lora"])
+def test_adapters_leave_the_full_precision_model_alone_until_they_are_merged(started, train):
+    from qvlm_lightning.nn.adapters import merge_adapters
+
+    module = started(train=train)
+    inputs = {k: v for k, v in module.local_batches[0].items() if k in ("input_ids", "attention_mask", "pixel_values")}
+    with module.structure.only(set()):
+        exact = module.model(**inputs).logits
+    with torch.no_grad():
+        for name, p in module.model.named_parameters():
+            if ".adapter." in name:
+                p.add_(0.05 * torch.randn_like(p))
+    with module.structure.only(set()):
+        assert torch.equal(module.model(**inputs).logits, exact)
+    module.structure.enable(True)
+    learned = module.model(**inputs).logits
+    assert not torch.allclose(learned, exact)
+    merge_adapters(module.model)
+    assert torch.allclose(module.model(**inputs).logits, learned, atol=1e-4)
+
+
+def test_the_printed_temperature_depends_on_the_scale(started):
+    module = started()
+    default = float(module.loss_terms(0, 0)["ent"])
+    module.edges.temperature = "paper"
+    assert float(module.loss_terms(0, 0)["ent"]) != default
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"epochs": 0}, "epochs 0"), ({"temperature": -1.0}, "temperature -1.0")]
+)
+def test_impossible_options_are_refused(family_class, options, message):
+    with pytest.raises(InputError, match=message):
+        VisualEncoderOptimization(family_class(), **options)
+
+
+def test_nothing_to_learn_is_refused(started):
+    with pytest.raises(InputError, match="nothing"):
+        started("fp")
+
+
+def test_entropy_loss_has_a_plus_sign():
+    """A16: as printed eq. 8 would raise the entropy."""
+    uniform, certain = torch.full((2, 2), 0.25), torch.eye(2) / 2
+    assert float(entropy_loss([uniform], torch.ones(1))) > float(entropy_loss([certain], torch.ones(1)))
