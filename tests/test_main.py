@@ -1,0 +1,80 @@
+"""The verbs, and how the programs end."""
+
+import errno
+
+import pytest
+
+import qvlm_lightning.commands
+from qvlm_lightning.__main__ import main
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.exits import user_faults
+
+
+@pytest.fixture
+def greet(tmp_path, monkeypatch) -> None:
+    """A verb ``say-hello`` in a folder of its own."""
+    (tmp_path / "say_hello.py").write_text(
+        '"""Greets whoever is named.\n\nMore words."""\nimport json\n\n\n'
+        "def main(argv):\n    print('hello', *argv)\n    return 3\n"
+    )
+    (tmp_path / "_private.py").write_text("raise AssertionError")
+    monkeypatch.setattr(qvlm_lightning.commands, "__file__", str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(qvlm_lightning.commands, "__path__", [str(tmp_path)])
+
+
+@pytest.mark.usefixtures("greet")
+def test_a_verb_gets_its_arguments_and_gives_its_code(capsys) -> None:
+    assert main(["say-hello", "you", "--loud"]) == 3
+    assert capsys.readouterr().out == "hello you --loud\n"
+
+
+@pytest.mark.usefixtures("greet")
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
+def test_help_lists_the_verbs(capsys, argv: list[str]) -> None:
+    assert main(argv) == 0
+    assert "say-hello  Greets whoever is named.\n" in capsys.readouterr().out
+
+
+def test_version(capsys) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("qvlm-lightning 0.")
+
+
+@pytest.mark.usefixtures("greet")
+def test_an_unknown_verb_is_a_user_fault(capsys) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(["sing"])
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: unknown verb 'sing'; allowed are say-hello\n"
+
+
+def test_every_verb_says_what_it_does() -> None:
+    for verb, summary in qvlm_lightning.commands.verbs().items():
+        assert 10 < len(summary) <= 100, verb
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "sentence"),
+    [
+        (InputError("depth is 0, allowed is 1 or more"), 2, "depth is 0, allowed is 1 or more"),
+        (OSError(errno.ENOSPC, "No space", "runs/a"), 2, "runs/a): the disk is full"),
+        (OSError(errno.EDQUOT, "Quota"), 2, "the disk quota is used up"),
+        (OSError(errno.EROFS, "Read-only", "runs"), 2, "the file system is read-only"),
+        (PermissionError(errno.EACCES, "Denied", "runs"), 2, "permission denied"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_sentence(capsys, fault, code: int, sentence: str) -> None:
+    with pytest.raises(SystemExit) as end, user_faults():
+        raise fault
+    assert end.value.code == code
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("fault", [ValueError("ours"), FileNotFoundError(errno.ENOENT, "gone")])
+def test_our_own_faults_keep_their_traceback(fault: Exception) -> None:
+    with pytest.raises(type(fault)), user_faults():
+        raise fault
