@@ -35,15 +35,15 @@ def check_percentiles(percentiles: Sequence[float]) -> None:
 class RangeObserver:
     """Collects the ranges of one site's activations, sample by sample.
 
-    Minima and maxima are exact. Quantiles come from a reservoir: of each sample a share that depends on
-    the seed and the sample alone, so that batches, order and number of processes do not matter, nor
-    does padding.
+    Minima and maxima are exact. Quantiles come from a reservoir: of each sample a share that
+    depends on the seed and the sample alone, so that batches, order and number of processes do not
+    matter, nor does padding.
 
     Args:
         granularity: one range per ``tensor``, per ``channel`` or per token ``position``.
         seed: seed of the reservoir.
-        max_tokens: tokens kept of ``expected_samples`` samples; per ``position``, channels instead of
-            tokens are left out, so that every position keeps equally many values.
+        max_tokens: tokens kept of ``expected_samples`` samples; per ``position``, channels instead
+            of tokens are left out, so that every position keeps equally many values.
         expected_samples: number of samples the reservoir is divided among.
     """
 
@@ -56,7 +56,8 @@ class RangeObserver:
     ) -> None:
         if granularity not in ("tensor", "channel", "position"):
             raise InputError(
-                f"granularity {granularity!r} is not known; allowed: 'tensor', 'channel', 'position'"
+                f"granularity {granularity!r} is not known; "
+                "allowed: 'tensor', 'channel', 'position'"
             )
         self.granularity: Granularity = granularity
         self.seed, self.max_tokens, self.expected_samples = seed, max_tokens, expected_samples
@@ -78,8 +79,8 @@ class RangeObserver:
         """
         if x_BTD.dim() != 3 or len(sample_index) != x_BTD.shape[0]:
             raise InputError(
-                f"activations of shape {tuple(x_BTD.shape)} came with {len(sample_index)} sample numbers; "
-                "allowed is [samples, tokens, channels]"
+                f"activations of shape {tuple(x_BTD.shape)} came with {len(sample_index)} sample "
+                "numbers; allowed is [samples, tokens, channels]"
             )
         for row, index in enumerate(sample_index):
             x_TD = x_BTD[row].detach().to(torch.float32)
@@ -119,7 +120,7 @@ class RangeObserver:
         return x_TD[rows.to(x_TD.device)]
 
     def merge(self, other: "RangeObserver") -> None:
-        """Take over what another observer of the same kind has seen; the order of merging is irrelevant."""
+        """Take over what another observer of the same kind has seen, in any order."""
         mine = (self.granularity, self.seed, self.max_tokens, self.expected_samples)
         theirs = (other.granularity, other.seed, other.max_tokens, other.expected_samples)
         if mine != theirs:
@@ -131,8 +132,9 @@ class RangeObserver:
         self._kept |= other._kept
 
     def ranges(self, percentiles: Sequence[float]) -> tuple[Tensor, Tensor]:
-        """Return the range at each percentile p: from the (1-p)- to the p-quantile, linear between ranks.
+        """Return the range at each percentile p, from the (1-p)- to the p-quantile.
 
+        Quantiles are linear between ranks;
         p = 1 gives the exact minimum and maximum; ranges of smaller p lie inside those of larger p.
 
         Args:
@@ -153,7 +155,7 @@ class RangeObserver:
         return torch.stack(low), torch.stack(high)
 
     def channel_range(self) -> tuple[Tensor, Tensor]:
-        """Return the exact minimum and maximum of every channel, [D] and [D], whatever the granularity."""
+        """Return the exact minimum and maximum of every channel, [D], whatever the granularity."""
         if self._channel is None:
             raise InputError(
                 "no token has been observed; the calibration set must hold at least one"
@@ -181,6 +183,11 @@ class RangeObserver:
             return torch.cat(samples, dim=1).T
         pool_ND = torch.cat(samples)
         return pool_ND.reshape(-1, 1) if self.granularity == "tensor" else pool_ND
+
+    def sample(self, count: int = 4096) -> Tensor:
+        """Return about ``count`` observed values, evenly spaced in the reservoir, for pictures."""
+        values = self._pool().flatten()
+        return values[:: max(1, values.numel() // count)]
 
     def state(self) -> dict[str, Any]:
         """Return plain tensors, numbers and strings, for a checkpoint or another process."""
