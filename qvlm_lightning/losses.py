@@ -1,7 +1,7 @@
-"""The terms of visual-encoder optimisation and of the search objective: pure functions (eq. 3, 8-10).
+"""Terms of visual-encoder optimisation and of the search objective (eq. 3, 8-10).
 
-Sums and counts come back apart: processes add them up before a ratio or a logarithm is taken, because
-neither is a mean over samples.
+Sums and counts come back apart: processes add them up before a ratio or a logarithm is taken,
+because neither is a mean over samples.
 
 Shapes: B batch, T tokens, D channels, V vocabulary, M levels, K units.
 """
@@ -115,7 +115,7 @@ def gradient_norm_sums(gradients: Sequence[Tensor | None]) -> Tensor:
 
 
 def jacobian_weights(sums_K: Tensor, counts_K: Tensor) -> Tensor:
-    """Return the weight of every unit in the entropy loss: its mean gradient norm, scaled to mean 1.
+    """Return every unit's weight in the entropy loss: its mean gradient norm, scaled to mean 1.
 
     Args:
         sums_K: per unit, gradient norms summed over the samples of all processes.
@@ -150,7 +150,8 @@ def output_error_terms(
         ``sum m ||y_hat - y||^2`` and ``D sum m``, float64; both add up over batches and processes.
 
     Example:
-        >>> output_error_terms(torch.zeros(1, 2, 2), torch.ones(1, 2, 2), torch.tensor([[True, False]]))
+        >>> first_token = torch.tensor([[True, False]])
+        >>> output_error_terms(torch.zeros(1, 2, 2), torch.ones(1, 2, 2), first_token)
         (tensor(2., dtype=torch.float64), tensor(2., dtype=torch.float64))
     """
     difference = y_hat.to(torch.promote_types(y_hat.dtype, torch.float32)) - y

@@ -1,7 +1,7 @@
 """Dependency between neighbouring layers: soft levels, joint distributions and entropies (eq. 4-6).
 
-Shapes: S sampled elements, M levels. U is the level in layer k, V the one in layer k + 1 at the same
-(sample, token, channel). Entropies are in nats.
+Shapes: S sampled elements, M levels. U is the level in layer k, V the one in layer k + 1 at the
+same (sample, token, channel). Entropies are in nats.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.quant.primitives import level_qparams
+from qvlm_lightning.quant.qparams import level_qparams
 
 Temperature = float | Literal["paper"]
 
@@ -77,7 +77,7 @@ def soft_assignment(
             raise InputError("temperature 'paper' needs delta, the scale of the codes")
         step = torch.as_tensor(delta, dtype=u.dtype, device=u.device).expand_as(u)[..., None]
         return torch.softmax(-distance * step, dim=-1)
-    if isinstance(temperature, str) or not temperature > 0:
+    if not isinstance(temperature, float | int) or not temperature > 0:
         raise InputError(
             f"temperature {temperature!r} is not allowed; a positive number or 'paper'"
         )
@@ -129,7 +129,8 @@ def joint_counts(codes_a: Tensor, codes_b: Tensor, levels: int) -> Tensor:
     codes_a, codes_b = codes_a.flatten(), codes_b.flatten()
     if codes_a.numel() != codes_b.numel():
         raise InputError(
-            f"{codes_a.numel()} and {codes_b.numel()} codes cannot be paired; as many of both are needed"
+            f"{codes_a.numel()} and {codes_b.numel()} codes cannot be paired; "
+            "as many of both are needed"
         )
     for codes in (codes_a, codes_b):
         if codes.numel() and not _are_levels(codes, levels):

@@ -1,8 +1,9 @@
 """Cut a chain of layers into blocks that are searched jointly (eq. 7).
 
-``dependency[k]`` is D(k, k+1), the edge between layers k and k + 1, so n layers have n - 1 edges. Blocks are
-inclusive (first, last). A block of several layers must exceed the threshold: its edges' sum must be more
-than the number of its edges times h_0, by more than the noise of floating-point sums.
+``dependency[k]`` is D(k, k+1), the edge between layers k and k + 1, so n layers have n - 1 edges.
+Blocks are inclusive (first, last). A block of several layers must exceed the threshold: its edges'
+sum must be more than the number of its edges times h_0, by more than the noise of floating-point
+sums.
 """
 
 import math
@@ -64,7 +65,7 @@ def partition_blocks_dp(
     *,
     units: int | None = None,
 ) -> Blocks:
-    """Cut by dynamic programming: the largest :func:`excess` of all partitions; ties to more blocks.
+    """Cut so that :func:`excess` is the largest possible; ties go to more blocks.
 
     Arguments, result and errors are those of :func:`partition_blocks`.
 
@@ -122,8 +123,10 @@ def resolve_threshold(threshold: str | float, dependency: Sequence[float]) -> fl
         InputError: the threshold cannot be read or is not finite.
 
     Example:
-        >>> resolve_threshold("mean", [1.0, 2.0, 6.0]), resolve_threshold("quantile:0.5", [1.0, 2.0, 6.0])
-        (3.0, 2.0)
+        >>> resolve_threshold("mean", [1.0, 2.0, 6.0])
+        3.0
+        >>> resolve_threshold("quantile:0.5", [1.0, 2.0, 6.0])
+        2.0
     """
     edges = _finite_edges(dependency)
     kind, _, rest = threshold.partition(":") if isinstance(threshold, str) else ("", "", "")
@@ -137,8 +140,8 @@ def resolve_threshold(threshold: str | float, dependency: Sequence[float]) -> fl
         return _quantile(sorted(edges), number) if edges else 0.0
     if kind == "quantile" or not math.isfinite(number) or isinstance(threshold, bool):
         raise InputError(
-            f"threshold {threshold!r} cannot be used; allowed: 'mean', 'quantile:q' with q from 0 to 1, "
-            "or a finite number"
+            f"threshold {threshold!r} cannot be used; allowed: 'mean', 'quantile:q' with q from 0 "
+            "to 1, or a finite number"
         )
     return number
 

@@ -1,9 +1,9 @@
 """Uniform quantization: qparams, codes, and fake quantization with learnable bounds.
 
-Shapes: B batch, T tokens, D channels, O outputs, I inputs, G groups, M = 2^bits levels.
-Everything is computed in float32 (float64 for float64 input), whatever autocast says. Bounds broadcast
-against the tensor they belong to. A width of 16 is a real 16-bit quantizer here; that 16 means "off" is
-the caller's convention.
+Shapes: B batch, T tokens, D channels, O outputs, I inputs, G groups, M = 2^bits levels. Everything
+is computed in float32 (float64 for float64 input), whatever autocast says. Bounds broadcast against
+the tensor they belong to. A width of 16 is a real 16-bit quantizer here; that 16 means "off" is the
+caller's convention.
 """
 
 from typing import Any
@@ -12,6 +12,21 @@ import torch
 from torch import Tensor
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.quant.qparams import affine_qparams, compute_dtype, symmetric_scale
+
+__all__ = [
+    "affine_qparams",
+    "dequantize",
+    "fake_quantize",
+    "fake_quantize_symmetric",
+    "fake_quantize_weight",
+    "quantize",
+    "quantize_symmetric",
+    "round_ste",
+    "symmetric_scale",
+    "weight_codes",
+    "weight_ranges",
+]
 
 
 def round_ste(x: Tensor) -> Tensor:
@@ -24,46 +39,6 @@ def round_ste(x: Tensor) -> Tensor:
     return x + (x.round() - x).detach()
 
 
-def affine_qparams(low: Tensor, high: Tensor, num_bits: int) -> tuple[Tensor, Tensor]:
-    """Return scale and integral zero point of a range, extended so that it contains 0.
-
-    Args:
-        low: smallest value, any shape.
-        high: largest value, same shape.
-        num_bits: width b, M = 2^b.
-
-    Returns:
-        ``scale = max((high - low) / (M - 1), 1e-6 max(|low|, |high|), tiny)`` and
-        ``zero_point = round(-low / scale)`` in [0, M - 1], float32 or float64.
-
-    Example:
-        >>> affine_qparams(torch.tensor(-5.0), torch.tensor(10.0), 4)
-        (tensor(1.), tensor(5.))
-    """
-    return level_qparams(low, high, 2**num_bits)
-
-
-def level_qparams(low: Tensor, high: Tensor, levels: int) -> tuple[Tensor, Tensor]:
-    """Return :func:`affine_qparams` for any number of levels M."""
-    dtype = _compute_dtype(low, high)
-    low, high = low.to(dtype).clamp_max(0), high.to(dtype).clamp_min(0)
-    floor = (1e-6 * torch.maximum(-low, high)).clamp_min(torch.finfo(dtype).tiny)
-    scale = torch.maximum((high - low) / (levels - 1), floor)
-    return scale, (-low / scale).round().clamp(0, levels - 1)
-
-
-def symmetric_scale(absmax: Tensor, num_bits: int) -> Tensor:
-    """Return ``absmax / ((2^b - 1) / 2)``, for codes in [-2^(b-1), 2^(b-1) - 1].
-
-    Example:
-        >>> symmetric_scale(torch.tensor(7.5), 4)
-        tensor(1.)
-    """
-    dtype = _compute_dtype(absmax)
-    scale = absmax.to(dtype) / _half_range(num_bits)
-    return scale.clamp_min(torch.finfo(dtype).tiny)
-
-
 def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -> Tensor:
     """Return the codes ``clamp(round(x / scale) + zero_point, 0, M - 1)``, as whole floats.
 
@@ -71,14 +46,14 @@ def quantize(x: Tensor, scale: Tensor, zero_point: Tensor, num_bits: int) -> Ten
         >>> quantize(torch.tensor([-9.0, 0.4, 2.5]), torch.tensor(1.0), torch.tensor(5.0), 4)
         tensor([0., 5., 7.])
     """
-    codes = (x.to(_compute_dtype(x, scale)) / scale).round() + zero_point
+    codes = (x.to(compute_dtype(x, scale)) / scale).round() + zero_point
     return codes.clamp(0, 2**num_bits - 1)
 
 
 def quantize_symmetric(x: Tensor, scale: Tensor, num_bits: int) -> Tensor:
     """Return the codes ``clamp(round(x / scale), -2^(b-1), 2^(b-1) - 1)``, as whole floats."""
-    codes = (x.to(_compute_dtype(x, scale)) / scale).round()
-    return codes.clamp(*_signed_range(num_bits))
+    codes = (x.to(compute_dtype(x, scale)) / scale).round()
+    return codes.clamp(-(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1)
 
 
 def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | float = 0.0) -> Tensor:
@@ -89,9 +64,9 @@ def dequantize(codes: Tensor, scale: Tensor, zero_point: Tensor | float = 0.0) -
 def fake_quantize(x: Tensor, low: Tensor, high: Tensor, num_bits: int) -> Tensor:
     """Quantize and dequantize on the range [low, high] (extended to contain 0).
 
-    The gradient is straight-through: 1 to ``x`` inside the range and 0 outside; an element outside gives
-    its whole gradient to the bound it exceeds, one inside gives its rounding error to both (LSQ). With or
-    without gradients the values are the same to the bit.
+    The gradient is straight-through: 1 to ``x`` inside the range and 0 outside; an element outside
+    gives its whole gradient to the bound it exceeds, one inside gives its rounding error to both
+    (LSQ). With or without gradients the values are the same to the bit.
 
     Args:
         x: any shape.
@@ -115,8 +90,8 @@ def fake_quantize(x: Tensor, low: Tensor, high: Tensor, num_bits: int) -> Tensor
 def fake_quantize_symmetric(x: Tensor, absmax: Tensor, num_bits: int) -> Tensor:
     """Quantize and dequantize on [-absmax, absmax]; gradients as in :func:`fake_quantize`.
 
-    The outermost codes stand for -1.0667 and 0.9333 times ``absmax`` at 4 bits, and saturated elements
-    give their gradient to ``absmax`` with that factor.
+    The outermost codes stand for -1.0667 and 0.9333 times ``absmax`` at 4 bits, and saturated
+    elements give their gradient to ``absmax`` with that factor.
 
     Example:
         >>> fake_quantize_symmetric(torch.tensor([-9.0, 0.4, 9.0]), torch.tensor(7.5), 4)
@@ -140,8 +115,8 @@ def weight_ranges(
         weight_OI: weight of a Linear layer.
         group_size: inputs per group; ``None`` for one range per output channel.
         symmetric: ranges [-absmax, absmax] instead of [min, max].
-        clip_ratio_O1: factor on the ranges of each output channel; the gradient reaches it, and not the
-            weight's extremes.
+        clip_ratio_O1: factor on the ranges of each output channel; the gradient reaches it, and not
+            the weight's extremes.
 
     Returns:
         low and high, [O, G, 1] (G = 1 without groups).
@@ -150,7 +125,7 @@ def weight_ranges(
         InputError: the group size does not divide the inputs.
     """
     grouped_OGI = _grouped(weight_OI.detach(), group_size)
-    grouped_OGI = grouped_OGI.to(_compute_dtype(weight_OI))
+    grouped_OGI = grouped_OGI.to(compute_dtype(weight_OI))
     low, high = grouped_OGI.amin(dim=-1, keepdim=True), grouped_OGI.amax(dim=-1, keepdim=True)
     if symmetric:
         high = torch.maximum(-low, high)
@@ -190,7 +165,7 @@ def weight_codes(
     symmetric: bool,
     clip_ratio_O1: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return codes [O, I] int32, scale [O, G] and zero point [O, G] (0 if symmetric) of a weight."""
+    """Return codes [O, I] int32, scale and zero point [O, G] (0 if symmetric) of a weight."""
     low, high = weight_ranges(weight_OI, group_size, symmetric, clip_ratio_O1)
     grouped_OGI = _grouped(weight_OI, group_size)
     if symmetric:
@@ -215,46 +190,43 @@ def _grouped(weight_OI: Tensor, group_size: int | None) -> Tensor:
     return weight_OI.reshape(outputs, inputs // size, size)
 
 
-def _compute_dtype(*tensors: Tensor) -> torch.dtype:
-    double = any(t.dtype == torch.float64 for t in tensors)
-    return torch.float64 if double else torch.float32
-
-
-def _half_range(num_bits: int) -> float:
-    return (2**num_bits - 1) / 2
-
-
-def _signed_range(num_bits: int) -> tuple[int, int]:
-    return -(2 ** (num_bits - 1)), 2 ** (num_bits - 1) - 1
-
-
 def _affine_values(x: Tensor, low: Tensor, high: Tensor, num_bits: int) -> Tensor:
     scale, zero_point = affine_qparams(low, high, num_bits)
-    return _snap(x, scale, -zero_point, 2**num_bits - 1 - zero_point)
+    return _snap(x, scale, *_shifted_range(zero_point, num_bits)).mul_(scale).to(x.dtype)
 
 
 def _symmetric_values(x: Tensor, absmax: Tensor, num_bits: int) -> Tensor:
     scale = symmetric_scale(absmax, num_bits)
-    least, most = _signed_range(num_bits)
-    return _snap(x, scale, scale.new_tensor(least), scale.new_tensor(most))
+    return _snap(x, scale, *_signed_range(scale, num_bits)).mul_(scale).to(x.dtype)
 
 
 def _snap(x: Tensor, scale: Tensor, least: Tensor, most: Tensor) -> Tensor:
-    """Return ``clamp(round(x / scale), least, most) * scale`` in four passes over one fresh tensor.
+    """Return ``clamp(round(x / scale), least, most)`` in one fresh tensor.
 
-    Codes minus zero point, so clamping against the shifted limits is exact and saves two passes.
+    These are codes minus the zero point: clamping them at shifted limits is exact and saves two
+    passes. On a CPU ``clamp_`` with broadcast limits is eight times slower than what is done here.
     """
     steps = (x.to(scale.dtype) / scale).round_()
-    return _clamp_(steps, least, most).mul_(scale).to(x.dtype)
+    return _clip(steps, least, most, out=steps)
 
 
-def _clamp_(steps: Tensor, least: Tensor, most: Tensor) -> Tensor:
-    if least.numel() == 1 and steps.device.type == "cpu":  # reading a number from a GPU would wait
-        return steps.clamp_(float(least), float(most))
-    return steps.clamp_(least, most)
+def _clip(x: Tensor, least: Tensor, most: Tensor, out: Tensor | None = None) -> Tensor:
+    clipped = torch.maximum(x, least, out=out)
+    return torch.minimum(clipped, most, out=clipped)
+
+
+def _shifted_range(zero_point: Tensor, num_bits: int) -> tuple[Tensor, Tensor]:
+    return -zero_point, 2**num_bits - 1 - zero_point
+
+
+def _signed_range(like: Tensor, num_bits: int) -> tuple[Tensor, Tensor]:
+    half = 2 ** (num_bits - 1)
+    return like.new_tensor(-half), like.new_tensor(half - 1)
 
 
 class _AffineFakeQuantize(torch.autograd.Function):
+    """Indicators are floats made in place: passes over booleans cost several times as much."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, low: Tensor, high: Tensor, num_bits: int) -> Tensor:
         ctx.save_for_backward(x, low, high)
@@ -262,23 +234,25 @@ class _AffineFakeQuantize(torch.autograd.Function):
         return _affine_values(x, low, high, num_bits)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, low, high = ctx.saved_tensors
         scale, zero_point = affine_qparams(low, high, ctx.num_bits)
-        x = x.to(scale.dtype)
-        below, above = x < low.clamp_max(0), x > high.clamp_min(0)
-        grad_x = grad.masked_fill(below | above, 0.0) if ctx.needs_input_grad[0] else None
+        x, grad, dtype = x.to(scale.dtype), grad.to(scale.dtype), x.dtype
+        top = high.clamp_min(0).to(scale.dtype)
+        clipped = _clip(x, low.clamp_max(0).to(scale.dtype), top)
+        inside = torch.eq(clipped, x, out=torch.empty_like(clipped))
         if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-            return grad_x, None, None, None
-        steps = x / scale
-        snapped = _clamp_(steps.round(), -zero_point, 2**ctx.num_bits - 1 - zero_point)
-        # d x_q / d scale inside the range; scale = (high - low) / (M - 1)
-        share = snapped.sub_(steps).div_(2**ctx.num_bits - 1).masked_fill_(below | above, 0.0)
-        grad = grad.to(scale.dtype)
+            return inside.mul_(grad).to(dtype), None, None, None
+        share = _snap(clipped, scale, *_shifted_range(zero_point, ctx.num_bits))
+        # d x_q / d high inside, where d scale / d high = 1 / (M - 1); d x_q / d low is its negative
+        share.sub_(clipped.div_(scale)).mul_(inside).div_(2**ctx.num_bits - 1)
+        share.add_(torch.gt(x, top, out=clipped)).mul_(grad)
+        to_high = share.sum_to_size(high.shape)
+        grad_x = inside.mul_(grad)
+        to_low = torch.sub(grad, grad_x, out=share).sum_to_size(low.shape) - to_high
         # a bound on the wrong side of 0 is replaced by 0 and gets no gradient
-        grad_low = (grad * (below.to(grad.dtype) - share)).sum_to_size(low.shape) * (low <= 0)
-        grad_high = (grad * (above.to(grad.dtype) + share)).sum_to_size(high.shape) * (high >= 0)
-        return grad_x, grad_low.to(low.dtype), grad_high.to(high.dtype), None
+        to_low, to_high = to_low * (low <= 0), to_high * (high >= 0)
+        return grad_x.to(dtype), to_low.to(low.dtype), to_high.to(high.dtype), None
 
 
 class _SymmetricFakeQuantize(torch.autograd.Function):
@@ -289,15 +263,16 @@ class _SymmetricFakeQuantize(torch.autograd.Function):
         return _symmetric_values(x, absmax, num_bits)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, absmax = ctx.saved_tensors
         scale = symmetric_scale(absmax, ctx.num_bits)
-        x = x.to(scale.dtype)
-        outside = x.abs() > absmax
-        grad_x = grad.masked_fill(outside, 0.0) if ctx.needs_input_grad[0] else None
+        x, grad, dtype = x.to(scale.dtype), grad.to(scale.dtype), x.dtype
+        top = absmax.to(scale.dtype)
+        clipped = _clip(x, -top, top)
+        inside = torch.eq(clipped, x, out=torch.empty_like(clipped))
         if not ctx.needs_input_grad[1]:
-            return grad_x, None, None
-        steps = x / scale
-        codes = steps.round().clamp_(*_signed_range(ctx.num_bits))
-        slope = codes.sub_(steps.masked_fill_(outside, 0.0)).div_(_half_range(ctx.num_bits))
-        return grad_x, (grad * slope).sum_to_size(absmax.shape).to(absmax.dtype), None
+            return inside.mul_(grad).to(dtype), None, None
+        slope = _snap(x, scale, *_signed_range(scale, ctx.num_bits))
+        slope.sub_(clipped.div_(scale).mul_(inside)).div_((2**ctx.num_bits - 1) / 2).mul_(grad)
+        grad_x = inside.mul_(grad)
+        return grad_x.to(dtype), slope.sum_to_size(absmax.shape).to(absmax.dtype), None

@@ -61,14 +61,16 @@ class Scheme:
     language: PartScheme = field(default_factory=PartScheme)
     """Widths of the decoder."""
     activation_mode: ActivationMode = "static_tensor"
-    """``static_tensor``: one stored range per site. ``static_channel``: per channel in the decoder, per
-    position in the tower (the paper). ``dynamic_token``: symmetric, measured on each token at run time."""
+    """``static_tensor``: one stored range per site. ``static_channel``: one per channel in the
+    decoder, per position in the tower (the paper). ``dynamic_token``: symmetric, measured on each
+    token at run time."""
     weight_symmetric: bool = False
     """Symmetric weight codes around 0 instead of asymmetric ones with a zero point."""
     group_size: int | None = None
     """Inputs that share a weight scale; none: one scale per output channel."""
     group_fallback: GroupFallback = "error"
-    """When the group size does not divide a layer's inputs: stop, or one scale per output ``channel``."""
+    """When the group size does not divide a layer's inputs: ``error``, or one scale per output
+    ``channel`` in that layer."""
     ignore: tuple[str, ...] = ()
     """Regular expressions, searched in module names; what matches stays in full precision."""
 
@@ -85,8 +87,8 @@ class Scheme:
         """Make a scheme from a name as :attr:`name` writes it.
 
         Args:
-            name: ``w<bits>a<bits>`` for all parts alike, ``fp``, or ``<part>-w<bits>a<bits>`` of all
-                three parts joined by ``_``.
+            name: ``w<bits>a<bits>`` for all parts alike, ``fp``, or ``<part>-w<bits>a<bits>`` of
+                all three parts joined by ``_``.
             options: the other fields.
 
         Raises:
@@ -96,9 +98,7 @@ class Scheme:
             >>> Scheme.parse("w4a16").language.activation_bits
             16
         """
-        if name == "fp":
-            return cls(**dict.fromkeys(PARTS, PartScheme(OFF, OFF)), **options)
-        pieces = dict.fromkeys(PARTS, name)
+        pieces = dict.fromkeys(PARTS, f"w{OFF}a{OFF}" if name == "fp" else name)
         if "-" in name:
             pieces = dict(piece.split("-", 1) for piece in name.split("_") if "-" in piece)
         found = {part: _WIDTHS_NAME.fullmatch(text) for part, text in pieces.items()}
@@ -107,8 +107,10 @@ class Scheme:
                 f"scheme {name!r} cannot be read; allowed: 'w4a4' and the like, 'fp', or "
                 "'vision-w8a8_projector-w8a8_language-w4a4'"
             )
-        widths = {p: PartScheme(int(m[1]), int(m[2])) for p, m in found.items() if m is not None}
-        return cls(**widths, **options)
+        for part, match in found.items():
+            assert match is not None
+            options[part] = PartScheme(int(match[1]), int(match[2]))
+        return cls(**options)
 
     @property
     def name(self) -> str:
