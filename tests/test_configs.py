@@ -1,0 +1,98 @@
+"""Every YAML in configs/ is parsed by the program it belongs to and runs for a step."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from qvlm_lightning.cli import train_main
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+# room of configs/ -> program that reads it; a new room needs a line here and a test below
+CALIBRATION = {"", "methods", "schemes", "models", "data", "trainer"}
+EVALUATION = {"eval", "table"}
+
+SMALL = [
+    "--trainer.fast_dev_run=true",
+    "--trainer.accelerator=cpu",
+    "--data.init_args.calibration_pairs=8",
+    "--data.init_args.search_pairs=4",
+    "--data.init_args.batch_size=4",
+]
+
+
+def presets(room: str) -> list[str]:
+    """Names like ``methods/qvlm.yaml``, sorted."""
+    return sorted(str(p.relative_to(CONFIGS)) for p in (CONFIGS / room).glob("*.yaml"))
+
+
+def fit(*names: str, options: list[str]) -> None:
+    train_main(["fit", *(f"--config={CONFIGS / name}" for name in names), *options])
+
+
+def combinations() -> list[tuple[str, ...]]:
+    """Every method, and every other preset at least once; the full product would tell no more."""
+    rooms = [presets(room) for room in ("methods", "schemes", "models", "data")]
+    longest = max(map(len, rooms))
+    cycled = [list(itertools.islice(itertools.cycle(room), longest)) for room in rooms if room]
+    return [("base.yaml", *choice) for choice in zip(*cycled, strict=True)]
+
+
+def all_files() -> list[Path]:
+    return sorted(CONFIGS.rglob("*.yaml"))
+
+
+def test_every_room_belongs_to_a_program() -> None:
+    rooms = {str(p.parent.relative_to(CONFIGS)).replace(".", "") for p in all_files()}
+    assert rooms <= CALIBRATION | EVALUATION
+
+
+@pytest.mark.parametrize("path", all_files(), ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_a_preset_says_what_it_is_for(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert text.startswith("# "), "the first line tells what the file is for"
+    assert isinstance(yaml.safe_load(text), dict)
+
+
+@pytest.mark.parametrize("names", combinations(), ids=lambda names: "+".join(names[1:]))
+def test_a_calibration_runs_for_a_step(names: tuple[str, ...], tmp_path) -> None:
+    fit(*names, options=[*SMALL, f"--trainer.default_root_dir={tmp_path}"])
+
+
+def test_the_demo_runs_for_a_step(tmp_path) -> None:
+    fit("demo.yaml", options=[*SMALL, f"--trainer.default_root_dir={tmp_path}"])
+
+
+def test_the_demo_is_its_parts(capsys) -> None:
+    """configs/demo.yaml is a shortcut: the same run can be composed."""
+    parts = ("base", "methods/qvlm", "schemes/w4a4", "models/tiny", "data/tiny")
+    demo = printed(capsys, "demo.yaml")
+    composed = printed(capsys, *(f"{part}.yaml" for part in parts))
+    assert demo["model"] == composed["model"]
+    assert demo["data"] == composed["data"]
+
+
+@pytest.mark.parametrize("name", presets("trainer"))
+def test_a_trainer_is_accepted(name: str, capsys) -> None:
+    parts = ("methods/rtn", "schemes/w8a8", "models/tiny", "data/tiny")
+    config = printed(capsys, "base.yaml", name, *(f"{part}.yaml" for part in parts))
+    wanted = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))["trainer"]
+    assert {key: config["trainer"][key] for key in wanted} == wanted
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_demo_runs_on_a_gpu(tmp_path) -> None:
+    options = [*SMALL, "--trainer.accelerator=gpu", f"--trainer.default_root_dir={tmp_path}"]
+    fit("demo.yaml", options=options)
+
+
+def printed(capsys, *names: str) -> dict:
+    """The configuration as the program understood it."""
+    with pytest.raises(SystemExit) as end:
+        fit(*names, options=["--print_config"])
+    assert end.value.code == 0
+    return yaml.safe_load(capsys.readouterr().out)

@@ -1,0 +1,117 @@
+"""The examples of the documents run as they are printed."""
+
+import importlib.util
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    SiglipVisionConfig,
+)
+
+from qvlm_lightning.cli import train_main
+from qvlm_lightning.nn.surgery import quantize_model
+from qvlm_lightning.quant.scheme import Scheme
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = ROOT / "configs"
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(document: str, language: str) -> list[str]:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def as_module(tmp_path, monkeypatch):
+    """Import a printed file under the name it would have in the project."""
+
+    def load(name: str, source: str) -> ModuleType:
+        path = tmp_path / f"{name.rpartition('.')[2]}.py"
+        path.write_text(source, encoding="utf-8")
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        package = importlib.import_module(name.rpartition(".")[0])
+        monkeypatch.setattr(package, name.rpartition(".")[2], module, raising=False)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_the_method_of_the_document_calibrates(as_module, tmp_path) -> None:
+    (source,) = blocks("docs/adding_a_method.md", "python")
+    (preset,) = blocks("docs/adding_a_method.md", "yaml")
+    as_module("qvlm_lightning.methods.shared", source)
+    (tmp_path / "shared.yaml").write_text(preset, encoding="utf-8")
+    rooms = ("schemes/w4a4", "models/tiny", "data/tiny")
+    train_main(
+        [
+            "fit",
+            f"--config={CONFIGS / 'base.yaml'}",
+            f"--config={tmp_path / 'shared.yaml'}",
+            *(f"--config={CONFIGS / room}.yaml" for room in rooms),
+            "--trainer.accelerator=cpu",
+            "--trainer.fast_dev_run=true",
+            "--data.init_args.calibration_pairs=8",
+            "--data.init_args.search_pairs=4",
+            "--data.init_args.batch_size=4",
+            f"--trainer.default_root_dir={tmp_path / 'run'}",
+        ]
+    )
+
+
+def test_the_family_of_the_document_names_the_parts(as_module) -> None:
+    (source,) = blocks("docs/adding_a_model.md", "python")
+    family = as_module("qvlm_lightning.models.llava_siglip", source).LlavaSiglip("in memory")
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    model = LlavaForConditionalGeneration(
+        LlavaConfig(
+            vision_config=SiglipVisionConfig(
+                **sizes, num_hidden_layers=3, image_size=16, patch_size=8
+            ),
+            text_config=LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=20),
+            vision_feature_select_strategy="full",
+            image_token_index=3,
+        )
+    ).eval()
+    batch = {
+        "input_ids": torch.tensor([[1, 3, 3, 3, 3, 5]]),
+        "pixel_values": torch.randn(1, 3, 16, 16),
+    }
+    with torch.no_grad():
+        before = model(**batch).logits
+        structure = quantize_model(
+            model, family, Scheme.parse("w4a4", activation_mode="static_channel")
+        )
+        assert torch.equal(model(**batch).logits, before)
+    layers = {name: len(tower.units) for name, tower in structure.towers.items()}
+    assert layers == {"vision": 2, "projector": 1, "language": 2}
+    assert structure.towers["vision"].sites[0].quantizer.low.shape == (4, 1)
+    assert any("pooling head" in reason for reason in structure.ignored.values())
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
+def test_links_and_commands_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    named = re.findall(r"`?((?:configs|docs|tests|qvlm_lightning)/[\w/]+\.(?:yaml|md|py))", text)
+    examples = ("shared", "llava_siglip")
+    named = [name for name in named if not any(example in name for example in examples)]
+    missing = [x for x in links if not (document.parent / x).exists()]
+    missing += [x for x in named if not (ROOT / x).exists()]
+    assert missing == []
+    targets = {line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines()}
+    assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, flags=re.MULTILINE)) <= targets
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 150
