@@ -76,8 +76,10 @@ def partition_blocks_dp(
         [(0, 0), (1, 3), (4, 4)]
     """
     edges, cuts, count = _checked(dependency, threshold, max_depth, boundaries, units)
-    # exact arithmetic: ties are ties, whatever the order of the sum
-    gain = [Fraction(value) - Fraction(threshold) for value in edges]
+    # exact arithmetic, and edges that equal the threshold up to noise: ties are ties
+    gain = [
+        Fraction(d) - Fraction(threshold) if abs(d - threshold) > _noise(d) else 0 for d in edges
+    ]
     best: list[tuple[Fraction, int]] = [(Fraction(0), 0)] * (count + 1)
     ends = [0] * count
     for first in reversed(range(count)):
@@ -155,7 +157,11 @@ def _quantile(ordered: list[float], q: float) -> float:
 
 def _exceeds(edges: Sequence[float], threshold: float) -> bool:
     total = math.fsum(edges)
-    return total - len(edges) * threshold > 1e-12 * max(1.0, abs(total))
+    return total - len(edges) * threshold > _noise(total)
+
+
+def _noise(total: float) -> float:
+    return 1e-12 * max(1.0, abs(total))
 
 
 def _finite_edges(dependency: Sequence[float]) -> list[float]:
