@@ -1,10 +1,12 @@
 """What every data module shares: checked samples, fixed calibration batches, evaluation batches."""
 
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any
 
+import torch
 from lightning.pytorch import LightningDataModule
 
 from qvlm_lightning.data.collate import Batch, collate, prompt_lengths
@@ -174,10 +176,10 @@ class VQADataModule(LightningDataModule):
 
 
 class QuestionBatches:
-    """Prompts in batches of similar length, made as they are asked for.
+    """Prompts in batches, made as they are asked for; ``sample_index`` says where each row belongs.
 
-    Questions about one image lie next to each other within a length bucket, so that work on the
-    image can be shared; ``sample_index`` says where each row belongs.
+    Questions that share images are kept together, so that the work on an image can be shared;
+    others go by length, so that little is padded.
 
     Args:
         samples: the questions.
@@ -189,14 +191,20 @@ class QuestionBatches:
         self.samples = samples
         self.processor = processor
         lengths = prompt_lengths(samples, processor)
-        order = sorted(
-            range(len(samples)), key=lambda i: (samples[i].image is not None, lengths[i], i)
-        )
-        texts = [i for i in order if samples[i].image is None]
-        images = [i for i in order if samples[i].image is not None]
+        uses = Counter(id(s.image) for s in samples if s.image is not None)
+        place = {key: number for number, key in enumerate(uses)}
+        alone, together, text = [], [], []
+        for i, sample in enumerate(samples):
+            kind = (
+                text if sample.image is None else alone if uses[id(sample.image)] == 1 else together
+            )
+            kind.append(i)
+        alone.sort(key=lambda i: lengths[i])
+        text.sort(key=lambda i: lengths[i])
+        together.sort(key=lambda i: place[id(samples[i].image)])
         self.indices = [
             part[first : first + batch_size]
-            for part in (images, texts)
+            for part in (alone, together, text)
             for first in range(0, len(part), batch_size)
         ]
 
@@ -204,8 +212,6 @@ class QuestionBatches:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Batch]:
-        import torch
-
         for chosen in self.indices:
             batch = collate([self.samples[i] for i in chosen], self.processor, with_answer=False)
             batch["sample_index"] = torch.tensor(chosen)

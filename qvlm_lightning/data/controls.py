@@ -21,7 +21,8 @@ def blind_answers(known: Sequence[Sample], asked: Sequence[Sample]) -> list[str]
         One answer per asked sample; empty where even the family is unknown.
 
     Example:
-        >>> known = [Sample("", None, "color?", answer=c, family="f") for c in ("red", "red", "sky")]
+        >>> seen = ("red", "red", "blue")
+        >>> known = [Sample("", None, "color?", answer=c, family="f") for c in seen]
         >>> blind_answers(known, [Sample("", None, "color?"), Sample("", None, "?", family="f")])
         ['red', 'red']
     """

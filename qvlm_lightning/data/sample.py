@@ -77,7 +77,7 @@ def check_samples(samples: Sequence[Sample], what: str, need: int, answers: bool
     repeated = [name for name, times in Counter(s.id for s in samples).items() if times > 1]
     if repeated:
         raise InputError(
-            f"the {what} set has the id {repeated[0]!r} more than once; ids are unique"
+            f"the {what} set has the id {repeated[0]!r} twice; every sample needs its own"
         )
     for sample in samples:
         if answers and not sample.answer.strip():

@@ -1,0 +1,1 @@
+"""Answers, stored as they come; comparisons, computed from what is stored."""

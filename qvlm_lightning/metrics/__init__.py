@@ -1,0 +1,25 @@
+"""How good the answers are, how far from full precision, and how sure a difference is."""
+
+from qvlm_lightning.metrics.answers import is_correct, parse_answer
+from qvlm_lightning.metrics.counts import Agreement, AnswerAccuracy, ParseFailures
+from qvlm_lightning.metrics.divergence import AnswerKL, answer_kl
+from qvlm_lightning.metrics.intervals import (
+    accuracy_difference,
+    bootstrap_interval,
+    mcnemar_p,
+    wilson_interval,
+)
+
+__all__ = [
+    "Agreement",
+    "AnswerAccuracy",
+    "AnswerKL",
+    "ParseFailures",
+    "accuracy_difference",
+    "answer_kl",
+    "bootstrap_interval",
+    "is_correct",
+    "mcnemar_p",
+    "parse_answer",
+    "wilson_interval",
+]
