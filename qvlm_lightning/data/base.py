@@ -38,7 +38,7 @@ class VQADataModule(LightningDataModule):
         search_pairs: int = 16,
         batch_size: int = 8,
         evaluation_count: int = 2000,
-        evaluation_batch_size: int = 64,
+        evaluation_batch_size: int = 128,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -193,7 +193,9 @@ class QuestionBatches:
         lengths = prompt_lengths(samples, processor)
         uses = Counter(id(s.image) for s in samples if s.image is not None)
         place = {key: number for number, key in enumerate(uses)}
-        alone, together, text = [], [], []
+        alone: list[int] = []
+        together: list[int] = []
+        text: list[int] = []
         for i, sample in enumerate(samples):
             kind = (
                 text if sample.image is None else alone if uses[id(sample.image)] == 1 else together
