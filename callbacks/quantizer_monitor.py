@@ -94,8 +94,9 @@ class QuantizerMonitor(Callback):
         for site, percentile in state.percentiles.items():
             writer.add_scalar(f"search/percentile/{site}", percentile, epoch)
         figures = {"search/percentiles": percentile_figure(state.percentiles)}
-        for tower, blocks in state.partition.items():
-            figure = partition_figure(state.dependency, state.threshold, {tower: blocks})
+        for tower in state.dependency:  # without a measured dependency every layer is a block of its own
+            blocks = {tower: state.partition[tower]}
+            figure = partition_figure(state.dependency, state.threshold, blocks)
             figures[f"entropy/dependency/{tower}"] = figure
         for prefix, clips in by_prefix(module.clip_histograms()).items():
             figures[f"quant/clip/{prefix}"] = clip_histogram_figure(clips)
