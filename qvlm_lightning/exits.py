@@ -36,8 +36,8 @@ def user_faults() -> Iterator[None]:
     """
     try:
         yield
-    except InputError as fault:
-        _end(str(fault), USER_FAULT)
+    except ValueError as fault:
+        _end(str(_input_error(fault)), USER_FAULT)
     except OSError as fault:
         reason = _STORAGE.get(fault.errno or 0)
         if reason is None:
@@ -46,6 +46,16 @@ def user_faults() -> Iterator[None]:
         _end(f"cannot read or write{place}: {reason}", USER_FAULT)
     except KeyboardInterrupt:
         _end("interrupted", INTERRUPTED)
+
+
+def _input_error(fault: ValueError) -> InputError:
+    """Return the user fault that caused ``fault``; raise ``fault`` itself if there is none."""
+    cause: BaseException | None = fault
+    while cause is not None:  # jsonargparse wraps what a constructor raises
+        if isinstance(cause, InputError):
+            return cause
+        cause = cause.__cause__
+    raise fault
 
 
 def _end(sentence: str, code: int) -> None:

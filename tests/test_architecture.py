@@ -23,6 +23,7 @@ ROWS = [
     {"quant"},
     {"data", "metrics", "plots"},
     {"models"},
+    {"arguments"},
     {"exits"},
     {"errors"},
 ]
@@ -34,12 +35,14 @@ ONLY_FOR = {
     "callbacks": {"cli", "notebook"},
     "data": {"commands", "cli", "notebook", "evaluation", "calibration", "callbacks"},
     "metrics": {"evaluation"},
+    "arguments": {"cli", "evaluation", "commands"},
     "plots": {"commands", "callbacks", "evaluation"},
 }
 # These know a family by its interface only, never a concrete one.
 FAMILY_BY_INTERFACE = {"calibration", "methods", "nn"}
 WITHOUT_MODELS = {"quant", "losses", "metrics", "plots"}
 WITH_LIGHTNING = {
+    "arguments",
     "commands",
     "cli",
     "notebook",

@@ -74,6 +74,15 @@ def test_what_the_user_can_mend_is_one_sentence(capsys, fault, code: int, senten
     assert error.count("\n") == 1
 
 
+def test_a_user_fault_is_found_behind_what_a_parser_made_of_it(capsys) -> None:
+    wrapped = ValueError("Does not validate\nagainst any of")
+    wrapped.__cause__ = InputError("weight_bits is 1")
+    with pytest.raises(SystemExit) as end, user_faults():
+        raise wrapped
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: weight_bits is 1\n"
+
+
 @pytest.mark.parametrize("fault", [ValueError("ours"), FileNotFoundError(errno.ENOENT, "gone")])
 def test_our_own_faults_keep_their_traceback(fault: Exception) -> None:
     with pytest.raises(type(fault)), user_faults():
