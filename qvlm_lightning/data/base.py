@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
 
 from qvlm_lightning.data.collate import Batch, collate, prompt_lengths
 from qvlm_lightning.data.sample import Sample, check_disjoint, check_samples
@@ -152,12 +153,12 @@ class VQADataModule(LightningDataModule):
             )
         return self._batches(self.calibration, rank, world_size)
 
-    def train_dataloader(self) -> list[Batch]:
+    def train_dataloader(self) -> DataLoader[Batch]:
         """Return this process's share of the calibration batches."""
         trainer = self.trainer
-        if trainer is None:
-            return self.calibration_batches()
-        return self.rank_batches(trainer.global_rank, trainer.world_size)
+        place = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+        # a bare list would be taken for many loaders
+        return DataLoader(self.rank_batches(*place), batch_size=None)  # type: ignore[arg-type]
 
     def _batches(self, samples: list[Sample], rank: int = 0, world_size: int = 1) -> list[Batch]:
         batches = []

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from torch.utils.data import DataLoader
 
 from qvlm_lightning.calibration import LossWeights, VisualEncoderOptimization
 from qvlm_lightning.callbacks import EntropyRepartition, PercentileSearch
@@ -31,8 +32,8 @@ class ToyData(LightningDataModule):
     def rank_batches(self, rank: int, world_size: int) -> list[Any]:
         return self.batches
 
-    def train_dataloader(self) -> list[Any]:
-        return self.batches
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.batches, batch_size=None)
 
 
 @pytest.fixture
