@@ -11,8 +11,12 @@ class TinyVQA(VQADataModule):
     """
 
     def calibration_samples(self) -> list[Sample]:
-        """Generate the calibration pairs of this seed."""
-        return _generate("calibration", self.calibration_pairs, self.seed)
+        """Generate the calibration pairs of this seed, each about a scene of its own, families in turn."""
+        from qvlm_lightning.models.tiny import TASKS
+
+        stride = len(TASKS)
+        made = _generate("calibration", stride * self.calibration_pairs, self.seed)
+        return [made[stride * i + i % stride] for i in range(self.calibration_pairs)]
 
     def evaluation_samples(self) -> list[Sample]:
         """Generate the evaluation questions, the same for every seed."""
