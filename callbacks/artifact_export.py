@@ -25,14 +25,17 @@ class ArtifactExport(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a module that cannot be exported."""
         if not isinstance(pl_module, QuantModule):
-            raise InputError(f"ArtifactExport works on a QuantModule, not on {type(pl_module).__name__}")
+            raise InputError(
+                f"ArtifactExport works on a QuantModule, not on {type(pl_module).__name__}"
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: QuantModule) -> None:
         """Export if this was the final epoch."""
         if trainer.fast_dev_run or trainer.current_epoch < pl_module.epochs:
             return
         if not pl_module.finished:
-            raise RuntimeError(f"only {pl_module.state.steps} optimiser steps were taken before the final epoch ended")
+            steps = pl_module.state.steps
+            raise RuntimeError(f"the final epoch ended after only {steps} optimiser steps")
         if is_main():
             root = Path(trainer.default_root_dir)
             model = pl_module.model

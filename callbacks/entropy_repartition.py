@@ -11,7 +11,8 @@ from qvlm_lightning.quant.partition import resolve_threshold
 
 
 class EntropyRepartition(Callback):
-    """Re-partitions between epochs (eq. 4-7): at epoch 0 all towers, later and at the end the decoder.
+    """Re-partitions between epochs (eq. 4-7): at epoch 0 all towers, later and at the end the
+    decoder.
 
     Args:
         max_depth: most units in a block (Sec. 4.1: 3).
@@ -65,7 +66,9 @@ class EntropyRepartition(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: QuantModule, batch: Any, batch_idx: int
     ) -> None:
-        """The same: resumed behind the last batch of an epoch, Lightning skips the epoch's start."""
+        """The same: resumed behind the last batch of an epoch, Lightning skips the epoch's
+        start.
+        """
         self._act(pl_module)
 
     def _act(self, module: QuantModule) -> None:

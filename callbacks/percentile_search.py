@@ -10,12 +10,15 @@ from qvlm_lightning.methods.base import Method
 
 
 class PercentileSearch(Callback):
-    """Searches between epochs: at epoch 0 all towers, later and after the last epoch the decoder (A21).
+    """Searches between epochs: at epoch 0 all towers, later and after the last epoch the decoder
+    (A21).
 
-    Stands behind :class:`EntropyRepartition` in the list of callbacks, so that it uses the new blocks.
+    Stands behind :class:`EntropyRepartition` in the list of callbacks, so that it uses the new
+    blocks.
 
     Args:
-        method: how a block is searched: ``MinMax``, ``SequentialSearch`` (eq. 2) or ``JointSearch`` (eq. 3).
+        method: how a block is searched: ``MinMax``, ``SequentialSearch`` (eq. 2) or ``JointSearch``
+            (eq. 3).
         every_n_epochs: distance between searches.
     """
 
@@ -39,7 +42,9 @@ class PercentileSearch(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: QuantModule, batch: Any, batch_idx: int
     ) -> None:
-        """The same: resumed behind the last batch of an epoch, Lightning skips the epoch's start."""
+        """The same: resumed behind the last batch of an epoch, Lightning skips the epoch's
+        start.
+        """
         self._act(pl_module)
 
     def _act(self, module: QuantModule) -> None:

@@ -94,7 +94,9 @@ class QuantizerMonitor(Callback):
         for site, percentile in state.percentiles.items():
             writer.add_scalar(f"search/percentile/{site}", percentile, epoch)
         figures = {"search/percentiles": percentile_figure(state.percentiles)}
-        for tower in state.dependency:  # without a measured dependency every layer is a block of its own
+        for (
+            tower
+        ) in state.dependency:  # without a measured dependency every layer is a block of its own
             blocks = {tower: state.partition[tower]}
             figure = partition_figure(state.dependency, state.threshold, blocks)
             figures[f"entropy/dependency/{tower}"] = figure

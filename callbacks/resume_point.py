@@ -10,9 +10,11 @@ from qvlm_lightning.errors import InputError
 
 
 class ResumePoint(ModelCheckpoint):
-    """Writes ``<default_root_dir>/checkpoints/last.ckpt`` every few steps and at the end of every epoch.
+    """Writes ``<default_root_dir>/checkpoints/last.ckpt`` every few steps and at the end of every
+    epoch.
 
-    A ``ModelCheckpoint`` so that ``--ckpt_path last`` finds the file. Unlike its parent it also saves an
+    A ``ModelCheckpoint`` so that ``--ckpt_path last`` finds the file. Unlike its parent it also
+    saves an
     epoch in which no optimiser step was taken (the final pass; methods without training).
 
     Args:

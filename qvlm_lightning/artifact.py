@@ -31,7 +31,8 @@ class Artifact:
     Attributes:
         model: quantized model, quantizers on.
         processor: its processor.
-        manifest: method, scheme, activation_mode, seed, calibration_ids, percentiles, partition, versions ...
+        manifest: method, scheme, activation_mode, seed, calibration_ids, percentiles, partition,
+            versions ...
         structure: towers, units and sites.
     """
 
@@ -64,14 +65,18 @@ def save_artifact(folder: Path, model: nn.Module, processor: Any, manifest: dict
     model.config.save_pretrained(scratch)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(scratch)
-    text = json.dumps({"format": FORMAT, **manifest, "model_type": config.get("model_type")}, indent=1)
+    text = json.dumps(
+        {"format": FORMAT, **manifest, "model_type": config.get("model_type")}, indent=1
+    )
     (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     scratch.replace(folder)
 
 
 def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return (quantizer tensors, weights) of a quantized model, by their names in it; ties are kept once."""
+    """Return (quantizer tensors, weights) of a quantized model, by their names in it; ties are kept
+    once.
+    """
     quantizers: dict[str, Tensor] = {}
     weights: dict[str, Tensor] = {}
     seen: set[int] = set()
@@ -100,9 +105,13 @@ def load_artifact(path: str | Path) -> Artifact:
         weights = load_file(folder / "model.safetensors")
         quantizers = load_file(folder / QUANTIZERS)
     except (json.JSONDecodeError, SafetensorError) as error:
-        raise InputError(f"artifact {str(path)!r} is broken: {str(error).splitlines()[0]}") from error
+        raise InputError(
+            f"artifact {str(path)!r} is broken: {str(error).splitlines()[0]}"
+        ) from error
     if manifest.get("format") != FORMAT:
-        raise InputError(f"artifact {str(path)!r} has format {manifest.get('format')}; allowed: {FORMAT}")
+        raise InputError(
+            f"artifact {str(path)!r} has format {manifest.get('format')}; allowed: {FORMAT}"
+        )
     family = Llava(str(folder))
     model = _empty_model(folder)
     structure = quantize_model(model, family, Scheme.from_dict(manifest["scheme"]))
@@ -111,7 +120,9 @@ def load_artifact(path: str | Path) -> Artifact:
     missing = set(problems.missing_keys) - tied
     if missing or problems.unexpected_keys:
         odd = min(missing or set(problems.unexpected_keys))
-        raise InputError(f"artifact {str(path)!r} does not fit its own config, for example at {odd}")
+        raise InputError(
+            f"artifact {str(path)!r} does not fit its own config, for example at {odd}"
+        )
     model.requires_grad_(False)
     structure.enable(True)
     return Artifact(model, family.load_processor(), manifest, structure)

@@ -25,15 +25,17 @@ class RunFolder(SaveConfigCallback):
                 root.mkdir(parents=True, exist_ok=True)
                 self._write(trainer, root)
             except OSError as error:
-                raise InputError(f"run folder {str(root)!r} cannot be written: {error.strerror}") from error
+                raise InputError(
+                    f"run folder {str(root)!r} cannot be written: {error.strerror}"
+                ) from error
 
     def _write(self, trainer: Any, root: Path) -> None:
         path = root / self.config_filename
         resuming = self.config.get("ckpt_path") is not None
         if path.exists() and not resuming:
             raise InputError(
-                f"run folder {str(root)!r} already holds a run; resume it with --ckpt_path last or choose "
-                "another --trainer.default_root_dir"
+                f"run folder {str(root)!r} already holds a run; resume it with --ckpt_path last or "
+                "choose another --trainer.default_root_dir"
             )
         scratch = path.with_name(f".{path.name}.part")
         scratch.unlink(missing_ok=True)
@@ -58,7 +60,9 @@ class CalibrationCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: Any) -> None:
         """One model for both, one seed for both, and one epoch more than the optimisation has."""
-        parser.link_arguments("model.init_args.family", "data.init_args.family", apply_on="instantiate")
+        parser.link_arguments(
+            "model.init_args.family", "data.init_args.family", apply_on="instantiate"
+        )
         parser.link_arguments("data.init_args.seed", "model.init_args.seed", apply_on="parse")
 
     def before_fit(self) -> None:

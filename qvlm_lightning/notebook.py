@@ -68,7 +68,9 @@ def quantize(
         raise InputError(f"method {method!r} is not known; allowed: {', '.join(METHODS)}")
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
     family = LoadedLlava(model, processor)
-    data = _Given(samples, family=family, search_pairs=search_pairs, batch_size=batch_size, seed=seed)
+    data = _Given(
+        samples, family=family, search_pairs=search_pairs, batch_size=batch_size, seed=seed
+    )
     seed_everything(seed, verbose=False)
     with tempfile.TemporaryDirectory() as scratch:
         module, callbacks = _recipe(method, family, scheme, epochs, seed, keep=output is not None)
@@ -87,7 +89,9 @@ def quantize(
     return model
 
 
-def _recipe(method: str, family: LoadedLlava, scheme: Scheme, epochs: int, seed: int, keep: bool) -> tuple[Any, list]:
+def _recipe(
+    method: str, family: LoadedLlava, scheme: Scheme, epochs: int, seed: int, keep: bool
+) -> tuple[Any, list]:
     from qvlm_lightning.calibration import QuantModule, VisualEncoderOptimization
     from qvlm_lightning.callbacks import ArtifactExport, EntropyRepartition, PercentileSearch
     from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch

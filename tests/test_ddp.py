@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 pytestmark = pytest.mark.timeout(600)
 
 COMMON = [
-    "fit", "--config=configs/base.yaml", "--config=configs/schemes/w4a4.yaml", "--config=configs/models/tiny.yaml",
+    "fit", "--config=configs/base.yaml", "--config=configs/schemes/w4a4.yaml",
+    "--config=configs/models/tiny.yaml",
     "--data=TinyVQA", "--data.calibration_pairs=16", "--data.search_pairs=8", "--data.batch_size=4",
     "--trainer.accelerator=cpu",
 ]  # fmt: skip
@@ -27,7 +28,9 @@ def run(root: Path, method: str, processes: int, *extra: str) -> Path:
         command += ["--trainer.strategy=ddp", f"--trainer.devices={processes}"]
     # the same number of threads: a matrix product split otherwise rounds otherwise
     environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     return root
 
@@ -48,7 +51,8 @@ def test_gradient_free_methods_are_identical_on_two_processes(tmp_path, method):
 
 
 def test_learned_bounds_agree_on_two_processes(tmp_path):
-    """Sums over a batch are rounded in another order: the losses agree to 1e-5, the ratios to 1e-4."""
+    """Sums over a batch are rounded in another order: the losses agree to 1e-5, the ratios to
+    1e-4."""
     extra = ("--model.epochs=2", "--model.entropy_samples=2048")
     one, two = (run(tmp_path / str(n), "veo", n, *extra) for n in (1, 2))
     for a, b in zip(report(one)["loss"], report(two)["loss"], strict=True):

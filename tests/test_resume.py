@@ -42,19 +42,29 @@ train_main(args)
 """
 
 CONFIG = [
-    "fit", "--config=configs/base.yaml", "--config=configs/methods/qvlm.yaml", "--config=configs/schemes/w4a4.yaml",
+    "fit", "--config=configs/base.yaml", "--config=configs/methods/qvlm.yaml",
+    "--config=configs/schemes/w4a4.yaml",
     "--config=configs/models/tiny.yaml", "--data=TinyVQA", "--model.epochs=3",
-    "--model.entropy_samples=1024", "--data.calibration_pairs=12", "--data.search_pairs=4", "--data.batch_size=4",
+    "--model.entropy_samples=1024", "--data.calibration_pairs=12", "--data.search_pairs=4",
+    "--data.batch_size=4",
     "--trainer.callbacks.every_n_steps=2", "--trainer.accelerator=cpu",
 ]  # fmt: skip
 
 # 3 epochs of 3 steps; two searches of 8 blocks or more, then 4 or more in the final pass
-POINTS = [("block", 0), ("block", 2), ("step", 0), ("step", 2), ("step", 3), ("step", 5), ("step", 8),
-          ("block", 10), ("export", 0), ("checkpoint", 3)]  # fmt: skip
+POINTS = [("block", 0), ("block", 2), ("step", 0), ("step", 2), ("step", 3), ("step", 5),
+          ("step", 8), ("block", 10), ("export", 0), ("checkpoint", 3)]  # fmt: skip
 
 
 def run(root: Path, where: str = "", count: int = 0, resume: bool = False) -> int:
-    command = [sys.executable, "-c", DRIVER, where, str(count), *CONFIG, f"--trainer.default_root_dir={root}"]
+    command = [
+        sys.executable,
+        "-c",
+        DRIVER,
+        where,
+        str(count),
+        *CONFIG,
+        f"--trainer.default_root_dir={root}",
+    ]
     if resume:
         command.append("--ckpt_path=last")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
@@ -67,7 +77,9 @@ def result(root: Path) -> dict[str, object]:
     report = json.loads((root / "report.json").read_text())
     report.pop("search")  # a resumed search reads decided blocks and so runs fewer layers
     files = ("model.safetensors", "quantizers.safetensors")
-    return report | {f: hashlib.sha256((root / "artifact" / f).read_bytes()).hexdigest() for f in files}
+    return report | {
+        f: hashlib.sha256((root / "artifact" / f).read_bytes()).hexdigest() for f in files
+    }
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +100,8 @@ def chosen() -> list[tuple[str, int]]:
 
 
 @pytest.mark.parametrize(
-    ("where", "count"), [p if p in chosen() else pytest.param(*p, marks=pytest.mark.slow) for p in POINTS]
+    ("where", "count"),
+    [p if p in chosen() else pytest.param(*p, marks=pytest.mark.slow) for p in POINTS],
 )
 def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path, where, count):
     assert run(tmp_path, where, count) == -signal.SIGKILL

@@ -1,18 +1,23 @@
 """The data flow of a calibration, without Lightning: statistics, partition, search."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from qvlm_lightning.calibration.dependency import dependency_counts
-from qvlm_lightning.calibration.state import CalibrationState, SearchProgress
-from qvlm_lightning.calibration.statistics import Batch, Progress, Statistics, model_inputs, rows_and_mask
+from qvlm_lightning.calibration.search_progress import SearchProgress, search_key
+from qvlm_lightning.calibration.state import CalibrationState
+from qvlm_lightning.calibration.statistics import (
+    Batch,
+    Progress,
+    Statistics,
+    model_inputs,
+    rows_and_mask,
+)
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.proxies import Evidence, Proxy
@@ -37,13 +42,15 @@ class Calibrator:
     """Calibrates the quantizers of one model.
 
     Args:
-        model: full-precision model, frozen, in ``eval()`` mode; its Linear layers are replaced in place.
+        model: full-precision model, frozen, in ``eval()`` mode; its Linear layers are replaced in
+            place.
         family: names its parts.
         scheme: widths and modes.
         batches: calibration batches in a fixed order (all of them in every process).
         search_batches: the part of them that the search uses.
         seed: seed of reservoirs and draws.
-        progress_folder: where an interrupted search finds its finished blocks; ``None`` keeps nothing.
+        progress_folder: where an interrupted search finds its finished blocks; ``None`` keeps
+            nothing.
         progress: called as ``progress(what, done, of)``.
 
     Example:
@@ -74,7 +81,9 @@ class Calibrator:
         self.stored = SearchProgress(progress_folder)
         self.progress = progress
         if not any(bool(b["has_image"].any()) for b in self.search_batches):
-            raise InputError("no calibration sample used by the search has an image; at least one is needed")
+            raise InputError(
+                "no calibration sample used by the search has an image; at least one is needed"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -82,7 +91,9 @@ class Calibrator:
         return next(self.model.parameters()).device
 
     def collect(self) -> None:
-        """Collect the full-precision statistics; on a fresh calibration put every range on min-max."""
+        """Collect the full-precision statistics; on a fresh calibration put every range on
+        min-max.
+        """
         self.statistics.collect(self.model, self.batches, self.progress)
         if not self.state.initialised:
             self.statistics.initialise()
@@ -100,7 +111,8 @@ class Calibrator:
         """Measure the dependency of ``towers`` and cut them into blocks (eq. 4-7).
 
         Args:
-            towers: which ones; towers searched before take part quantized, the tower itself does not (A9).
+            towers: which ones; towers searched before take part quantized, the tower itself does
+                not (A9).
             proxy: what stands for the dependency.
             threshold: ``mean``, ``quantile:q`` or a number.
             max_depth: most units in a block.
@@ -123,8 +135,12 @@ class Calibrator:
                 samples=samples,
                 seed=self.seed,
             )
-            joints = {kind: c.double() / c.sum(dim=(1, 2), keepdim=True) for kind, c in counts.items()}
-            evidence = Evidence(joints["all"], lambda edge, tower=tower: self._pair(tower, edge, proxy))
+            joints = {
+                kind: c.double() / c.sum(dim=(1, 2), keepdim=True) for kind, c in counts.items()
+            }
+            evidence = Evidence(
+                joints["all"], lambda edge, tower=tower: self._pair(tower, edge, proxy)
+            )
             edges = proxy.edges(evidence)
             h0 = resolve_threshold(threshold, edges)
             blocks = _ALGORITHMS[algorithm](edges, h0, max_depth)
@@ -139,7 +155,9 @@ class Calibrator:
 
     @staticmethod
     def _comparable(tower: Tower) -> bool:
-        """Whether tokens and channels of neighbouring units correspond and there is an edge at all."""
+        """Whether tokens and channels of neighbouring units correspond and there is an edge at
+        all.
+        """
         if len(tower.units) < 2 or not all(unit.sites for unit in tower.units):
             return False
         return len({unit.sites[0].leader.in_features for unit in tower.units}) == 1
@@ -156,7 +174,10 @@ class Calibrator:
         for tower in (self.structure.towers[t] for t in towers):
             if tower.sites:
                 self._search_tower(tower, method, name, cost)
-                self.state.searched = [*(t for t in self.state.searched if t != tower.name), tower.name]
+                self.state.searched = [
+                    *(t for t in self.state.searched if t != tower.name),
+                    tower.name,
+                ]
         total = all_sum(torch.tensor([cost.layer_forwards, cost.site_forwards])).tolist()
         self.state.passes.append(
             {
@@ -172,8 +193,16 @@ class Calibrator:
     def _search_tower(self, tower: Tower, method: Method, name: str, cost: Cost) -> None:
         earlier = set(self.state.searched) - {tower.name, *self._after(tower)}
         exact, quantized = self._calls(tower, set()), self._calls(tower, earlier)
-        blocks = self.state.partition.setdefault(tower.name, [[i, i] for i in range(len(tower.units))])
-        key = self._key(tower, method, blocks, exact, quantized)
+        blocks = self.state.partition.setdefault(
+            tower.name, [[i, i] for i in range(len(tower.units))]
+        )
+        key = search_key(
+            [self.fingerprint, self.scheme.to_dict(), self.seed, [u.name for u in tower.units]],
+            blocks,
+            method,
+            [call.hidden for call in (*exact, *quantized)],
+            [b for site in tower.sites for b in self.statistics.ranges(site, method.percentiles)],
+        )
         decided = gather_objects(self.stored.read(f"{name}-{tower.name}", key))[0]
         objective = [o for o in self.state.objective if o["tower"] != tower.name]
         with self.structure.only({tower.name}):
@@ -181,11 +210,20 @@ class Calibrator:
                 block = self._block(tower, first, last, exact, quantized, method.percentiles, cost)
                 if index >= len(decided):
                     solution = method.solve(block)
-                    decided.append({"choice": solution.choice.tolist(), "objective": solution.objective})
+                    decided.append(
+                        {"choice": solution.choice.tolist(), "objective": solution.objective}
+                    )
                     if is_main():
                         self.stored.write(f"{name}-{tower.name}", key, decided)
                 self._commit(block, decided[index]["choice"])
-                objective.append({"tower": tower.name, "first": first, "last": last, **decided[index]["objective"]})
+                objective.append(
+                    {
+                        "tower": tower.name,
+                        "first": first,
+                        "last": last,
+                        **decided[index]["objective"],
+                    }
+                )
                 exact = [c.advanced(t) for c, t in zip(exact, block.targets, strict=True)]
                 for unit in block.units:
                     quantized = [c.advanced(run_unit(unit, c.hidden, c)) for c in quantized]
@@ -212,7 +250,9 @@ class Calibrator:
     ) -> Block:
         """Return the block with its full-precision targets."""
         units = tower.units[first : last + 1]
-        tables = [[self.statistics.ranges(site, percentiles) for site in unit.sites] for unit in units]
+        tables = [
+            [self.statistics.ranges(site, percentiles) for site in unit.sites] for unit in units
+        ]
         block = Block(units, exact, quantized, [], percentiles, tables, cost)
         hidden = [call.hidden for call in exact]
         for index in range(len(units)):
@@ -222,7 +262,9 @@ class Calibrator:
 
     @torch.no_grad()
     def _pair(self, tower: Tower, edge: int, proxy: Proxy) -> Block:
-        """Return the block of two neighbouring units in the full-precision chain, for costly proxies."""
+        """Return the block of two neighbouring units in the full-precision chain, for costly
+        proxies.
+        """
         exact = self._calls(tower, set())
         for unit in tower.units[:edge]:
             with self.structure.only(set()):
@@ -234,11 +276,15 @@ class Calibrator:
 
     @torch.no_grad()
     def _calls(self, tower: Tower, quantized: set[str]) -> list[UnitInput]:
-        """Return per search batch the call of the tower's first unit, with ``quantized`` towers before it."""
+        """Return per search batch the call of the tower's first unit, with ``quantized`` towers
+        before it.
+        """
         calls = []
         with self.structure.only(quantized):
             for batch in self.search_batches:
-                call = catch_inputs(self.model, tower.units[0].module, model_inputs(batch, self.device))
+                call = catch_inputs(
+                    self.model, tower.units[0].module, model_inputs(batch, self.device)
+                )
                 if call is not None:
                     mask = rows_and_mask(tower.name, batch)[1]
                     call.mask = None if mask is None else mask.to(self.device)
@@ -248,25 +294,3 @@ class Calibrator:
     def _after(self, tower: Tower) -> list[str]:
         names = list(self.structure.towers)
         return names[names.index(tower.name) + 1 :]
-
-    def _key(self, tower: Tower, method: Method, blocks, exact: list[UnitInput], quantized: list[UnitInput]) -> str:
-        """Return a hash of all that the decisions of a search pass depend on."""
-        plain: dict[str, Any] = {
-            "model": self.fingerprint,
-            "scheme": self.scheme.to_dict(),
-            "seed": self.seed,
-            "units": [unit.name for unit in tower.units],
-            "blocks": blocks,
-            "method": [type(method).__name__, method.percentiles, getattr(method, "per", ""), getattr(method, "exhaustive_limit", 0)],
-        }
-        digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-        for call in (*exact, *quantized):
-            digest.update(_bytes(call.hidden))
-        for site in tower.sites:
-            for bound in self.statistics.ranges(site, method.percentiles):
-                digest.update(_bytes(bound))
-        return digest.hexdigest()
-
-
-def _bytes(x: Tensor) -> bytes:
-    return x.detach().to("cpu", torch.float32).contiguous().numpy().tobytes()

@@ -25,7 +25,8 @@ def draw_triples(rows: int, channels: int, count: int, seed: int) -> tuple[Tenso
         seed: seed of the draw.
 
     Returns:
-        [S] sample, uniform over the samples; [S] token as a fraction in [0, 1) of the sample's valid tokens,
+        [S] sample, uniform over the samples; [S] token as a fraction in [0, 1) of the sample's
+        valid tokens,
         so that the draw needs no activation; [S] channel.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -65,7 +66,8 @@ def dependency_counts(
 ) -> dict[str, Tensor]:
     """Count the codes of neighbouring units at the same samples, tokens and channels.
 
-    The tower itself runs in full precision, fed by the towers of ``quantized``. Codes are taken at the
+    The tower itself runs in full precision, fed by the towers of ``quantized``. Codes are taken at
+    the
     first site of every unit, on its per-channel range (A2), with 16 levels.
 
     Args:
@@ -80,7 +82,8 @@ def dependency_counts(
         seed: seed of the draw.
 
     Returns:
-        ``all``: [edges, M, M] int64; for the language tower also ``image`` and ``text`` tokens apart.
+        ``all``: [edges, M, M] int64; for the language tower also ``image`` and ``text`` tokens
+        apart.
         Sums of integers: the same for any number of processes.
     """
     levels, edges = 2**ENTROPY_BITS, len(tower.units) - 1
@@ -117,7 +120,9 @@ def dependency_counts(
             slots += [image, ~image]
         for edge in range(edges):
             for slot, chosen in enumerate(slots):
-                counts[slot, edge] += joint_counts(codes[edge][chosen], codes[edge + 1][chosen], levels)
+                counts[slot, edge] += joint_counts(
+                    codes[edge][chosen], codes[edge + 1][chosen], levels
+                )
     counts = all_sum(counts)
     result = {"all": counts[0]}
     if tower.name == "language":

@@ -1,4 +1,6 @@
-"""The LightningModule around a calibrator: build, freeze, slim checkpoints; trains nothing by itself."""
+"""The LightningModule around a calibrator: build, freeze, slim checkpoints; trains nothing by
+itself.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,10 @@ from qvlm_lightning.quant.scheme import Scheme
 class QuantModule(LightningModule):
     """Calibrates a vision-language model; what happens when is up to the callbacks.
 
-    Time is counted in ``state.steps``, the optimiser steps done, and not by Lightning's loops: a step takes
-    the batch that its number says, so that a run resumed from any checkpoint sees the same data. One more
+    Time is counted in ``state.steps``, the optimiser steps done, and not by Lightning's loops: a
+    step takes
+    the batch that its number says, so that a run resumed from any checkpoint sees the same data.
+    One more
     epoch than ``epochs`` is run: in it the final pass takes place and nothing is trained.
 
     Args:
@@ -46,7 +50,8 @@ class QuantModule(LightningModule):
         # DDP refuses a module without a parameter that requires a gradient; nothing reads this one.
         self.anchor = nn.Parameter(torch.zeros(()))
 
-    # --- what callbacks and monitors use -------------------------------------------------------------
+    # --- what callbacks and monitors use
+    # -------------------------------------------------------------
 
     @property
     def state(self) -> CalibrationState:
@@ -69,7 +74,8 @@ class QuantModule(LightningModule):
         return self.state.steps >= self.epochs * self.steps_per_epoch
 
     def epoch_due(self, every_n_epochs: int, done: list[int]) -> int | None:
-        """Return the epoch whose pass is due now: epoch 0, every n-th, and the final one after the last.
+        """Return the epoch whose pass is due now: epoch 0, every n-th, and the final one after the
+        last.
 
         Args:
             every_n_epochs: distance between passes.
@@ -80,14 +86,20 @@ class QuantModule(LightningModule):
         return epoch if due and epoch not in done else None
 
     def towers_at(self, epoch: int) -> tuple[str, ...]:
-        """Return which towers a pass treats; after epoch 0 the tower's ranges belong to the optimisation."""
+        """Return which towers a pass treats; after epoch 0 the tower's ranges belong to the
+        optimisation.
+        """
         return ("vision", "projector", "language") if epoch == 0 else ("language",)
 
     def repartition(self, epoch: int, proxy: Proxy, **options: Any) -> None:
-        """Measure the dependency and cut the towers into blocks; options of :meth:`Calibrator.repartition`."""
+        """Measure the dependency and cut the towers into blocks; options of
+        :meth:`Calibrator.repartition`.
+        """
         self._built().repartition(self.towers_at(epoch), proxy, **options)
         self.state.partitions_done.append(epoch)
-        partition = {name: [list(b) for b in blocks] for name, blocks in self.state.partition.items()}
+        partition = {
+            name: [list(b) for b in blocks] for name, blocks in self.state.partition.items()
+        }
         self.state.partitions.append({"epoch": epoch, "partition": partition})
 
     def search(self, epoch: int, method: Method) -> None:
@@ -96,7 +108,8 @@ class QuantModule(LightningModule):
         self.state.passes[-1]["epoch"] = epoch
         self.state.passes_done.append(epoch)
 
-    # --- Lightning's hooks ----------------------------------------------------------------------------
+    # --- Lightning's hooks
+    # ----------------------------------------------------------------------------
 
     def configure_model(self) -> None:
         """Load the model, freeze it and put the quantizers in; idempotent."""
@@ -129,10 +142,13 @@ class QuantModule(LightningModule):
         """Nothing to optimise."""
         return None
 
-    # --- checkpoints ----------------------------------------------------------------------------------
+    # --- checkpoints
+    # ----------------------------------------------------------------------------------
 
     def quantizer_state(self) -> dict[str, Tensor]:
-        """Return every tensor that calibration decides, by its name in the model (megabytes, not the model)."""
+        """Return every tensor that calibration decides, by its name in the model (megabytes, not
+        the model).
+        """
         frozen = {id(p) for p in self._frozen()}
         assert self.model is not None
         return {
@@ -160,35 +176,45 @@ class QuantModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the quantizers, drop the model."""
-        checkpoint["state_dict"] = {f"model.{n}": v.detach() for n, v in self.quantizer_state().items()}
+        checkpoint["state_dict"] = {
+            f"model.{n}": v.detach() for n, v in self.quantizer_state().items()
+        }
         checkpoint["calibration"] = {"identity": self.identity(), "state": self.state.to_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check that the checkpoint belongs to this run, then take over its decisions.
 
         Raises:
-            InputError: it comes from another model, scheme, seed or calibration set (names the field), or
+            InputError: it comes from another model, scheme, seed or calibration set (names the
+                field), or
                 lacks a quantizer tensor.
         """
         stored = checkpoint.get("calibration", {}).get("identity")
         if stored is None:
-            raise InputError("the checkpoint is not one of a calibration; give a last.ckpt of this program")
+            raise InputError(
+                "the checkpoint is not one of a calibration; give a last.ckpt of this program"
+            )
         for field, value in self.identity().items():
             if stored.get(field) != value:
                 raise InputError(
-                    f"the checkpoint has {field} {_short(stored.get(field))}, this run has {_short(value)}; "
-                    "resume with the same configuration or start a new run folder"
+                    f"the checkpoint has {field} {_short(stored.get(field))}, this run has "
+                    f"{_short(value)}; resume with the same configuration or start a new run folder"
                 )
         missing = {f"model.{n}" for n in self.quantizer_state()} - set(checkpoint["state_dict"])
         if missing:
-            raise InputError(f"the checkpoint lacks {len(missing)} quantizer tensors, such as {min(missing)}")
+            raise InputError(
+                f"the checkpoint lacks {len(missing)} quantizer tensors, such as {min(missing)}"
+            )
         self.state.update(checkpoint["calibration"]["state"])
 
-    # --- for the monitor -----------------------------------------------------------------------------
+    # --- for the monitor
+    # -----------------------------------------------------------------------------
 
     @torch.no_grad()
     def layer_sqnr(self) -> dict[str, float]:
-        """Return per quantized Linear the signal-to-quantization-noise ratio of its weight, in dB."""
+        """Return per quantized Linear the signal-to-quantization-noise ratio of its weight, in
+        dB.
+        """
         ratios = {}
         for site in self.structure.sites:
             for name, linear in site.linears.items():
@@ -200,7 +226,9 @@ class QuantModule(LightningModule):
 
     @torch.no_grad()
     def clip_histograms(self) -> dict[str, tuple[Tensor, float, float]]:
-        """Return per site a sample of its full-precision activations and its present outermost bounds."""
+        """Return per site a sample of its full-precision activations and its present outermost
+        bounds.
+        """
         result = {}
         observers = self._built().statistics.observers
         for site in self.structure.sites:

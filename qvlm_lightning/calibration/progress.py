@@ -6,7 +6,9 @@ _bars: dict[str, tqdm] = {}
 
 
 def bar(what: str, done: int, of: int) -> None:
-    """Show that ``done`` of ``of`` parts of ``what`` are finished; the bar closes with the last part."""
+    """Show that ``done`` of ``of`` parts of ``what`` are finished; the bar closes with the last
+    part.
+    """
     if what not in _bars:
         _bars[what] = tqdm(total=of, desc=what, leave=True)
     _bars[what].update(done - _bars[what].n)

@@ -10,7 +10,14 @@ from qvlm_lightning.calibration.module import QuantModule
 def versions() -> dict[str, str]:
     """Return the versions that can change a result."""
     found = {"python": platform.python_version()}
-    for name in ("qvlm-lightning", "torch", "transformers", "lightning", "torchmetrics", "safetensors"):
+    for name in (
+        "qvlm-lightning",
+        "torch",
+        "transformers",
+        "lightning",
+        "torchmetrics",
+        "safetensors",
+    ):
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -64,29 +64,3 @@ def write_json(path: Path, value: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
     scratch.replace(path)
-
-
-class SearchProgress:
-    """Blocks that an interrupted search has already decided, one small file per pass.
-
-    A search is deterministic, so a block's decision may be taken over whenever the key, a hash of all that
-    the decision depends on, is the same.
-
-    Args:
-        folder: where the files lie; ``None`` keeps nothing.
-    """
-
-    def __init__(self, folder: Path | None) -> None:
-        self.folder = folder
-
-    def read(self, name: str, key: str) -> list[dict[str, Any]]:
-        """Return the decisions stored under ``name`` for ``key``; empty if there are none."""
-        if self.folder is None or not (self.folder / f"{name}.json").is_file():
-            return []
-        stored = json.loads((self.folder / f"{name}.json").read_text(encoding="utf-8"))
-        return stored["blocks"] if stored["key"] == key else []
-
-    def write(self, name: str, key: str, blocks: list[dict[str, Any]]) -> None:
-        """Store the decisions made so far."""
-        if self.folder is not None:
-            write_json(self.folder / f"{name}.json", {"key": key, "blocks": blocks})

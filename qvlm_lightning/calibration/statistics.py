@@ -1,4 +1,6 @@
-"""One full-precision pass over the calibration set: ranges of every site, and the sample for the dependency."""
+"""One full-precision pass over the calibration set: ranges of every site, and the sample for the
+dependency.
+"""
 
 from collections.abc import Callable, Sequence
 
@@ -24,7 +26,8 @@ def model_inputs(batch: Batch, device: torch.device) -> Batch:
 
 
 def rows_and_mask(tower: str, batch: Batch) -> tuple[list[int], Tensor | None]:
-    """Return which calibration samples a tower sees of a batch, and which tokens count ([B, T] bool or all).
+    """Return which calibration samples a tower sees of a batch, and which tokens count ([B, T] bool
+    or all).
 
     The vision tower and the projector see the samples that have an image, and all their tokens.
     """
@@ -56,7 +59,9 @@ class Statistics:
         return _GRANULARITY[site.quantizer.low.dim()]
 
     @torch.no_grad()
-    def collect(self, model: nn.Module, batches: Sequence[Batch], progress: Progress | None = None) -> None:
+    def collect(
+        self, model: nn.Module, batches: Sequence[Batch], progress: Progress | None = None
+    ) -> None:
         """Run the full-precision model over the batches; processes share them and merge exactly.
 
         Raises:
@@ -104,7 +109,8 @@ class Statistics:
     def ranges(self, site: Site, percentiles: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Return (low, high) candidates of a site, [P, *shape], on the quantizer's device.
 
-        In mode ``dynamic_token`` they are the percentiles themselves: clip ratios on each token's absmax.
+        In mode ``dynamic_token`` they are the percentiles themselves: clip ratios on each token's
+        absmax.
         """
         device = site.quantizer.low.device
         if site.quantizer.mode == "dynamic_token":
@@ -117,7 +123,9 @@ class Statistics:
         return self._ranges[key]
 
     def channel_range(self, site: Site) -> tuple[Tensor, Tensor]:
-        """Return the exact per-channel range [D] of a site, used for the codes of the dependency."""
+        """Return the exact per-channel range [D] of a site, used for the codes of the
+        dependency.
+        """
         low, high = self.observers[site.name].channel_range()
         device = site.quantizer.low.device
         return low.to(device), high.to(device)

@@ -57,7 +57,8 @@ def run_and_see(model: nn.Module, structure: Structure, inputs: Batch, units: bo
 class SoftEdges:
     """Differentiable joint distributions of neighbouring units on one batch (A2, A3).
 
-    The triples are drawn over the global batch, so that every number of processes uses the same ones; the
+    The triples are drawn over the global batch, so that every number of processes uses the same
+    ones; the
     sums are reduced before they are normalised (A18).
 
     Args:
@@ -91,18 +92,26 @@ class SoftEdges:
             rows = rows_and_mask(tower, whole)[0]
             if not rows:
                 continue
-            sample, fraction, channel = draw_triples(len(rows), ranges[0][0].numel(), self.samples, seed)
+            sample, fraction, channel = draw_triples(
+                len(rows), ranges[0][0].numel(), self.samples, seed
+            )
             here, mask = rows_and_mask(tower, local)
             place = {index: row for row, index in enumerate(here)}
             row = torch.tensor([place.get(rows[s], -1) for s in sample.tolist()])
             mine = row >= 0
-            sums = self._sums(seen.units.get(tower, []), ranges, row[mine], fraction[mine], channel[mine], mask)
+            sums = self._sums(
+                seen.units.get(tower, []), ranges, row[mine], fraction[mine], channel[mine], mask
+            )
             result[tower] = [all_sum_with_gradient(s) / self.samples for s in sums]
         return result
 
-    def _sums(self, units: list[Tensor], ranges, row: Tensor, fraction: Tensor, channel: Tensor, mask) -> list[Tensor]:
+    def _sums(
+        self, units: list[Tensor], ranges, row: Tensor, fraction: Tensor, channel: Tensor, mask
+    ) -> list[Tensor]:
         device = ranges[0][0].device
-        if not len(row):  # none of this tower's samples is here, but every process takes part in the sum
+        if not len(
+            row
+        ):  # none of this tower's samples is here, but every process takes part in the sum
             return [torch.zeros(ENTROPY_LEVELS, ENTROPY_LEVELS, device=device) for _ in ranges[1:]]
         token = pick_tokens(mask, row, fraction, units[0].shape[1]).to(device)
         row, channel = row.to(device), channel.to(device)
@@ -115,7 +124,11 @@ class SoftEdges:
         for edge in range(len(codes) - 1):
             pair = codes[edge], codes[edge + 1]
             if self.temperature == "paper":
-                sums.append(soft_joint_sums(*pair, ENTROPY_LEVELS, "paper", delta=(delta[edge], delta[edge + 1])))
+                sums.append(
+                    soft_joint_sums(
+                        *pair, ENTROPY_LEVELS, "paper", delta=(delta[edge], delta[edge + 1])
+                    )
+                )
             else:
                 sums.append(soft_joint_sums(*pair, ENTROPY_LEVELS, self.temperature))
         return sums

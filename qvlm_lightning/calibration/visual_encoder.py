@@ -1,4 +1,6 @@
-"""Visual-encoder optimisation (eq. 8-10) as a LightningModule with learnable quantizer parameters."""
+"""Visual-encoder optimisation (eq. 8-10) as a LightningModule with learnable quantizer
+parameters.
+"""
 
 import math
 from dataclasses import dataclass
@@ -33,14 +35,16 @@ class LossWeights:
 
 
 class VisualEncoderOptimization(QuantModule):
-    """Learns the tower's clip bounds for the whole model's output; the decoder's quantizers stay frozen.
+    """Learns the tower's clip bounds for the whole model's output; the decoder's quantizers stay
+    frozen.
 
     Loss: ``L_reg + lambda_ent * L_ent + lambda_err * L_err`` (eq. 10).
 
     Args:
         family, scheme, seed: see :class:`QuantModule`.
         epochs: epochs of optimisation; the Trainer runs one more for the final pass.
-        lr: AdamW learning rate at the start of a cosine to 0; bounds are learned as ratios around 1.
+        lr: AdamW learning rate at the start of a cosine to 0; bounds are learned as ratios around
+            1.
         weights: weights of the loss terms.
         temperature: of the soft assignment (eq. 5), or ``paper`` for its printed form.
         entropy_samples: (sample, token, channel) triples per batch and tower.
@@ -65,16 +69,22 @@ class VisualEncoderOptimization(QuantModule):
     ) -> None:
         super().__init__(family, scheme, seed)
         if epochs < 1:
-            raise InputError(f"epochs {epochs} is not allowed; at least 1 (or a method without optimisation)")
+            raise InputError(
+                f"epochs {epochs} is not allowed; at least 1 (or a method without optimisation)"
+            )
         if isinstance(temperature, float | int) and temperature <= 0:
-            raise InputError(f"temperature {temperature} is not allowed; a positive number or 'paper'")
+            raise InputError(
+                f"temperature {temperature} is not allowed; a positive number or 'paper'"
+            )
         self.epochs, self.lr, self.grad_clip = epochs, lr, grad_clip
         self.weights = weights or LossWeights()
         self.temperature, self.entropy_samples = temperature, entropy_samples
         self.train_what, self.lora_rank = train, lora_rank
 
     def configure_model(self) -> None:
-        """Build the model; make the tower's quantizers (and norms or low-rank updates) learnable."""
+        """Build the model; make the tower's quantizers (and norms or low-rank updates)
+        learnable.
+        """
         if self.calibrator is not None:
             return
         super().configure_model()
@@ -85,7 +95,10 @@ class VisualEncoderOptimization(QuantModule):
         for parameter in self.quantizer_parameters():
             parameter.requires_grad_(True)
         if not self.quantizer_parameters():
-            raise InputError("visual-encoder optimisation has nothing to learn: vision and projector are at 16 bits")
+            raise InputError(
+                "visual-encoder optimisation has nothing to learn: vision and projector are both "
+                "at 16 bits"
+            )
 
     def quantizer_parameters(self) -> list[nn.Parameter]:
         """Return what is learned: bounds, weight clips and adapters of tower and projector."""
@@ -105,26 +118,36 @@ class VisualEncoderOptimization(QuantModule):
         """AdamW without weight decay over :meth:`quantizer_parameters`."""
         return torch.optim.AdamW(self.quantizer_parameters(), lr=self.lr, weight_decay=0.0)
 
-    # --- data -----------------------------------------------------------------------------------------
+    # --- data
+    # -----------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Collect statistics, cache the full-precision targets X_v and X_n (they never change, A18)."""
+        """Collect statistics, cache the full-precision targets X_v and X_n (they never change,
+        A18).
+        """
         super().on_train_start()
         calibrator = self._built()
         self.local_batches: list[Batch] = self.trainer.datamodule.rank_batches(*world())
-        self.edges = SoftEdges(self.structure, calibrator.statistics, self.temperature, self.entropy_samples)
+        self.edges = SoftEdges(
+            self.structure, calibrator.statistics, self.temperature, self.entropy_samples
+        )
         self.targets: list[tuple[Tensor | None, Tensor]] = []
         with torch.no_grad(), self.structure.only(set()):
             for batch in self.local_batches:
-                seen = run_and_see(calibrator.model, self.structure, model_inputs(batch, self.device), units=False)
+                seen = run_and_see(
+                    calibrator.model, self.structure, model_inputs(batch, self.device), units=False
+                )
                 self.targets.append((seen.features, seen.last_hidden))
         if not self.state.jacobian:
             self.state.jacobian = {}
 
-    # --- one step -------------------------------------------------------------------------------------
+    # --- one step
+    # -------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take one optimiser step on the batch that ``state.steps`` says; none in the final epoch."""
+        """Take one optimiser step on the batch that ``state.steps`` says; none in the final
+        epoch.
+        """
         if self.finished:
             return
         epoch, index = divmod(self.state.steps, self.steps_per_epoch)
@@ -134,7 +157,8 @@ class VisualEncoderOptimization(QuantModule):
             terms = self.loss_terms(index, self.state.steps)
         optimizer = self.optimizers()
         optimizer.zero_grad()
-        # Samples without an image leave the tower unused; DDP wants a gradient for every parameter all the same.
+        # Samples without an image leave the tower unused; DDP wants a gradient for every parameter
+        # all the same.
         unused = sum(p.sum() for p in [*self.quantizer_parameters(), self.anchor]) * 0.0
         self.manual_backward(terms["total"] + unused)
         torch.nn.utils.clip_grad_norm_(self.quantizer_parameters(), self.grad_clip)
@@ -145,31 +169,48 @@ class VisualEncoderOptimization(QuantModule):
         self._log(epoch, index, {name: float(value.detach()) for name, value in terms.items()})
 
     def _learning_rate(self) -> float:
-        """Cosine from ``lr`` to 0, a function of the step alone so that nothing has to be restored."""
-        return self.lr * 0.5 * (1 + math.cos(math.pi * self.state.steps / (self.epochs * self.steps_per_epoch)))
+        """Cosine from ``lr`` to 0, a function of the step alone so that nothing has to be
+        restored.
+        """
+        return (
+            self.lr
+            * 0.5
+            * (1 + math.cos(math.pi * self.state.steps / (self.epochs * self.steps_per_epoch)))
+        )
 
     def loss_terms(self, index: int, step: int) -> dict[str, Tensor]:
-        """Return ``reg``, ``ent``, ``err`` and ``total`` (eq. 8-10) of batch ``index``, over all processes.
+        """Return ``reg``, ``ent``, ``err`` and ``total`` (eq. 8-10) of batch ``index``, over all
+        processes.
 
         Args:
             index: which calibration batch.
             step: seeds the draw of the entropy's triples.
         """
         batch = self.local_batches[index]
-        seen = run_and_see(self._built().model, self.structure, model_inputs(batch, self.device), units=True)
+        seen = run_and_see(
+            self._built().model, self.structure, model_inputs(batch, self.device), units=True
+        )
         nll, count = token_nll(seen.logits, batch["labels"].to(self.device))
         pooled = all_sum_with_gradient(torch.stack([nll, count.to(nll.dtype)]))
         reg = pooled[0] / pooled[1].clamp_min(1)
         err = self._discretization_error(seen, index)
-        joints = self.edges.joints(seen, batch, self._built().batches[index], self.seed * 1_000_003 + step)
+        joints = self.edges.joints(
+            seen, batch, self._built().batches[index], self.seed * 1_000_003 + step
+        )
         flat = [joint for tower in joints.values() for joint in tower]
         factors = [w for name in joints for w in self.state.jacobian[name][: len(joints[name])]]
-        ent = entropy_loss(flat, torch.tensor(factors, device=self.device)) if flat else reg.new_zeros(())
+        ent = (
+            entropy_loss(flat, torch.tensor(factors, device=self.device))
+            if flat
+            else reg.new_zeros(())
+        )
         total = reg + self.weights.lambda_ent * ent + self.weights.lambda_err * err
         return {"reg": reg, "ent": ent, "err": err, "total": total}
 
     def _discretization_error(self, seen: Seen, index: int) -> Tensor:
-        """Return L_err (eq. 9): relative squared errors of X_v and X_n, summed over processes before the ratio."""
+        """Return L_err (eq. 9): relative squared errors of X_v and X_n, summed over processes
+        before the ratio.
+        """
         features, last_hidden = self.targets[index]
         mask = self.local_batches[index]["attention_mask"].bool().to(self.device)
         n_terms = torch.stack(squared_error_terms(seen.last_hidden, last_hidden, mask))
@@ -181,15 +222,21 @@ class VisualEncoderOptimization(QuantModule):
         return relative[0] + self.weights.eta * relative[1]
 
     def measure_jacobian(self) -> dict[str, list[float]]:
-        """Return w_k per unit from one gradient pass of E^(n) on the first batch (A17), mean 1 over all units."""
+        """Return w_k per unit from one gradient pass of E^(n) on the first batch (A17), mean 1 over
+        all units.
+        """
         batch, (_, target) = self.local_batches[0], self.targets[0]
         mask = batch["attention_mask"].bool().to(self.device)
         with torch.enable_grad():
-            seen = run_and_see(self._built().model, self.structure, model_inputs(batch, self.device), units=True)
+            seen = run_and_see(
+                self._built().model, self.structure, model_inputs(batch, self.device), units=True
+            )
             error = (seen.last_hidden - target).square().mean(dim=-1)[mask].sum()
             units = [x for tower in seen.units.values() for x in tower]
             wanted = [x for x in units if x.requires_grad]
-            gradients = iter(torch.autograd.grad(error, wanted, allow_unused=True) if wanted else ())
+            gradients = iter(
+                torch.autograd.grad(error, wanted, allow_unused=True) if wanted else ()
+            )
         tokens = float(all_sum(mask.sum().double().cpu()))
         norms, counts = [], []
         for x in units:
@@ -209,7 +256,9 @@ class VisualEncoderOptimization(QuantModule):
     def _log(self, epoch: int, index: int, values: dict[str, float]) -> None:
         logger = self.trainer.logger
         if logger is not None and self.trainer.is_global_zero:
-            logger.log_metrics({f"loss/{name}": v for name, v in values.items()}, step=self.state.steps)
+            logger.log_metrics(
+                {f"loss/{name}": v for name, v in values.items()}, step=self.state.steps
+            )
         if index == 0:
             self.state.loss.append(dict.fromkeys(values, 0.0))
         for name, value in values.items():
@@ -217,5 +266,9 @@ class VisualEncoderOptimization(QuantModule):
 
     def identity(self) -> dict[str, Any]:
         """Add the hyperparameters of the optimisation."""
-        own = {"lr": self.lr, "weights": list(vars(self.weights).values()), "train": self.train_what}
+        own = {
+            "lr": self.lr,
+            "weights": list(vars(self.weights).values()),
+            "train": self.train_what,
+        }
         return super().identity() | own

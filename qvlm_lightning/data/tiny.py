@@ -11,7 +11,7 @@ class TinyVQA(VQADataModule):
     """
 
     def calibration_samples(self) -> list[Sample]:
-        """Generate the calibration pairs of this seed, each about a scene of its own, families in turn."""
+        """Generate the calibration pairs of this seed, each about a scene of its own."""
         from qvlm_lightning.models.tiny import TASKS
 
         stride = len(TASKS)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -14,7 +15,8 @@ class Solution:
 
     Attributes:
         choice: [number of sites] int64, the index of the chosen percentile of each site.
-        objective: name of a way to choose (``minmax``, ``sequential``, ``joint``) -> J at the block's output.
+        objective: name of a way to choose (``minmax``, ``sequential``, ``joint``) -> J at the
+            block's output.
     """
 
     choice: Tensor
@@ -26,6 +28,13 @@ class Method(ABC):
 
     percentiles: list[float]
 
+    def describe(self) -> dict[str, Any]:
+        """Return plain values that say which method with which settings this is."""
+        settings = {k: v for k, v in vars(self).items() if isinstance(v, int | float | str | list)}
+        return {"method": type(self).__name__, **settings}
+
     @abstractmethod
     def solve(self, block: Block) -> Solution:
-        """Return the choice for ``block``; the caller commits it and advances the quantized chain."""
+        """Return the choice for ``block``; the caller commits it and advances the quantized
+        chain.
+        """

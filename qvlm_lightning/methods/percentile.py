@@ -19,7 +19,8 @@ def percentile_grid(high: float, low: float, step: float) -> list[float]:
     """Return the candidates from ``high`` down to ``low`` (Sec. 4.1: 1.0 ... 0.98 by 0.005).
 
     Raises:
-        InputError: a percentile outside (0.5, 1], ``low`` above ``high``, or a step that is not positive.
+        InputError: a percentile outside (0.5, 1], ``low`` above ``high``, or a step that is not
+            positive.
 
     Example:
         >>> percentile_grid(1.0, 0.98, 0.005)
@@ -51,12 +52,18 @@ class SequentialSearch(Method):
 
     Args:
         low, high, step: the candidates, Sec. 4.1 of the paper.
-        per: ``site``: one percentile per group of Linear layers that share an input, judged at the output
-            of these layers; ``layer``: one per layer, judged at the layer's output (the paper's literal cost).
+        per: ``site``: one percentile per group of Linear layers that share an input, judged at the
+            output
+            of these layers; ``layer``: one per layer, judged at the layer's output (the paper's
+            literal cost).
     """
 
     def __init__(
-        self, low: float = 0.98, high: float = 1.0, step: float = 0.005, per: Literal["site", "layer"] = "site"
+        self,
+        low: float = 0.98,
+        high: float = 1.0,
+        step: float = 0.005,
+        per: Literal["site", "layer"] = "site",
     ) -> None:
         if per not in ("site", "layer"):
             raise InputError(f"per={per!r} is not known; allowed: 'site', 'layer'")
@@ -66,7 +73,9 @@ class SequentialSearch(Method):
     def solve(self, block: Block) -> Solution:
         """Return the sequential choice and J at the block's output for it and for min-max."""
         choice = self.choose(block)
-        j_minmax, j_sequential = block.objective(torch.stack([torch.zeros_like(choice), choice])).tolist()
+        j_minmax, j_sequential = block.objective(
+            torch.stack([torch.zeros_like(choice), choice])
+        ).tolist()
         return Solution(choice, {"minmax": j_minmax, "sequential": j_sequential})
 
     def choose(self, block: Block) -> Tensor:
@@ -85,20 +94,26 @@ class SequentialSearch(Method):
             exact = targets
         return choice
 
-    def _choose_for_layer(self, block: Block, unit: int, quantized: list[Tensor], targets: list[Tensor]) -> int:
+    def _choose_for_layer(
+        self, block: Block, unit: int, quantized: list[Tensor], targets: list[Tensor]
+    ) -> int:
         count = len(self.percentiles)
         choices = torch.arange(count)[:, None].expand(-1, len(block.units[unit].sites))
         errors = block.error_table(count)
         for batch in block.mine():
             stacked = quantized[batch].repeat(count, *[1] * (quantized[batch].dim() - 1))
-            stacked = run_candidates(block.units[unit], stacked, block.x_q[batch], block.tables[unit], choices)
+            stacked = run_candidates(
+                block.units[unit], stacked, block.x_q[batch], block.tables[unit], choices
+            )
             block.cost.layer_forwards += count
             for index, output in enumerate(stacked.split(targets[batch].shape[0])):
                 terms = output_error_terms(output, targets[batch], block.x_q[batch].mask)
                 errors[batch, index] = torch.stack([t.to("cpu", torch.float64) for t in terms])
         return best(block.reduce(errors))
 
-    def _choose_per_site(self, block: Block, unit: int, exact: list[Tensor], quantized: list[Tensor]) -> Tensor:
+    def _choose_per_site(
+        self, block: Block, unit: int, exact: list[Tensor], quantized: list[Tensor]
+    ) -> Tensor:
         sites = block.units[unit].sites
         choice = torch.zeros(len(sites), dtype=torch.int64)
         x_fp = block.full_precision_site_inputs(unit, exact)
@@ -108,8 +123,12 @@ class SequentialSearch(Method):
             choice[index] = best(scores)
         return choice
 
-    def _score_site(self, block: Block, unit: int, index: int, x_fp: list[Tensor], x_q: list[Tensor]) -> Tensor:
-        """Return per candidate the squared error at the output of the Linear layers that read the site."""
+    def _score_site(
+        self, block: Block, unit: int, index: int, x_fp: list[Tensor], x_q: list[Tensor]
+    ) -> Tensor:
+        """Return per candidate the squared error at the output of the Linear layers that read the
+        site.
+        """
         site, (low, high) = block.units[unit].sites[index], block.tables[unit][index]
         count = len(self.percentiles)
         errors = block.error_table(count)
@@ -123,15 +142,19 @@ class SequentialSearch(Method):
                 target = torch.nn.functional.linear(x_fp[batch], linear.weight, linear.bias)
                 for candidate, part in enumerate(output.split(size)):
                     terms = output_error_terms(part, target, mask)
-                    errors[batch, candidate] += torch.stack([t.to("cpu", torch.float64) for t in terms])
+                    errors[batch, candidate] += torch.stack(
+                        [t.to("cpu", torch.float64) for t in terms]
+                    )
         return block.reduce(errors)
 
 
 class JointSearch(Method):
     """Choose the percentiles of a block together, for the error at the block's output (eq. 3).
 
-    All combinations are tried along a prefix tree where there are at most ``exhaustive_limit`` of them;
-    beyond, coordinate descent from the better of the sequential and the min-max choice, sweep after sweep
+    All combinations are tried along a prefix tree where there are at most ``exhaustive_limit`` of
+    them;
+    beyond, coordinate descent from the better of the sequential and the min-max choice, sweep after
+    sweep
     until nothing changes. Either way J is never above that of those two.
 
     Args:
@@ -153,7 +176,9 @@ class JointSearch(Method):
         self.exhaustive_limit = exhaustive_limit
 
     def solve(self, block: Block) -> Solution:
-        """Return the joint choice and J at the block's output for it, the sequential one and min-max."""
+        """Return the joint choice and J at the block's output for it, the sequential one and
+        min-max.
+        """
         minmax = torch.zeros(len(block.sites), dtype=torch.int64)
         sequential = self.sequential.choose(block)
         coordinates = self._coordinates(block)
@@ -162,10 +187,15 @@ class JointSearch(Method):
             joint = choices[best(table, choices)]
         else:
             scores = block.objective(torch.stack([sequential, minmax]))
-            joint = self._descend(block, coordinates, (sequential, minmax)[int(scores.argmin())].clone())
-        # One stack of candidates, one arithmetic: only then are the three values comparable to the last bit.
+            joint = self._descend(
+                block, coordinates, (sequential, minmax)[int(scores.argmin())].clone()
+            )
+        # One stack of candidates, one arithmetic: only then are the three values comparable to the
+        # last bit.
         scores = block.objective(torch.stack([minmax, sequential, joint]))
-        joint = (minmax, sequential, joint)[2 if scores[2] <= scores.min() else int(scores.argmin())]
+        joint = (minmax, sequential, joint)[
+            2 if scores[2] <= scores.min() else int(scores.argmin())
+        ]
         names = ("minmax", "sequential", "joint")
         values = [*scores.tolist()[:2], float(scores.min())]
         return Solution(joint, dict(zip(names, values, strict=True)))
@@ -186,10 +216,14 @@ class JointSearch(Method):
             if self.per == "layer":
                 options.append(torch.tensor(indices)[:, None].expand(-1, len(unit.sites)))
             else:
-                options.append(torch.tensor(list(itertools.product(indices, repeat=len(unit.sites)))))
+                options.append(
+                    torch.tensor(list(itertools.product(indices, repeat=len(unit.sites))))
+                )
         return options
 
-    def _descend(self, block: Block, coordinates: list[tuple[int, list[int]]], choice: Tensor) -> Tensor:
+    def _descend(
+        self, block: Block, coordinates: list[tuple[int, list[int]]], choice: Tensor
+    ) -> Tensor:
         count = len(self.percentiles)
         changed = True
         while changed:
@@ -204,7 +238,8 @@ class JointSearch(Method):
                 choices[:, columns] = torch.arange(count)[:, None]
                 scores = block.objective(choices, start=unit, hidden=hidden)
                 index, before = best(scores), int(choice[columns[0]])
-                # Moving on a tie only towards the larger percentile, the descent cannot go round in circles.
+                # Moving on a tie only towards the larger percentile, the descent cannot go round in
+                # circles.
                 if scores[index] < scores[before] or index < before:
                     choice[columns] = index
                     changed = True
@@ -216,7 +251,8 @@ def best(scores: Tensor, choices: Tensor | None = None) -> int:
 
     Args:
         scores: [C] float64.
-        choices: [C, sites] percentile indices in lexicographic order; default: candidate c uses percentile c.
+        choices: [C, sites] percentile indices in lexicographic order; default: candidate c uses
+            percentile c.
     """
     tied = (scores == scores.min()).nonzero().flatten().tolist()
     if not tied:
@@ -226,14 +262,16 @@ def best(scores: Tensor, choices: Tensor | None = None) -> int:
 
 @torch.no_grad()
 def exhaustive_table(block: Block, options: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Evaluate every combination along a prefix tree: 5 + 25 + 125 layer evaluations for depth 3, not 375.
+    """Evaluate every combination along a prefix tree: 5 + 25 + 125 layer evaluations for depth 3,
+    not 375.
 
     Args:
         block: the block.
         options: per unit [n, sites of the unit] percentile indices.
 
     Returns:
-        J [product of n] float64 and the assignments [product of n, sites of the block]. Branches of the
+        J [product of n] float64 and the assignments [product of n, sites of the block]. Branches of
+        the
         first unit are shared out between processes.
     """
     sizes = [len(o) for o in options]

@@ -1,4 +1,6 @@
-"""Proxies of the dependency between neighbouring units; the partition maximises what they measure."""
+"""Proxies of the dependency between neighbouring units; the partition maximises what they
+measure.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -58,7 +60,9 @@ class MutualInformation(Proxy):
 
 
 class QuantizationError(Proxy):
-    """Error at the output of the pair under min-max ranges, per element (the rival in the paper's Table 5)."""
+    """Error at the output of the pair under min-max ranges, per element (the rival in the paper's
+    Table 5).
+    """
 
     def edges(self, evidence: Evidence) -> list[float]:
         """Return J of min-max per edge, relative to the mean square of the target."""
@@ -72,7 +76,9 @@ class QuantizationError(Proxy):
 
 
 class DiscretizationErrorDifference(Proxy):
-    """J of the sequential choice minus J of the joint one on the pair (DED, A10): costly, the oracle."""
+    """J of the sequential choice minus J of the joint one on the pair (DED, A10): costly, the
+    oracle.
+    """
 
     def __init__(self, search: JointSearch | None = None) -> None:
         self.search = search or JointSearch()

@@ -1,4 +1,6 @@
-"""What a calibration needs to know about a family of vision-language models: names, never arithmetic."""
+"""What a calibration needs to know about a family of vision-language models: names, never
+arithmetic.
+"""
 
 import hashlib
 import json
@@ -16,7 +18,8 @@ Named = tuple[str, nn.Module]
 class VLMFamily(ABC):
     """Names of the parts of one kind of vision-language model.
 
-    A family is light until :meth:`load_model` or :meth:`load_processor` is called, so that a command line
+    A family is light until :meth:`load_model` or :meth:`load_processor` is called, so that a
+    command line
     can build one without touching the disk.
     """
 
@@ -50,18 +53,24 @@ class VLMFamily(ABC):
 
     @abstractmethod
     def input_groups(self, layer: nn.Module) -> dict[str, list[str]]:
-        """Return site name -> names of the Linear layers, relative to ``layer``, that share that input.
+        """Return site name -> names of the Linear layers, relative to ``layer``, that share that
+        input.
 
-        The first site of a layer is its representative for the dependency between layers (docs/paper.md).
+        The first site of a layer is its representative for the dependency between layers
+        (docs/paper.md).
         """
 
     @abstractmethod
     def vision_positions(self, model: nn.Module) -> int | None:
-        """Return the tower's fixed number of token positions, or ``None`` for dynamic resolutions."""
+        """Return the tower's fixed number of token positions, or ``None`` for dynamic
+        resolutions.
+        """
 
     @abstractmethod
     def token_kind(self, batch: dict[str, Tensor]) -> Tensor:
-        """Return the kind of every token, ``PAD``, ``VISION``, ``PROMPT`` or ``ANSWER``: [B, T] int64."""
+        """Return the kind of every token, ``PAD``, ``VISION``, ``PROMPT`` or ``ANSWER``: [B, T]
+        int64.
+        """
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

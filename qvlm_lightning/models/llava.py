@@ -34,12 +34,14 @@ class Llava(VLMFamily):
 
         self._check_folder("config.json")
         try:
-            model = AutoModelForImageTextToText.from_pretrained(self.path, dtype=_DTYPES[self.dtype])
+            model = AutoModelForImageTextToText.from_pretrained(
+                self.path, dtype=_DTYPES[self.dtype]
+            )
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise InputError(f"no usable model in {self.path!r}: {_first_line(error)}") from error
         if model.config.model_type != "llava":
             raise InputError(
-                f"{self.path!r} holds a {model.config.model_type!r} model; this family reads 'llava'"
+                f"{self.path!r} holds a {model.config.model_type!r} model; allowed: 'llava'"
             )
         return model.eval().requires_grad_(False)
 
@@ -52,13 +54,17 @@ class Llava(VLMFamily):
             try:
                 self._processor = AutoProcessor.from_pretrained(self.path)
             except (OSError, ValueError, KeyError, ImportError) as error:
-                raise InputError(f"no usable processor in {self.path!r}: {_first_line(error)}") from error
+                raise InputError(
+                    f"no usable processor in {self.path!r}: {_first_line(error)}"
+                ) from error
         return self._processor
 
     def _check_folder(self, required: str) -> None:
         looks_local = self.path.startswith((".", "/", "~")) or Path(self.path).exists()
         if looks_local and not (Path(self.path) / required).is_file():
-            raise InputError(f"model folder {self.path!r} has no {required}; give a Hugging Face model folder")
+            raise InputError(
+                f"model folder {self.path!r} has no {required}; give a Hugging Face model folder"
+            )
 
     def vision_layers(self, model: nn.Module) -> list[Named]:
         """Return the tower layers up to ``vision_feature_layer``."""
@@ -70,7 +76,9 @@ class Llava(VLMFamily):
         layers = self._tower_layers(model)
         chosen = model.config.vision_feature_layer
         reason = f"cannot reach the output: vision_feature_layer is {chosen}"
-        return [(name, layer, reason) for name, layer in layers[self._reached(model, len(layers)) :]]
+        return [
+            (name, layer, reason) for name, layer in layers[self._reached(model, len(layers)) :]
+        ]
 
     def _tower_layers(self, model: nn.Module) -> list[Named]:
         tower = model.model.vision_tower

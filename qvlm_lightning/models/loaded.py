@@ -12,7 +12,8 @@ class LoadedLlava(Llava):
     """Wraps a model and a processor that the caller has loaded.
 
     Args:
-        model: a ``LlavaForConditionalGeneration``; it is frozen, put into ``eval()`` mode and changed in place.
+        model: a ``LlavaForConditionalGeneration``; it is frozen, put into ``eval()`` mode and
+            changed in place.
         processor: its processor.
     """
 

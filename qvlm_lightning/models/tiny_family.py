@@ -12,7 +12,8 @@ class Tiny(Llava):
     """The small LLaVA that ships with the package (docs/embedded_model.md).
 
     Args:
-        outlier_scale: 1 leaves the model as trained; above 1 a few channels are scaled up without changing
+        outlier_scale: 1 leaves the model as trained; above 1 a few channels are scaled up without
+            changing
             the full-precision outputs (a stress variant).
     """
 

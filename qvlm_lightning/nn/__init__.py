@@ -1,0 +1,1 @@
+"""Stateful pieces: quantizers, quantized layers, blocks, and what replaces and replays them."""

@@ -1,4 +1,6 @@
-"""Small trainable changes of the tower's full-precision weights; merged into the weights on export."""
+"""Small trainable changes of the tower's full-precision weights; merged into the weights on
+export.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +11,9 @@ from qvlm_lightning.nn.structure import Structure
 
 
 class LowRank(nn.Module):
-    """``B A`` added to a weight [O, I] before it is quantized; B starts at 0, so nothing changes at first."""
+    """``B A`` added to a weight [O, I] before it is quantized; B starts at 0, so nothing changes at
+    first.
+    """
 
     def __init__(self, linear: nn.Linear, rank: int, generator: torch.Generator) -> None:
         super().__init__()
@@ -24,7 +28,9 @@ class LowRank(nn.Module):
 
 
 class NormShift(nn.Module):
-    """Trainable factor and offset behind a norm; on while the quantizers that read the norm are on."""
+    """Trainable factor and offset behind a norm; on while the quantizers that read the norm are
+    on.
+    """
 
     def __init__(self, norm: nn.Module, reader: QuantLinear) -> None:
         super().__init__()

@@ -15,7 +15,9 @@ from qvlm_lightning.nn.taps import taps
 
 @dataclass
 class Cost:
-    """What a search has run: evaluations of one layer on one batch, and of one site's Linear layers."""
+    """What a search has run: evaluations of one layer on one batch, and of one site's Linear
+    layers.
+    """
 
     layer_forwards: int = 0
     site_forwards: int = 0
@@ -32,7 +34,8 @@ class Block:
         targets: per batch, the full-precision output of the last unit, [B, T, D].
         percentiles: the candidates, from 1.0 downwards.
         tables: per unit, per site: (low, high), each [P, *shape].
-        start: per unit, the percentile index of each of its sites before the search (0, i.e. min-max).
+        start: per unit, the percentile index of each of its sites before the search (0, i.e.
+            min-max).
     """
 
     units: list[Unit]
@@ -55,7 +58,9 @@ class Block:
 
     @torch.no_grad()
     def advance(self, hidden: Sequence[Tensor], unit: int, choice: Tensor) -> list[Tensor]:
-        """Run one unit with one assignment on every batch: [n_sites of the unit] int64 -> hidden states."""
+        """Run one unit with one assignment on every batch: [n_sites of the unit] int64 -> hidden
+        states.
+        """
         out = []
         for call, h in zip(self.x_q, hidden, strict=True):
             self.cost.layer_forwards += 1
@@ -63,13 +68,16 @@ class Block:
         return out
 
     @torch.no_grad()
-    def objective(self, choices: Tensor, start: int = 0, hidden: Sequence[Tensor] | None = None) -> Tensor:
+    def objective(
+        self, choices: Tensor, start: int = 0, hidden: Sequence[Tensor] | None = None
+    ) -> Tensor:
         """Return J of C assignments, all evaluated as one batch (eq. 3, docs/paper.md).
 
         Args:
             choices: [C, number of sites of the block] int64 percentile indices.
             start: first unit to run; ``hidden`` then holds its input per batch.
-            hidden: per batch [B, T, D], common to all candidates; default: the block's quantized input.
+            hidden: per batch [B, T, D], common to all candidates; default: the block's quantized
+                input.
 
         Returns:
             [C] float64, masked squared error per element, over all batches and processes.
@@ -96,12 +104,16 @@ class Block:
         return torch.zeros(len(self.x_q), count, 2, dtype=torch.float64)
 
     def mine(self) -> range:
-        """Return the batches this process evaluates; every (batch, group of candidates) has one owner."""
+        """Return the batches this process evaluates; every (batch, group of candidates) has one
+        owner.
+        """
         rank, size = world()
         return range(rank, len(self.x_q), size)
 
     def score(self, errors: Tensor, batch: int, stacked: Tensor, first: int = 0) -> None:
-        """Write the errors of stacked outputs [C * B, T, D] into ``errors[batch, first : first + C]``."""
+        """Write the errors of stacked outputs [C * B, T, D] into ``errors[batch, first : first +
+        C]``.
+        """
         target, mask = self.targets[batch], self.x_q[batch].mask
         for index, output in enumerate(stacked.split(target.shape[0])):
             numerator, denominator = output_error_terms(output, target, mask)
@@ -110,7 +122,9 @@ class Block:
 
     @staticmethod
     def reduce(errors: Tensor) -> Tensor:
-        """Return J [C] from the table that the processes filled in shares; the order of the sum is fixed."""
+        """Return J [C] from the table that the processes filled in shares; the order of the sum is
+        fixed.
+        """
         total = all_sum(errors).sum(dim=0)
         return total[:, 0] / total[:, 1]
 
@@ -129,8 +143,12 @@ class Block:
         return inputs
 
     @torch.no_grad()
-    def quantized_site_input(self, unit: int, hidden: Sequence[Tensor], choice: Tensor, site: int) -> list[Tensor]:
-        """Return per batch the input of one site in the quantized chain, the unit's earlier sites at ``choice``."""
+    def quantized_site_input(
+        self, unit: int, hidden: Sequence[Tensor], choice: Tensor, site: int
+    ) -> list[Tensor]:
+        """Return per batch the input of one site in the quantized chain, the unit's earlier sites
+        at ``choice``.
+        """
         owner = self.units[unit]
         inputs = []
         for h, call in zip(hidden, self.x_q, strict=True):

@@ -16,7 +16,8 @@ def world() -> tuple[int, int]:
 def all_sum(x: Tensor) -> Tensor:
     """Return the sum of ``x`` over the processes, without gradient.
 
-    A table of which every process fills its own entries and leaves 0 in the others comes back exact.
+    A table of which every process fills its own entries and leaves 0 in the others comes back
+    exact.
     """
     if world()[1] == 1:
         return x
@@ -28,8 +29,10 @@ def all_sum(x: Tensor) -> Tensor:
 def all_sum_with_gradient(x: Tensor) -> Tensor:
     """Return the sum of ``x`` over the processes; its gradient is summed over them too.
 
-    Every process then holds the same loss L, and the gradient that reaches a parameter is the number of
-    processes times that process's share of dL; averaging over the processes, as DDP does, makes it dL.
+    Every process then holds the same loss L, and the gradient that reaches a parameter is the
+    number of
+    processes times that process's share of dL; averaging over the processes, as DDP does, makes it
+    dL.
     """
     if world()[1] == 1:
         return x
@@ -66,5 +69,3 @@ def barrier() -> None:
 def is_main() -> bool:
     """Whether this is the process that writes files."""
     return world()[0] == 0
-
-

@@ -11,8 +11,10 @@ from qvlm_lightning.quant.primitives import fake_quantize_weight
 class QuantLinear(nn.Linear):
     """``nn.Linear`` that fake-quantizes its weight and the input of its site.
 
-    It shares the Parameter objects of the layer it replaces, so ties and ``.weight.dtype`` look-ups survive.
-    The first Linear of a site (the leader) registers the site's quantizer; the others only refer to it, so
+    It shares the Parameter objects of the layer it replaces, so ties and ``.weight.dtype`` look-ups
+    survive.
+    The first Linear of a site (the leader) registers the site's quantizer; the others only refer to
+    it, so
     that a state dict holds every tensor once.
     """
 
@@ -61,7 +63,9 @@ class QuantLinear(nn.Linear):
         return F.linear(self.site(x), self.quantized_weight(), self.bias)
 
     def quantized_weight(self) -> Tensor:
-        """Return the weight as the forward pass uses it, [O, I]; kept until the weight or its clip changes."""
+        """Return the weight as the forward pass uses it, [O, I]; kept until the weight or its clip
+        changes.
+        """
         if not self.enabled or self.weight_bits >= 16:
             return self.weight
         learned = [self.clip_ratio, *self.adapter_parameters()]
@@ -85,4 +89,6 @@ class QuantLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         """Show the weight scheme in ``print(model)``."""
-        return f"{super().extra_repr()}, weight_bits={self.weight_bits}, group_size={self.group_size}"
+        return (
+            f"{super().extra_repr()}, weight_bits={self.weight_bits}, group_size={self.group_size}"
+        )

@@ -13,8 +13,10 @@ class ActivationQuantizer(nn.Module):
     """Fake-quantizes the input of a site; owns its range.
 
     The range is ``low * low_ratio .. high * high_ratio``: ``low`` and ``high`` (buffers) come from
-    calibration, the ratios (parameters, initially 1) are what visual-encoder optimisation learns. In mode
-    ``dynamic_token`` there is no stored range: ``high`` is the clip ratio on each token's absmax and
+    calibration, the ratios (parameters, initially 1) are what visual-encoder optimisation learns.
+    In mode
+    ``dynamic_token`` there is no stored range: ``high`` is the clip ratio on each token's absmax
+    and
     ``low`` its negative.
 
     Args:
@@ -54,7 +56,8 @@ class ActivationQuantizer(nn.Module):
         """Store a calibrated range and put the learnable ratios back to 1.
 
         Args:
-            low, high: broadcastable to this quantizer's shape; in ``dynamic_token`` mode ``high`` is the ratio.
+            low: lower bound, broadcastable to this quantizer's shape.
+            high: upper bound; in ``dynamic_token`` mode the clip ratio.
             percentile: the percentile that produced it, kept for the report.
         """
         self.low.copy_(low)
@@ -66,10 +69,12 @@ class ActivationQuantizer(nn.Module):
 
     @contextmanager
     def candidates(self, low: Tensor, high: Tensor) -> Iterator[None]:
-        """Within the block, the batch holds C stacked candidates, the c-th quantized with ``low[c], high[c]``.
+        """Within the block, the batch holds C stacked candidates, the c-th quantized with ``low[c],
+        high[c]``.
 
         Args:
-            low, high: [C, *shape].
+            low: [C, *shape].
+            high: [C, *shape].
         """
         self._candidates, self._shared = (low, high), None
         try:
@@ -100,7 +105,9 @@ class ActivationQuantizer(nn.Module):
         count = low.shape[0]
         stacked = x.reshape(count, x.shape[0] // count, *x.shape[1:])
         spread = [count] + [1] * (stacked.dim() - low.dim()) + list(low.shape[1:])
-        return self._fake_quantize(stacked, low.reshape(spread), high.reshape(spread)).reshape(x.shape)
+        return self._fake_quantize(stacked, low.reshape(spread), high.reshape(spread)).reshape(
+            x.shape
+        )
 
     def _fake_quantize(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         if self.mode == "dynamic_token":

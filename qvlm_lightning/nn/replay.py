@@ -14,7 +14,8 @@ from qvlm_lightning.nn.taps import stop_at
 
 @dataclass
 class UnitInput:
-    """What the first unit of a tower was called with for one batch; ``hidden`` advances unit by unit.
+    """What the first unit of a tower was called with for one batch; ``hidden`` advances unit by
+    unit.
 
     Attributes:
         hidden: [B, T, D].
@@ -55,11 +56,19 @@ def catch_inputs(model: nn.Module, first: nn.Module, inputs: dict[str, Tensor]) 
 
 
 def run_unit(unit: Unit, hidden: Tensor, call: UnitInput, copies: int = 1) -> Tensor:
-    """Run one unit; ``hidden`` [copies * B, T, D] holds ``copies`` stacked versions of the batch of ``call``."""
+    """Run one unit; ``hidden`` [copies * B, T, D] holds ``copies`` stacked versions of the batch of
+    ``call``.
+    """
     size = call.hidden.shape[0]
 
     def spread(value: Any) -> Any:
-        if isinstance(value, Tensor) and copies > 1 and value.dim() and value.shape[0] == size and size > 1:
+        if (
+            isinstance(value, Tensor)
+            and copies > 1
+            and value.dim()
+            and value.shape[0] == size
+            and size > 1
+        ):
             return value.repeat(copies, *[1] * (value.dim() - 1))
         if isinstance(value, tuple):
             return tuple(spread(v) for v in value)

@@ -1,4 +1,6 @@
-"""Replace Linear layers by quantized ones, in place, and account for every module that holds a weight."""
+"""Replace Linear layers by quantized ones, in place, and account for every module that holds a
+weight.
+"""
 
 import re
 
@@ -14,7 +16,8 @@ _LEFT_IN_FULL_PRECISION = (nn.Embedding, nn.modules.conv._ConvNd)
 
 
 def quantize_model(model: nn.Module, family, scheme: Scheme) -> Structure:
-    """Swap the Linear layers of tower, projector and decoder for :class:`QuantLinear`; quantizers stay off.
+    """Swap the Linear layers of tower, projector and decoder for :class:`QuantLinear`; quantizers
+    stay off.
 
     Args:
         model: a full-precision model; changed in place.
@@ -26,7 +29,8 @@ def quantize_model(model: nn.Module, family, scheme: Scheme) -> Structure:
         ones (-> reason).
 
     Raises:
-        InputError: a module holds weights but is not a plain Linear layer, an ignore pattern matches
+        InputError: a module holds weights but is not a plain Linear layer, an ignore pattern
+            matches
             nothing, a group size does not divide, or nothing is left to quantize.
     """
     layers = {
@@ -44,14 +48,20 @@ def quantize_model(model: nn.Module, family, scheme: Scheme) -> Structure:
         structure.towers[part] = Tower(part, units)
     _account_for_the_rest(model, family, structure)
     for pattern in scheme.ignore:
-        if pattern not in used_patterns and not any(re.search(pattern, n) for n in structure.ignored):
+        if pattern not in used_patterns and not any(
+            re.search(pattern, n) for n in structure.ignored
+        ):
             raise InputError(f"ignore pattern {pattern!r} matches no Linear layer of the model")
     if not structure.quantized:
-        raise InputError("the scheme leaves nothing to quantize: every part is at 16 bits or ignored")
+        raise InputError(
+            "the scheme leaves nothing to quantize: every part is at 16 bits or ignored"
+        )
     return structure
 
 
-def _quantize_unit(model, family, unit: Unit, part: str, scheme: Scheme, structure: Structure, used: set[str]):
+def _quantize_unit(
+    model, family, unit: Unit, part: str, scheme: Scheme, structure: Structure, used: set[str]
+):
     widths = scheme.part(part)
     plain = {name: x for name, x in unit.module.named_modules() if type(x) is nn.Linear}
     groups = family.input_groups(unit.module)
@@ -70,7 +80,9 @@ def _quantize_unit(model, family, unit: Unit, part: str, scheme: Scheme, structu
             else:
                 kept.append(name)
         if kept:
-            sites.append(_quantize_site(model, family, unit, part, scheme, structure, site_name, kept))
+            sites.append(
+                _quantize_site(model, family, unit, part, scheme, structure, site_name, kept)
+            )
     return sites
 
 
@@ -90,7 +102,12 @@ def _quantize_site(model, family, unit, part, scheme, structure, site_name, name
                 f"{plain[name].in_features} inputs, one scale per output channel instead"
             )
         new = QuantLinear.from_linear(
-            plain[name], quantizer, name == names[0], widths.weight_bits, group, scheme.weight_symmetric
+            plain[name],
+            quantizer,
+            name == names[0],
+            widths.weight_bits,
+            group,
+            scheme.weight_symmetric,
         )
         model.set_submodule(f"{unit.name}.{name}", new)
         structure.quantized[f"{unit.name}.{name}"] = part
@@ -98,14 +115,16 @@ def _quantize_site(model, family, unit, part, scheme, structure, site_name, name
     return Site(f"{unit.name}.{site_name}", quantizer, linears)
 
 
-def _range_shape(model, family, part: str, scheme: Scheme, features: int, structure: Structure) -> tuple[int, ...]:
+def _range_shape(
+    model, family, part: str, scheme: Scheme, features: int, structure: Structure
+) -> tuple[int, ...]:
     if scheme.activation_mode != "static_channel":
         return ()
     if part != "vision":
         return (features,)
     positions = family.vision_positions(model)
     if positions is None:
-        note = "vision: dynamic resolution has no fixed positions, static_tensor instead of static_channel"
+        note = "vision: dynamic resolution has no fixed positions; static_tensor is used there"
         if note not in structure.notes:
             structure.notes.append(note)
         return ()
@@ -113,7 +132,9 @@ def _range_shape(model, family, part: str, scheme: Scheme, features: int, struct
 
 
 def _check_weights(unit: Unit, scheme: Scheme, used: set[str]) -> None:
-    """Refuse weights that a Linear swap would skip in silence (fused experts, packed projections)."""
+    """Refuse weights that a Linear swap would skip in silence (fused experts, packed
+    projections).
+    """
     for name, module in unit.module.named_modules():
         own = [n for n, p in module.named_parameters(recurse=False) if p.dim() >= 2]
         if not own or type(module) is nn.Linear or isinstance(module, _LEFT_IN_FULL_PRECISION):
@@ -122,8 +143,8 @@ def _check_weights(unit: Unit, scheme: Scheme, used: set[str]) -> None:
         pattern = next((p for p in scheme.ignore if re.search(p, full)), None)
         if pattern is None:
             raise InputError(
-                f"{full} ({type(module).__name__}) holds weights ({', '.join(own)}) but is not a plain Linear "
-                "layer; un-fuse it first or name it in scheme.ignore"
+                f"{full} ({type(module).__name__}) holds weights ({', '.join(own)}) but is not a "
+                "plain Linear layer; un-fuse it first or name it in scheme.ignore"
             )
         used.add(pattern)
 
@@ -132,9 +153,15 @@ def _account_for_the_rest(model: nn.Module, family, structure: Structure) -> Non
     unreachable = {name: reason for name, _, reason in family.unreachable_layers(model)}
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
-        if not isinstance(module, (nn.Linear, *_LEFT_IN_FULL_PRECISION)) or name in structure.quantized:
+        if (
+            not isinstance(module, (nn.Linear, *_LEFT_IN_FULL_PRECISION))
+            or name in structure.quantized
+        ):
             continue
-        owner = next((prefix for prefix in unreachable if name == prefix or name.startswith(f"{prefix}.")), None)
+        owner = next(
+            (prefix for prefix in unreachable if name == prefix or name.startswith(f"{prefix}.")),
+            None,
+        )
         if owner is not None:
             structure.ignored[name] = unreachable[owner]
         elif module is head:

@@ -30,22 +30,26 @@ def taps(modules: dict[str, nn.Module], see: Callable[[str, Tensor], None]) -> I
             handle.remove()
 
 
-class Reached(Exception):
+class ReachedError(Exception):
     """Raised by :func:`stop_at` to leave a forward pass early."""
 
 
 @contextmanager
-def stop_at(module: nn.Module, see: Callable[[tuple[Any, ...], dict[str, Any]], None]) -> Iterator[None]:
-    """Within the block, a forward pass that reaches ``module`` hands its arguments to ``see`` and ends there."""
+def stop_at(
+    module: nn.Module, see: Callable[[tuple[Any, ...], dict[str, Any]], None]
+) -> Iterator[None]:
+    """Within the block, a forward pass that reaches ``module`` hands its arguments to ``see`` and
+    ends there.
+    """
 
     def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         see(args, kwargs)
-        raise Reached
+        raise ReachedError
 
     handle = module.register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
-    except Reached:
+    except ReachedError:
         pass
     finally:
         handle.remove()

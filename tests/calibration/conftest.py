@@ -1,4 +1,5 @@
-"""A random LLaVA of 3 + 4 layers (2 tower layers reach the output) and batches for it, without any file."""
+"""A random LLaVA of 3 + 4 layers (2 tower layers reach the output) and batches for it, without any
+file."""
 
 from typing import Any
 
@@ -61,7 +62,9 @@ def build_toy(seed: int = 0) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
-def make_batch(first: int, size: int = 4, text: int = 6, seed: int = 0, blind: tuple[int, ...] = (1,)) -> dict[str, Tensor]:
+def make_batch(
+    first: int, size: int = 4, text: int = 6, seed: int = 0, blind: tuple[int, ...] = (1,)
+) -> dict[str, Tensor]:
     """Return a batch of ``size`` samples, those in ``blind`` without an image, right-padded."""
     generator = torch.Generator().manual_seed(seed * 1000 + first)
     rows, labels, has_image = [], [], []

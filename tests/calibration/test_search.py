@@ -19,7 +19,9 @@ def block_of(calibrator, tower="language", first=0, last=1, percentiles=GRID) ->
     calibrator.structure.enable(False)
     calls = calibrator._calls(calibrator.structure.towers[tower], set())
     calibrator.structure.enable(True, {tower})
-    return calibrator._block(calibrator.structure.towers[tower], first, last, calls, calls, percentiles, Cost())
+    return calibrator._block(
+        calibrator.structure.towers[tower], first, last, calls, calls, percentiles, Cost()
+    )
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -48,8 +50,12 @@ def test_s3_one_candidate_returns_minmax(calibrated, method):
 
 def test_s4_more_candidates_never_hurt(calibrated):
     calibrator = calibrated()
-    few = JointSearch(low=0.99, step=0.01, per="layer").solve(block_of(calibrator, percentiles=[1.0, 0.99]))
-    many = JointSearch(low=0.98, step=0.01, per="layer").solve(block_of(calibrator, percentiles=[1.0, 0.99, 0.98]))
+    few = JointSearch(low=0.99, step=0.01, per="layer").solve(
+        block_of(calibrator, percentiles=[1.0, 0.99])
+    )
+    many = JointSearch(low=0.98, step=0.01, per="layer").solve(
+        block_of(calibrator, percentiles=[1.0, 0.99, 0.98])
+    )
     assert many.objective["joint"] <= few.objective["joint"] * (1 + 1e-9)
 
 
@@ -101,8 +107,12 @@ def test_s7_objective_adds_up_over_batches_by_numerator_and_denominator(calibrat
     parts = []
     for index in range(len(block.x_q)):
         part = Block(
-            block.units, block.x_fp[index : index + 1], block.x_q[index : index + 1],
-            block.targets[index : index + 1], block.percentiles, block.tables,
+            block.units,
+            block.x_fp[index : index + 1],
+            block.x_q[index : index + 1],
+            block.targets[index : index + 1],
+            block.percentiles,
+            block.tables,
         )
         weight = int(block.x_q[index].mask.sum())
         parts.append((float(part.objective(choices)[0]) * weight, weight))
@@ -125,7 +135,9 @@ def test_s9_committing_a_block_alters_neither_targets_nor_earlier_blocks(calibra
     calibrator.state.partition["language"] = [[0, 1], [2, 3]]
     before = block_of(calibrator, first=2, last=3).targets
     calibrator.search(["language"], SequentialSearch(), "a")
-    ranges = {s.name: s.quantizer.high.clone() for s in calibrator.structure.towers["language"].sites[:8]}
+    ranges = {
+        s.name: s.quantizer.high.clone() for s in calibrator.structure.towers["language"].sites[:8]
+    }
     after = block_of(calibrator, first=2, last=3).targets
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
     calibrator.search(["language"], SequentialSearch(), "b")
@@ -137,7 +149,9 @@ def test_s10_ded_is_not_negative(calibrated):
     from qvlm_lightning.methods.proxies import DiscretizationErrorDifference
 
     calibrator = calibrated()
-    calibrator.repartition(["language"], DiscretizationErrorDifference(JointSearch(per="layer")), threshold=0.0)
+    calibrator.repartition(
+        ["language"], DiscretizationErrorDifference(JointSearch(per="layer")), threshold=0.0
+    )
     assert len(calibrator.state.dependency["language"]) == 3
     assert all(d >= 0 for d in calibrator.state.dependency["language"])
 
@@ -155,7 +169,8 @@ class Gain(nn.Module):
 
 
 def test_s11_planted_dependency_joint_beats_sequential():
-    """Two layers of one site each; a table of ranges in which the second undoes a clip of the first."""
+    """Two layers of one site each; a table of ranges in which the second undoes a clip of the
+    first."""
     from qvlm_lightning.nn.linear import QuantLinear
     from qvlm_lightning.nn.quantizer import ActivationQuantizer
     from qvlm_lightning.nn.replay import UnitInput
@@ -170,7 +185,8 @@ def test_s11_planted_dependency_joint_beats_sequential():
         units.append(Unit(name, module, [Site(name, quantizer, {name: module.linear})]))
     x = torch.tensor([[[8.0, 8.0], [1.0, 0.0]]])
     exact = x @ units[1].module.linear.weight.T
-    # Sequential keeps the 8 (its own error is large when clipped); for the difference of the two channels the
+    # Sequential keeps the 8 (its own error is large when clipped); for the difference of the two
+    # channels the
     # common 8 does not matter, only the fine step does.
     table = (torch.tensor([0.0, 0.0]), torch.tensor([9.0, 3.0]))
     block = Block(units, [UnitInput(x)], [UnitInput(x)], [exact], [1.0, 0.99], [[table], [table]])
@@ -226,13 +242,24 @@ def test_every_activation_mode_searches(calibrated, mode):
     calibrator.search(["vision", "projector", "language"], SequentialSearch(), "epoch0")
     assert len(calibrator.state.percentiles) == len(calibrator.structure.sites)
     calibrator.structure.enable(True)
-    output = calibrator.model(**{k: v for k, v in calibrator.batches[0].items() if k in ("input_ids", "attention_mask", "pixel_values")})
+    output = calibrator.model(
+        **{
+            k: v
+            for k, v in calibrator.batches[0].items()
+            if k in ("input_ids", "attention_mask", "pixel_values")
+        }
+    )
     assert output.logits.isfinite().all()
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [((1.0, 0.4, 0.1), "0.4"), ((1.1, 0.9, 0.1), "1.1"), ((0.9, 0.95, 0.01), "empty"), ((1.0, 0.9, 0.0), "positive")],
+    [
+        ((1.0, 0.4, 0.1), "0.4"),
+        ((1.1, 0.9, 0.1), "1.1"),
+        ((0.9, 0.95, 0.01), "empty"),
+        ((1.0, 0.9, 0.0), "positive"),
+    ],
 )
 def test_impossible_grids_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):

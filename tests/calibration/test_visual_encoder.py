@@ -45,7 +45,9 @@ def started(family_class, toy_batches, tmp_path):
         data = ToyData(toy_batches)
         module.__dict__["_trainer"] = None
         module._fabric = None
-        trainer = Trainer(default_root_dir=tmp_path, fast_dev_run=True, accelerator="cpu", logger=False)
+        trainer = Trainer(
+            default_root_dir=tmp_path, fast_dev_run=True, accelerator="cpu", logger=False
+        )
         trainer.strategy.connect(module)
         module.trainer = trainer
         trainer._data_connector.attach_datamodule(module, datamodule=data)
@@ -149,12 +151,18 @@ def test_v5_the_loss_is_linear_in_its_weights(started):
     module.weights = LossWeights(0.0, 0.0, 1.0)
     plain = module.loss_terms(0, 0)
     assert torch.equal(plain["total"], plain["reg"])
-    inputs = {k: v for k, v in module.local_batches[0].items() if k in ("input_ids", "attention_mask", "pixel_values")}
+    inputs = {
+        k: v
+        for k, v in module.local_batches[0].items()
+        if k in ("input_ids", "attention_mask", "pixel_values")
+    }
     reference = module.model(**inputs, labels=module.local_batches[0]["labels"]).loss
     assert float(plain["reg"]) == pytest.approx(float(reference), rel=1e-5)
     module.weights = LossWeights(0.3, 0.7, 2.0)
     terms = module.loss_terms(0, 0)
-    assert float(terms["total"]) == pytest.approx(float(terms["reg"] + 0.3 * terms["ent"] + 0.7 * terms["err"]))
+    assert float(terms["total"]) == pytest.approx(
+        float(terms["reg"] + 0.3 * terms["ent"] + 0.7 * terms["err"])
+    )
     module.weights = LossWeights(0.0, 1.0, 0.0)
     visual = float(module.loss_terms(0, 0)["err"])
     module.weights = LossWeights(0.0, 1.0, 4.0)
@@ -176,7 +184,9 @@ def test_v8_gradient_reaches_the_tower_through_a_frozen_decoder(started):
     assert all(float(s.quantizer.high_ratio.grad.abs().sum()) > 0 for s in tower)
     for site in module.structure.towers["language"].sites:
         assert site.quantizer.high_ratio.grad is None
-        assert all(x.weight.grad is None and x.clip_ratio.grad is None for x in site.linears.values())
+        assert all(
+            x.weight.grad is None and x.clip_ratio.grad is None for x in site.linears.values()
+        )
 
 
 def test_v9_layers_that_cannot_reach_the_output_are_no_units(started):
@@ -184,13 +194,19 @@ def test_v9_layers_that_cannot_reach_the_output_are_no_units(started):
     assert [u.name for u in module.structure.towers["vision"].units] == [
         f"model.vision_tower.encoder.layers.{i}" for i in (0, 1)
     ]
-    assert module.structure.ignored["model.vision_tower.encoder.layers.2.mlp.fc1"].startswith("cannot reach")
+    assert module.structure.ignored["model.vision_tower.encoder.layers.2.mlp.fc1"].startswith(
+        "cannot reach"
+    )
 
 
-def test_the_learned_bounds_of_the_tower_survive_the_final_pass(family_class, toy_batches, tmp_path):
+def test_the_learned_bounds_of_the_tower_survive_the_final_pass(
+    family_class, toy_batches, tmp_path
+):
     """The final pass searches the decoder only (A21)."""
     module = fit(family_class(), toy_batches, tmp_path, epochs=1)
-    ratios = torch.cat([s.quantizer.high_ratio.reshape(-1) for s in module.structure.towers["vision"].sites])
+    ratios = torch.cat(
+        [s.quantizer.high_ratio.reshape(-1) for s in module.structure.towers["vision"].sites]
+    )
     assert not ratios.eq(1).all()
 
 
@@ -199,7 +215,11 @@ def test_adapters_leave_the_full_precision_model_alone_until_they_are_merged(sta
     from qvlm_lightning.nn.adapters import merge_adapters
 
     module = started(train=train)
-    inputs = {k: v for k, v in module.local_batches[0].items() if k in ("input_ids", "attention_mask", "pixel_values")}
+    inputs = {
+        k: v
+        for k, v in module.local_batches[0].items()
+        if k in ("input_ids", "attention_mask", "pixel_values")
+    }
     with module.structure.only(set()):
         exact = module.model(**inputs).logits
     with torch.no_grad():
@@ -223,7 +243,8 @@ def test_the_printed_temperature_depends_on_the_scale(started):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"epochs": 0}, "epochs 0"), ({"temperature": -1.0}, "temperature -1.0")]
+    ("options", "message"),
+    [({"epochs": 0}, "epochs 0"), ({"temperature": -1.0}, "temperature -1.0")],
 )
 def test_impossible_options_are_refused(family_class, options, message):
     with pytest.raises(InputError, match=message):
@@ -238,4 +259,6 @@ def test_nothing_to_learn_is_refused(started):
 def test_entropy_loss_has_a_plus_sign():
     """A16: as printed eq. 8 would raise the entropy."""
     uniform, certain = torch.full((2, 2), 0.25), torch.eye(2) / 2
-    assert float(entropy_loss([uniform], torch.ones(1))) > float(entropy_loss([certain], torch.ones(1)))
+    assert float(entropy_loss([uniform], torch.ones(1))) > float(
+        entropy_loss([certain], torch.ones(1))
+    )
