@@ -1,0 +1,92 @@
+"""The evaluation program."""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.cli import ArgsType, LightningCLI
+
+import qvlm_lightning.models  # noqa: F401  short class names in YAML
+from qvlm_lightning.arguments import OneSentenceParser
+from qvlm_lightning.data.base import VQADataModule
+from qvlm_lightning.evaluation.module import VQAEvaluation
+from qvlm_lightning.evaluation.render import grids, markdown, show
+from qvlm_lightning.evaluation.report import load_answers, report_rows, write_results
+from qvlm_lightning.evaluation.run import evaluate
+from qvlm_lightning.exits import user_faults
+
+
+class EvaluationCLI(LightningCLI):
+    """``python eval.py --config configs/eval/tiny.yaml --model.artifact runs/demo/artifact``."""
+
+    def __init__(self, args: ArgsType = None) -> None:
+        super().__init__(
+            VQAEvaluation,
+            VQADataModule,
+            run=False,
+            save_config_callback=None,
+            parser_class=OneSentenceParser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=False,
+            trainer_defaults={
+                "logger": False,
+                "enable_checkpointing": False,
+                "enable_model_summary": False,
+                "default_root_dir": "runs/eval",
+            },
+            args=args,
+        )
+
+    def add_arguments_to_parser(self, parser: Any) -> None:
+        """One model for both."""
+        parser.link_arguments(
+            "model.init_args.family", "data.init_args.family", apply_on="instantiate"
+        )
+
+
+def eval_main(args: ArgsType = None) -> EvaluationCLI:
+    """Evaluate a variant, compare it with what the run folder holds, print and store the result.
+
+    Args:
+        args: command line without the program's name; that of the process by default.
+
+    Raises:
+        SystemExit: code 2 on a user fault, printed as one sentence.
+    """
+    with user_faults(), quiet():
+        cli = EvaluationCLI(args)
+        evaluate(cli.trainer, cli.model, cli.datamodule)
+        root = Path(cli.trainer.default_root_dir)
+        rows = report_rows(load_answers(root / "predictions"))
+        write_results(root / "results.json", rows)
+        drawn = grids(rows)
+        (root / "results.md").write_text("\n\n".join(map(markdown, drawn)) + "\n")
+        for grid in drawn:
+            show(grid)
+        print(f"rows: {root / 'results.json'}")
+    return cli
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Mute notes of the libraries that tell an evaluation nothing: hardware, loaders, weights."""
+    from transformers.utils import logging as transformers_logging
+
+    logger = logging.getLogger("lightning.pytorch")
+    level, bars = logger.level, transformers_logging.is_progress_bar_enabled()
+    logger.setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            yield
+    finally:
+        logger.setLevel(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,73 @@
+"""One picture of a table: accuracy and divergence of every variant, with intervals."""
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from qvlm_lightning.evaluation.render import Group, groups
+from qvlm_lightning.evaluation.report import Row
+
+COLOURS = {
+    "fp": "#333333",
+    "rtn": "#937860",
+    "sequential": "#4c72b0",
+    "cdm": "#55a868",
+    "veo": "#dd8452",
+    "qvlm": "#c44e52",
+}
+OTHER = "#8172b3"
+
+
+def results_figure(rows: Sequence[Row]) -> Figure:
+    """Draw accuracy and KL per variant; whiskers are 95 % intervals, or the range over seeds.
+
+    Args:
+        rows: rows of ``results.json``.
+
+    Returns:
+        A figure of two panels that share their variants.
+    """
+    made = groups(rows)
+    height = 1.3 + 0.36 * len(made)
+    figure = Figure(figsize=(9.0, height), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.25, 1])
+    for axes, metric in ((left, "accuracy"), (right, "kl")):
+        for place, group in enumerate(made):
+            _dot(axes, place, group, metric)
+        axes.grid(axis="x", color="#dddddd", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+    for group in made:
+        if group.method == "fp" and not group.stress:
+            value = group.find("accuracy")[0]["value"]
+            left.axvline(value, color=COLOURS["fp"], linestyle="--", linewidth=0.9)
+    left.set_yticks(range(len(made)), [group.label for group in made])
+    left.invert_yaxis()
+    left.set_xlabel("accuracy, %")
+    right.set_xlabel("KL to full precision at the answer token, nats (log scale)")
+    if any(group.find("kl") for group in made):
+        right.set_xscale("log")
+    seeds = {row["seed"] for row in rows} - {None}
+    whiskers = "range over calibration seeds" if len(seeds) > 1 else "95 % interval"
+    count = max(row["n"] for row in rows)
+    figure.suptitle(f"{rows[0]['model']}: {count:,} questions; whiskers: {whiskers}", fontsize=10)
+    return figure
+
+
+def _dot(axes: Axes, place: int, group: Group, metric: str) -> None:
+    found = group.find(metric)
+    if not found:
+        return
+    values = [row["value"] for row in found]
+    low, high = min(values), max(values)
+    if len(found) == 1:
+        low, high = found[0]["ci_low"], found[0]["ci_high"]
+    colour = COLOURS.get(group.method, OTHER)
+    face = "white" if group.stress else colour
+    axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
+    axes.plot(fmean(values), place, "o", color=colour, markerfacecolor=face, markersize=7)
+    if len(values) > 1:
+        axes.plot(values, [place] * len(values), "|", color=colour, markersize=9)

@@ -1,0 +1,203 @@
+"""From stored answers to the rows of ``results.json``."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.evaluation.predictions import Predictions, file_name, stored, write_whole
+from qvlm_lightning.metrics.answers import is_correct
+from qvlm_lightning.metrics.counts import (
+    OVERALL,
+    Agreement,
+    AnswerAccuracy,
+    FamilyRate,
+    ParseFailures,
+)
+from qvlm_lightning.metrics.divergence import AnswerKL, answer_kl
+from qvlm_lightning.metrics.intervals import (
+    accuracy_difference,
+    bootstrap_interval,
+    wilson_interval,
+)
+
+Row = dict[str, Any]
+Known = Mapping[str, Predictions]
+
+
+def load_answers(*folders: Path) -> dict[str, Predictions]:
+    """Read all whole predictions of some folders.
+
+    Args:
+        folders: ``predictions`` folders of runs of one model.
+
+    Returns:
+        Name -> predictions, full precision first, then in the order of the names.
+    """
+    names = [(folder, name) for folder in folders for name in stored(folder)]
+    found = [Predictions.load(folder, name) for folder, name in names]
+    found.sort(key=lambda p: (p.variant.outlier_scale, not p.variant.is_fp, p.name))
+    return {predictions.name: predictions for predictions in found}
+
+
+def report_rows(known: Known) -> list[Row]:
+    """Compute the rows of all variants (see :func:`variant_rows`)."""
+    return [row for p in known.values() if not p.control for row in variant_rows(p, known)]
+
+
+def variant_rows(answered: Predictions, known: Known) -> list[Row]:
+    """Compute the rows of one variant.
+
+    Accuracy, agreement, parse failures and differences in accuracy are percent, ``kl`` is nats at
+    the answer token. Rates have Wilson's interval, means and paired differences the bootstrap's;
+    a difference in accuracy also has McNemar's mid-p as ``p_value``.
+
+    Args:
+        answered: the variant's answers.
+        known: all stored answers, among them full precision, round-to-nearest and the controls.
+
+    Returns:
+        Rows with ``model, method, scheme, activation_mode, outlier_scale, seed, stress, task,
+        metric, value, ci_low, ci_high, n``; ``task`` is ``overall`` or a family of questions.
+
+    Raises:
+        InputError: the variant and what it is compared with answered other questions, or come
+            from other full-precision weights.
+    """
+    rows = [*_own(answered)]
+    variant = answered.variant
+    if variant.is_fp:
+        for control in ("blind", "shuffled"):
+            control_answers = known.get(file_name(variant, control))
+            if control_answers is not None:
+                rows += _rates(_accuracy(control_answers), f"accuracy_{control}")
+    else:
+        reference = known.get(variant.reference.name)
+        rounded = known.get(replace(variant, method="rtn").name)
+        if reference is not None:
+            rows += [*_against_fp(answered, _comparable(reference, answered))]
+        if rounded is not None and rounded is not answered:
+            rows += [*_against_rtn(answered, _comparable(rounded, answered), reference)]
+    head = {
+        "model": variant.model,
+        "method": variant.method,
+        "scheme": variant.scheme,
+        "activation_mode": variant.activation_mode,
+        "outlier_scale": variant.outlier_scale,
+        "seed": variant.seed,
+        "stress": variant.outlier_scale > 1,
+    }
+    return [head | row for row in rows]
+
+
+def write_results(path: Path, rows: Sequence[Row]) -> None:
+    """Write ``results.json``, as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
+    write_whole(path, f"[\n{lines}\n]\n")
+
+
+def _row(task: str, metric: str, value: float, interval: tuple[float, float] | None, n: int) -> Row:
+    low, high = interval or (None, None)
+    return {
+        "task": task,
+        "metric": metric,
+        "value": value,
+        "ci_low": low,
+        "ci_high": high,
+        "n": n,
+    }
+
+
+def _own(answered: Predictions) -> Iterator[Row]:
+    yield from _rates(_accuracy(answered), "accuracy")
+    failures = ParseFailures(_families(answered))
+    failures.update(answered.texts, answered.choices, answered.families)
+    yield from _rates(failures, "parse_failures")
+    yield _row(OVERALL, "seconds", answered.seconds, None, len(answered.ids))
+
+
+def _accuracy(answered: Predictions) -> AnswerAccuracy:
+    metric = AnswerAccuracy(_families(answered))
+    metric.update(answered.texts, answered.answers, answered.choices, answered.families)
+    return metric
+
+
+def _families(answered: Predictions) -> list[str]:
+    return list(dict.fromkeys(answered.families))
+
+
+def _rates(metric: FamilyRate, name: str) -> Iterator[Row]:
+    for task, (k, n) in metric.counts().items():
+        low, high = wilson_interval(k, n)
+        yield _row(task, name, 100 * k / n, (100 * low, 100 * high), n)
+
+
+def _against_fp(answered: Predictions, reference: Predictions) -> Iterator[Row]:
+    families = _families(answered)
+    agreement = Agreement(families)
+    agreement.update(answered.texts, reference.texts, answered.choices, answered.families)
+    yield from _rates(agreement, "agreement")
+    yield from _differences(answered, reference, "accuracy_minus_fp")
+    if answered.log_probs is not None and reference.log_probs is not None:
+        metric = AnswerKL(families)
+        metric.update(reference.log_probs, answered.log_probs, answered.families)
+        means = metric.compute()
+        values = answer_kl(reference.log_probs, answered.log_probs).numpy()
+        for task, places in _tasks(answered):
+            interval = bootstrap_interval(values[places])
+            yield _row(task, "kl", float(means[task]), interval, len(places))
+
+
+def _against_rtn(
+    answered: Predictions, rounded: Predictions, reference: Predictions | None
+) -> Iterator[Row]:
+    yield from _differences(answered, rounded, "accuracy_minus_rtn")
+    full = None if reference is None else reference.log_probs
+    if full is None or answered.log_probs is None or rounded.log_probs is None:
+        return
+    gap = answer_kl(full, answered.log_probs) - answer_kl(full, rounded.log_probs)
+    for task, places in _tasks(answered):
+        values = gap.numpy()[places]
+        interval = bootstrap_interval(values)
+        yield _row(task, "kl_minus_rtn", float(values.mean()), interval, len(places))
+
+
+def _differences(answered: Predictions, other: Predictions, name: str) -> Iterator[Row]:
+    right, other_right = _correct(answered), _correct(other)
+    for task, places in _tasks(answered):
+        found = accuracy_difference(right[places], other_right[places])
+        interval = 100 * found.ci_low, 100 * found.ci_high
+        row = _row(task, name, 100 * found.value, interval, len(places))
+        yield row | {"p_value": found.p_value, "won": found.won, "lost": found.lost}
+
+
+def _correct(answered: Predictions) -> np.ndarray:
+    asked = zip(answered.texts, answered.answers, answered.choices, strict=True)
+    return np.array([is_correct(text, answer, choices) for text, answer, choices in asked])
+
+
+def _tasks(answered: Predictions) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield each task with the places of its questions."""
+    families = np.array(answered.families)
+    yield OVERALL, np.arange(len(families))
+    for name in _families(answered):
+        yield name, np.flatnonzero(families == name)
+
+
+def _comparable(other: Predictions, answered: Predictions) -> Predictions:
+    if other.ids != answered.ids:
+        raise InputError(
+            f"{answered.name!r} answered {len(answered.ids)} questions and {other.name!r} "
+            f"{len(other.ids)}, not the same ones; evaluate both on the same data"
+        )
+    if other.base != answered.base:
+        raise InputError(
+            f"{answered.name!r} and {other.name!r} come from different full-precision weights; "
+            "evaluate both again"
+        )
+    return other
