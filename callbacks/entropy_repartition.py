@@ -19,7 +19,6 @@ class EntropyRepartition(Callback):
         threshold: h_0: ``mean`` of the tower's edges, ``quantile:q``, or a number in nats.
         proxy: what stands for the dependency; default conditional entropy.
         algorithm: ``greedy`` or ``dp``.
-        every_n_epochs: distance between re-partitions.
         samples: (sample, token, channel) triples per tower.
     """
 
@@ -29,21 +28,17 @@ class EntropyRepartition(Callback):
         threshold: str | float = "mean",
         proxy: Proxy | None = None,
         algorithm: Literal["greedy", "dp"] = "greedy",
-        every_n_epochs: int = 5,
         samples: int = 16384,
     ) -> None:
         if max_depth < 1:
             raise InputError(
                 f"max_depth {max_depth} is not allowed; a block holds at least 1 layer"
             )
-        if every_n_epochs < 1:
-            raise InputError(f"every_n_epochs {every_n_epochs} is not allowed; at least 1")
         if samples < 1:
             raise InputError(f"samples {samples} is not allowed; at least 1")
         resolve_threshold(
             threshold, [0.0, 1.0]
         )  # a wrong word should not wait for the first measurement
-        self.every_n_epochs = every_n_epochs
         self.proxy = proxy or ConditionalEntropy()
         self.options: dict[str, Any] = {
             "threshold": threshold,
@@ -72,6 +67,6 @@ class EntropyRepartition(Callback):
         self._act(pl_module)
 
     def _act(self, module: QuantModule) -> None:
-        epoch = module.epoch_due(self.every_n_epochs, module.state.partitions_done)
+        epoch = module.epoch_due(module.state.partitions_done)
         if epoch is not None:
             module.repartition(epoch, self.proxy, **self.options)

@@ -19,14 +19,10 @@ class PercentileSearch(Callback):
     Args:
         method: how a block is searched: ``MinMax``, ``SequentialSearch`` (eq. 2) or ``JointSearch``
             (eq. 3).
-        every_n_epochs: distance between searches.
     """
 
-    def __init__(self, method: Method, every_n_epochs: int = 5) -> None:
-        if every_n_epochs < 1:
-            raise InputError(f"every_n_epochs {every_n_epochs} is not allowed; at least 1")
+    def __init__(self, method: Method) -> None:
         self.method = method
-        self.every_n_epochs = every_n_epochs
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a module that has nothing to search."""
@@ -48,6 +44,6 @@ class PercentileSearch(Callback):
         self._act(pl_module)
 
     def _act(self, module: QuantModule) -> None:
-        epoch = module.epoch_due(self.every_n_epochs, module.state.passes_done)
+        epoch = module.epoch_due(module.state.passes_done)
         if epoch is not None:
             module.search(epoch, self.method)

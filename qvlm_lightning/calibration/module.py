@@ -34,12 +34,22 @@ class QuantModule(LightningModule):
         family: the model.
         scheme: widths, modes, groups, ignore list.
         seed: seed of reservoirs and draws.
+        every_n_epochs: distance between re-partitions and searches of the decoder (A21).
     """
 
     epochs = 0
 
-    def __init__(self, family: VLMFamily, scheme: Scheme | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        family: VLMFamily,
+        scheme: Scheme | None = None,
+        seed: int = 0,
+        every_n_epochs: int = 5,
+    ) -> None:
         super().__init__()
+        if every_n_epochs < 1:
+            raise InputError(f"every_n_epochs {every_n_epochs} is not allowed; at least 1")
+        self.every_n_epochs = every_n_epochs
         self.family = family
         self.scheme = scheme or Scheme()
         self.seed = seed
@@ -73,16 +83,15 @@ class QuantModule(LightningModule):
         """Whether all optimiser steps are done."""
         return self.state.steps >= self.epochs * self.steps_per_epoch
 
-    def epoch_due(self, every_n_epochs: int, done: list[int]) -> int | None:
+    def epoch_due(self, done: list[int]) -> int | None:
         """Return the epoch whose pass is due now: epoch 0, every n-th, and the final one after the
         last.
 
         Args:
-            every_n_epochs: distance between passes.
             done: epochs whose pass has taken place.
         """
         epoch, offset = divmod(self.state.steps, self.steps_per_epoch)
-        due = offset == 0 and (epoch % every_n_epochs == 0 or epoch >= self.epochs)
+        due = offset == 0 and (epoch % self.every_n_epochs == 0 or epoch >= self.epochs)
         return epoch if due and epoch not in done else None
 
     def towers_at(self, epoch: int) -> tuple[str, ...]:
@@ -170,6 +179,7 @@ class QuantModule(LightningModule):
             "model": self._built().fingerprint,
             "scheme": self.scheme.to_dict(),
             "epochs": self.epochs,
+            "every_n_epochs": self.every_n_epochs,
             "seed": self.seed,
             "calibration_ids": list(self.calibration_ids),
         }

@@ -41,7 +41,7 @@ class VisualEncoderOptimization(QuantModule):
     Loss: ``L_reg + lambda_ent * L_ent + lambda_err * L_err`` (eq. 10).
 
     Args:
-        family, scheme, seed: see :class:`QuantModule`.
+        family, scheme, seed, every_n_epochs: see :class:`QuantModule`.
         epochs: epochs of optimisation; the Trainer runs one more for the final pass.
         lr: AdamW learning rate at the start of a cosine to 0; bounds are learned as ratios around
             1.
@@ -58,6 +58,7 @@ class VisualEncoderOptimization(QuantModule):
         family: VLMFamily,
         scheme: Scheme | None = None,
         seed: int = 0,
+        every_n_epochs: int = 5,
         epochs: int = 10,
         lr: float = 1e-2,
         weights: LossWeights | None = None,
@@ -67,7 +68,7 @@ class VisualEncoderOptimization(QuantModule):
         lora_rank: int = 4,
         grad_clip: float = 1.0,
     ) -> None:
-        super().__init__(family, scheme, seed)
+        super().__init__(family, scheme, seed, every_n_epochs)
         if epochs < 1:
             raise InputError(
                 f"epochs {epochs} is not allowed; at least 1 (or a method without optimisation)"
