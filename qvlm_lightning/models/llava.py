@@ -66,12 +66,12 @@ class Llava(VLMFamily):
                 f"model folder {self.path!r} has no {required}; give a Hugging Face model folder"
             )
 
-    def vision_layers(self, model: nn.Module) -> list[Named]:
+    def vision_layers(self, model: Any) -> list[Named]:
         """Return the tower layers up to ``vision_feature_layer``."""
         layers = self._tower_layers(model)
         return layers[: self._reached(model, len(layers))]
 
-    def unreachable_layers(self, model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+    def unreachable_layers(self, model: Any) -> list[tuple[str, nn.Module, str]]:
         """Return the tower layers behind ``vision_feature_layer``."""
         layers = self._tower_layers(model)
         chosen = model.config.vision_feature_layer
@@ -80,25 +80,25 @@ class Llava(VLMFamily):
             (name, layer, reason) for name, layer in layers[self._reached(model, len(layers)) :]
         ]
 
-    def _tower_layers(self, model: nn.Module) -> list[Named]:
+    def _tower_layers(self, model: Any) -> list[Named]:
         tower = model.model.vision_tower
         inner = getattr(tower, "vision_model", tower)
         prefix = "model.vision_tower." + ("vision_model." if inner is not tower else "")
         return [(f"{prefix}encoder.layers.{i}", x) for i, x in enumerate(inner.encoder.layers)]
 
     @staticmethod
-    def _reached(model: nn.Module, count: int) -> int:
+    def _reached(model: Any, count: int) -> int:
         chosen = model.config.vision_feature_layer
         if not isinstance(chosen, int):
             raise InputError(f"vision_feature_layer {chosen} is a list; allowed: one integer")
         # hidden state 0 is the embedding, hidden state k the output of layer k-1
         return chosen if chosen >= 0 else count + 1 + chosen
 
-    def projector(self, model: nn.Module) -> Named:
+    def projector(self, model: Any) -> Named:
         """Return the two-layer projector."""
         return "model.multi_modal_projector", model.model.multi_modal_projector
 
-    def decoder_layers(self, model: nn.Module) -> list[Named]:
+    def decoder_layers(self, model: Any) -> list[Named]:
         """Return the decoder layers."""
         layers = model.model.language_model.layers
         return [(f"model.language_model.layers.{i}", x) for i, x in enumerate(layers)]
@@ -117,7 +117,7 @@ class Llava(VLMFamily):
         groups = {site: [n for n in names if n in present] for site, names in known.items()}
         return {site: names for site, names in groups.items() if names}
 
-    def vision_positions(self, model: nn.Module) -> int | None:
+    def vision_positions(self, model: Any) -> int | None:
         """Return the patches of one image plus the class token."""
         vision = model.config.vision_config
         return (vision.image_size // vision.patch_size) ** 2 + 1

@@ -2,6 +2,8 @@
 export.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -32,7 +34,9 @@ class NormShift(nn.Module):
     on.
     """
 
-    def __init__(self, norm: nn.Module, reader: QuantLinear) -> None:
+    reader: QuantLinear
+
+    def __init__(self, norm: nn.LayerNorm, reader: QuantLinear) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.ones_like(norm.weight))
         self.offset = nn.Parameter(torch.zeros_like(norm.weight))
@@ -69,6 +73,7 @@ def add_norm_shifts(structure: Structure) -> None:
 @torch.no_grad()
 def merge_adapters(model: nn.Module) -> None:
     """Write what the adapters learned into the weights they change, and take the adapters off."""
+    module: Any
     for module in model.modules():
         adapter = getattr(module, "adapter", None)
         if isinstance(adapter, LowRank):

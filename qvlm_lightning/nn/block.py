@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from qvlm_lightning.losses import output_error_terms
 from qvlm_lightning.nn.distributed import all_sum, world
+from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.replay import UnitInput, run_candidates, run_unit
 from qvlm_lightning.nn.structure import Site, Unit
 from qvlm_lightning.nn.taps import taps
@@ -169,7 +171,7 @@ class Block:
 
     @staticmethod
     def _run_full_precision(unit: Unit, hidden: Tensor, call: UnitInput) -> Tensor:
-        modules = [site.quantizer for site in unit.sites]
+        modules: list[ActivationQuantizer | QuantLinear] = [site.quantizer for site in unit.sites]
         modules += [linear for site in unit.sites for linear in site.linears.values()]
         before = [module.enabled for module in modules]
         for module in modules:

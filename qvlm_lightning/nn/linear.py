@@ -21,6 +21,12 @@ class QuantLinear(nn.Linear):
     weight_bits: int
     group_size: int | None
     weight_symmetric: bool
+    enabled: bool
+    clip_ratio: nn.Parameter
+    adapter: nn.Module | None
+    input_quantizer: ActivationQuantizer
+    site: ActivationQuantizer
+    _weight_cache: tuple[tuple[int, ...], Tensor] | None
 
     @classmethod
     def from_linear(

@@ -27,6 +27,10 @@ class ActivationQuantizer(nn.Module):
         consumers: number of Linear layers that read this site.
     """
 
+    low: Tensor
+    high: Tensor
+    percentile: Tensor
+
     def __init__(self, num_bits: int, mode: str, shape: tuple[int, ...], consumers: int) -> None:
         super().__init__()
         self.num_bits = num_bits
