@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -138,9 +139,7 @@ class Calibrator:
             joints = {
                 kind: c.double() / c.sum(dim=(1, 2), keepdim=True) for kind, c in counts.items()
             }
-            evidence = Evidence(
-                joints["all"], lambda edge, tower=tower: self._pair(tower, edge, proxy)
-            )
+            evidence = Evidence(joints["all"], partial(self._pair, tower, proxy=proxy))
             edges = proxy.edges(evidence)
             h0 = resolve_threshold(threshold, edges)
             blocks = _ALGORITHMS[algorithm](edges, h0, max_depth)

@@ -104,7 +104,13 @@ def dependency_counts(
         codes: dict[int, Tensor] = {}
 
         def see(
-            name: str, x: Tensor, row=row, where=where, column=column, mask=mask, codes=codes
+            name: str,
+            x: Tensor,
+            row: Tensor = row,
+            where: Tensor = where,
+            column: Tensor = column,
+            mask: Tensor | None = mask,
+            codes: dict[int, Tensor] = codes,
         ) -> None:
             low, high = (r.cpu()[column] for r in ranges[int(name)])
             token = pick_tokens(mask, row, where, x.shape[1])
@@ -115,6 +121,7 @@ def dependency_counts(
             model(**model_inputs(batches[index], device))
         slots = [torch.ones_like(row, dtype=torch.bool)]
         if tower.name == "language":
+            assert mask is not None
             token = pick_tokens(mask, row, where, mask.shape[1])
             image = family.token_kind(batches[index])[row, token] == VISION
             slots += [image, ~image]

@@ -124,9 +124,10 @@ class QuantModule(LightningModule):
         """Load the model, freeze it and put the quantizers in; idempotent."""
         if self.calibrator is not None:
             return
-        data = self.trainer.datamodule
+        trainer: Any = self.trainer  # sets datamodule and fast_dev_run on itself, undeclared
+        data = trainer.datamodule
         self.model = self.family.load_model()
-        root = Path(self.trainer.default_root_dir)
+        root = Path(trainer.default_root_dir)
         self.calibrator = Calibrator(
             self.model,
             self.family,
@@ -134,8 +135,8 @@ class QuantModule(LightningModule):
             data.calibration_batches(),
             data.search_batches(),
             seed=self.seed,
-            progress_folder=None if self.trainer.fast_dev_run else root / "search",
-            progress=bar if self.trainer.is_global_zero else None,
+            progress_folder=None if trainer.fast_dev_run else root / "search",
+            progress=bar if trainer.is_global_zero else None,
         )
         self.calibration_ids = list(data.calibration_ids)
 

@@ -11,12 +11,12 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.nn.distributed import gather_objects, world
 from qvlm_lightning.nn.structure import Site, Structure
 from qvlm_lightning.nn.taps import taps
-from qvlm_lightning.quant.observers import RangeObserver
+from qvlm_lightning.quant.observers import Granularity, RangeObserver
 
 Batch = dict[str, Tensor]
 Progress = Callable[[str, int, int], None]
 
-_GRANULARITY = {0: "tensor", 1: "channel", 2: "position"}
+_GRANULARITY: dict[int, Granularity] = {0: "tensor", 1: "channel", 2: "position"}
 
 
 def model_inputs(batch: Batch, device: torch.device) -> Batch:
@@ -55,7 +55,7 @@ class Statistics:
         }
 
     @staticmethod
-    def _granularity(site: Site):
+    def _granularity(site: Site) -> Granularity:
         return _GRANULARITY[site.quantizer.low.dim()]
 
     @torch.no_grad()

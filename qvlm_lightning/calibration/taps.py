@@ -1,6 +1,7 @@
 """What visual-encoder optimisation looks at in one forward pass."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from qvlm_lightning.calibration.statistics import Batch, Statistics, rows_and_ma
 from qvlm_lightning.nn.distributed import all_sum_with_gradient
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.nn.taps import taps
-from qvlm_lightning.quant.entropy import real_codes, soft_joint_sums
+from qvlm_lightning.quant.entropy import Temperature, real_codes, soft_joint_sums
 
 ENTROPY_LEVELS = 16
 
@@ -32,7 +33,7 @@ class Seen:
     units: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
-def run_and_see(model: nn.Module, structure: Structure, inputs: Batch, units: bool) -> Seen:
+def run_and_see(model: Any, structure: Structure, inputs: Batch, units: bool) -> Seen:
     """Run the model and return logits, X_v, X_n and, if ``units``, every X^(k)."""
     caught: dict[str, Tensor] = {}
     modules: dict[str, nn.Module] = {
@@ -69,7 +70,7 @@ class SoftEdges:
     """
 
     def __init__(
-        self, structure: Structure, statistics: Statistics, temperature: float | str, samples: int
+        self, structure: Structure, statistics: Statistics, temperature: Temperature, samples: int
     ) -> None:
         self.temperature, self.samples = temperature, samples
         self.ranges = {
@@ -106,7 +107,13 @@ class SoftEdges:
         return result
 
     def _sums(
-        self, units: list[Tensor], ranges, row: Tensor, fraction: Tensor, channel: Tensor, mask
+        self,
+        units: list[Tensor],
+        ranges: list[tuple[Tensor, Tensor]],
+        row: Tensor,
+        fraction: Tensor,
+        channel: Tensor,
+        mask: Tensor | None,
     ) -> list[Tensor]:
         device = ranges[0][0].device
         if not len(

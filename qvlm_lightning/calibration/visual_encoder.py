@@ -4,9 +4,10 @@ parameters.
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from qvlm_lightning.calibration.module import QuantModule
@@ -128,7 +129,8 @@ class VisualEncoderOptimization(QuantModule):
         """
         super().on_train_start()
         calibrator = self._built()
-        self.local_batches: list[Batch] = self.trainer.datamodule.rank_batches(*world())
+        trainer: Any = self.trainer  # sets datamodule on itself, undeclared
+        self.local_batches: list[Batch] = trainer.datamodule.rank_batches(*world())
         self.edges = SoftEdges(
             self.structure, calibrator.statistics, self.temperature, self.entropy_samples
         )
@@ -156,7 +158,7 @@ class VisualEncoderOptimization(QuantModule):
             self.state.jacobian = self.measure_jacobian()
         with torch.enable_grad():
             terms = self.loss_terms(index, self.state.steps)
-        optimizer = self.optimizers()
+        optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
         # Samples without an image leave the tower unused; DDP wants a gradient for every parameter
         # all the same.
@@ -217,6 +219,7 @@ class VisualEncoderOptimization(QuantModule):
         n_terms = torch.stack(squared_error_terms(seen.last_hidden, last_hidden, mask))
         v_terms = torch.zeros_like(n_terms)
         if features is not None:
+            assert seen.features is not None
             v_terms = torch.stack(squared_error_terms(seen.features, features, None))
         pooled = all_sum_with_gradient(torch.stack([v_terms, n_terms]))
         relative = pooled[:, 0] / (pooled[:, 1].detach() + 1e-8)
