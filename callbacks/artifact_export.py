@@ -1,6 +1,7 @@
 """Writes ``report.json`` and ``artifact/`` when everything is decided."""
 
 from pathlib import Path
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -29,18 +30,20 @@ class ArtifactExport(Callback):
                 f"ArtifactExport works on a QuantModule, not on {type(pl_module).__name__}"
             )
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: QuantModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export if this was the final epoch."""
-        if trainer.fast_dev_run or trainer.current_epoch < pl_module.epochs:
+        module = cast(QuantModule, pl_module)  # setup() has checked
+        # fast_dev_run is undeclared: the Trainer sets it on itself
+        if cast(Any, trainer).fast_dev_run or trainer.current_epoch < module.epochs:
             return
-        if not pl_module.finished:
-            steps = pl_module.state.steps
+        if not module.finished:
+            steps = module.state.steps
             raise RuntimeError(f"the final epoch ended after only {steps} optimiser steps")
         if is_main():
             root = Path(trainer.default_root_dir)
-            model = pl_module.model
+            model = module.model
             assert model is not None
-            write_json(root / "report.json", report(pl_module, self.method))
-            processor = pl_module.family.load_processor()
-            save_artifact(root / "artifact", model, processor, manifest(pl_module, self.method))
+            write_json(root / "report.json", report(module, self.method))
+            processor = module.family.load_processor()
+            save_artifact(root / "artifact", model, processor, manifest(module, self.method))
         barrier()

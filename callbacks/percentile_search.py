@@ -1,6 +1,6 @@
 """When to search the percentiles."""
 
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -31,19 +31,20 @@ class PercentileSearch(Callback):
                 f"PercentileSearch works on a QuantModule, not on {type(pl_module).__name__}"
             )
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: QuantModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Search if it is due."""
         self._act(pl_module)
 
     def on_train_batch_start(
-        self, trainer: Trainer, pl_module: QuantModule, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
         """The same: resumed behind the last batch of an epoch, Lightning skips the epoch's
         start.
         """
         self._act(pl_module)
 
-    def _act(self, module: QuantModule) -> None:
+    def _act(self, pl_module: LightningModule) -> None:
+        module = cast(QuantModule, pl_module)  # setup() has checked
         epoch = module.epoch_due(module.state.passes_done)
         if epoch is not None:
             module.search(epoch, self.method)

@@ -1,7 +1,7 @@
 """Checkpoints to resume from: always ``checkpoints/last.ckpt``, replaced as a whole."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -49,8 +49,9 @@ class ResumePoint(ModelCheckpoint):
         """There is no validation to save after."""
 
     def _save(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run:
+        if cast(Any, trainer).fast_dev_run:  # undeclared: the Trainer sets it on itself
             return
         self._saved_at = trainer.global_step
+        assert self.dirpath is not None
         self.last_model_path = str(Path(self.dirpath) / "last.ckpt")
         trainer.save_checkpoint(self.last_model_path)

@@ -42,7 +42,7 @@ class Artifact:
     structure: Structure
 
 
-def save_artifact(folder: Path, model: nn.Module, processor: Any, manifest: dict[str, Any]) -> None:
+def save_artifact(folder: Path, model: Any, processor: Any, manifest: dict[str, Any]) -> None:
     """Write the artifact; the folder appears as a whole or not at all.
 
     Args:

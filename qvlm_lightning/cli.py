@@ -67,7 +67,7 @@ class CalibrationCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """The final pass is an epoch of its own."""
-        trainer = self.trainer
+        trainer: Any = self.trainer  # sets fast_dev_run on itself, undeclared
         if not trainer.fast_dev_run:
             trainer.fit_loop.max_epochs = self.model.epochs + 1
 
