@@ -40,12 +40,12 @@ def quantize_model(model: nn.Module, family, scheme: Scheme) -> Structure:
     }
     structure = Structure(towers={}, quantized={}, ignored={})
     used_patterns: set[str] = set()
+    plans: list[tuple[str, Unit, dict[str, list[str]]]] = []
     for part, named in layers.items():
-        units = [Unit(name, module) for name, module in named]
-        for unit in units:
-            _check_weights(unit, scheme, used_patterns)
-            unit.sites = _quantize_unit(model, family, unit, part, scheme, structure, used_patterns)
-        structure.towers[part] = Tower(part, units)
+        structure.towers[part] = Tower(part, [Unit(name, module) for name, module in named])
+        for unit in structure.towers[part].units:
+            _check_weights(unit, part, scheme, structure, used_patterns)
+            plans.append((part, unit, _plan(family, unit, part, scheme, structure, used_patterns)))
     _account_for_the_rest(model, family, structure)
     for pattern in scheme.ignore:
         if pattern not in used_patterns and not any(
@@ -56,34 +56,38 @@ def quantize_model(model: nn.Module, family, scheme: Scheme) -> Structure:
         raise InputError(
             "the scheme leaves nothing to quantize: every part is at 16 bits or ignored"
         )
+    # only now, so that a refused model is left as it was
+    for part, unit, plan in plans:
+        unit.sites = [
+            _quantize_site(model, family, unit, part, scheme, structure, site, names)
+            for site, names in plan.items()
+        ]
     return structure
 
 
-def _quantize_unit(
-    model, family, unit: Unit, part: str, scheme: Scheme, structure: Structure, used: set[str]
-):
-    widths = scheme.part(part)
+def _plan(
+    family, unit: Unit, part: str, scheme: Scheme, structure: Structure, used: set[str]
+) -> dict[str, list[str]]:
+    """Return site -> Linear layers to quantize, and write down what is left; changes no module."""
     plain = {name: x for name, x in unit.module.named_modules() if type(x) is nn.Linear}
     groups = family.input_groups(unit.module)
     named = {name for names in groups.values() for name in names}
     groups = groups | {name: [name] for name in plain if name not in named}
-    sites = []
-    for site_name, names in groups.items():
-        kept = []
+    plan: dict[str, list[str]] = {}
+    for site, names in groups.items():
         for name in (n for n in names if n in plain):
-            pattern = next((p for p in scheme.ignore if re.search(p, f"{unit.name}.{name}")), None)
+            full = f"{unit.name}.{name}"
+            pattern = next((p for p in scheme.ignore if re.search(p, full)), None)
             if pattern is not None:
                 used.add(pattern)
-                structure.ignored[f"{unit.name}.{name}"] = f"ignore pattern {pattern!r}"
-            elif widths.weight_bits == 16 and widths.activation_bits == 16:
-                structure.ignored[f"{unit.name}.{name}"] = f"part {part!r} is at 16 bits"
+                structure.ignored[full] = f"ignore pattern {pattern!r}"
+            elif _off(scheme, part):
+                structure.ignored[full] = f"part {part!r} is at 16 bits"
             else:
-                kept.append(name)
-        if kept:
-            sites.append(
-                _quantize_site(model, family, unit, part, scheme, structure, site_name, kept)
-            )
-    return sites
+                scheme.weight_groups(plain[name].in_features)
+                structure.quantized[full] = part
+                plan.setdefault(site, []).append(name)
+    return plan
 
 
 def _quantize_site(model, family, unit, part, scheme, structure, site_name, names) -> Site:
@@ -110,7 +114,6 @@ def _quantize_site(model, family, unit, part, scheme, structure, site_name, name
             scheme.weight_symmetric,
         )
         model.set_submodule(f"{unit.name}.{name}", new)
-        structure.quantized[f"{unit.name}.{name}"] = part
         linears[f"{unit.name}.{name}"] = new
     return Site(f"{unit.name}.{site_name}", quantizer, linears)
 
@@ -131,7 +134,14 @@ def _range_shape(
     return (positions, 1)
 
 
-def _check_weights(unit: Unit, scheme: Scheme, used: set[str]) -> None:
+def _off(scheme: Scheme, part: str) -> bool:
+    widths = scheme.part(part)
+    return widths.weight_bits == 16 and widths.activation_bits == 16
+
+
+def _check_weights(
+    unit: Unit, part: str, scheme: Scheme, structure: Structure, used: set[str]
+) -> None:
     """Refuse weights that a Linear swap would skip in silence (fused experts, packed
     projections).
     """
@@ -141,12 +151,16 @@ def _check_weights(unit: Unit, scheme: Scheme, used: set[str]) -> None:
             continue
         full = f"{unit.name}.{name}" if name else unit.name
         pattern = next((p for p in scheme.ignore if re.search(p, full)), None)
+        if pattern is None and _off(scheme, part):
+            structure.ignored[full] = f"part {part!r} is at 16 bits"
+            continue
         if pattern is None:
             raise InputError(
                 f"{full} ({type(module).__name__}) holds weights ({', '.join(own)}) but is not a "
                 "plain Linear layer; un-fuse it first or name it in scheme.ignore"
             )
         used.add(pattern)
+        structure.ignored[full] = f"ignore pattern {pattern!r}"
 
 
 def _account_for_the_rest(model: nn.Module, family, structure: Structure) -> None:
