@@ -3,10 +3,12 @@ weight.
 """
 
 import re
+from typing import Any
 
 from torch import nn
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.structure import Site, Structure, Tower, Unit
@@ -15,13 +17,13 @@ from qvlm_lightning.quant.scheme import Scheme
 _LEFT_IN_FULL_PRECISION = (nn.Embedding, nn.modules.conv._ConvNd)
 
 
-def quantize_model(model: nn.Module, family, scheme: Scheme) -> Structure:
+def quantize_model(model: nn.Module, family: VLMFamily, scheme: Scheme) -> Structure:
     """Swap the Linear layers of tower, projector and decoder for :class:`QuantLinear`; quantizers
     stay off.
 
     Args:
         model: a full-precision model; changed in place.
-        family: a ``VLMFamily`` that names the parts.
+        family: names the parts.
         scheme: widths per part, activation mode, groups and the ignore list.
 
     Returns:
@@ -66,7 +68,12 @@ def quantize_model(model: nn.Module, family, scheme: Scheme) -> Structure:
 
 
 def _plan(
-    family, unit: Unit, part: str, scheme: Scheme, structure: Structure, used: set[str]
+    family: VLMFamily,
+    unit: Unit,
+    part: str,
+    scheme: Scheme,
+    structure: Structure,
+    used: set[str],
 ) -> dict[str, list[str]]:
     """Return site -> Linear layers to quantize, and write down what is left; changes no module."""
     plain = {name: x for name, x in unit.module.named_modules() if type(x) is nn.Linear}
@@ -90,9 +97,18 @@ def _plan(
     return plan
 
 
-def _quantize_site(model, family, unit, part, scheme, structure, site_name, names) -> Site:
+def _quantize_site(
+    model: nn.Module,
+    family: VLMFamily,
+    unit: Unit,
+    part: str,
+    scheme: Scheme,
+    structure: Structure,
+    site_name: str,
+    names: list[str],
+) -> Site:
     widths = scheme.part(part)
-    plain = dict(unit.module.named_modules())
+    plain: dict[str, Any] = dict(unit.module.named_modules())
     shape = _range_shape(model, family, part, scheme, plain[names[0]].in_features, structure)
     mode = scheme.activation_mode
     quantizer = ActivationQuantizer(widths.activation_bits, mode, shape, len(names))
@@ -119,7 +135,12 @@ def _quantize_site(model, family, unit, part, scheme, structure, site_name, name
 
 
 def _range_shape(
-    model, family, part: str, scheme: Scheme, features: int, structure: Structure
+    model: nn.Module,
+    family: VLMFamily,
+    part: str,
+    scheme: Scheme,
+    features: int,
+    structure: Structure,
 ) -> tuple[int, ...]:
     if scheme.activation_mode != "static_channel":
         return ()
@@ -163,7 +184,7 @@ def _check_weights(
         structure.ignored[full] = f"ignore pattern {pattern!r}"
 
 
-def _account_for_the_rest(model: nn.Module, family, structure: Structure) -> None:
+def _account_for_the_rest(model: Any, family: VLMFamily, structure: Structure) -> None:
     unreachable = {name: reason for name, _, reason in family.unreachable_layers(model)}
     head = model.get_output_embeddings()
     for name, module in model.named_modules():
