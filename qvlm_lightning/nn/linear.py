@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
+from qvlm_lightning.nn.stamp import stamp
 from qvlm_lightning.quant.primitives import fake_quantize_weight
 
 
@@ -26,7 +27,7 @@ class QuantLinear(nn.Linear):
     adapter: nn.Module | None
     input_quantizer: ActivationQuantizer
     site: ActivationQuantizer
-    _weight_cache: tuple[tuple[int, ...], Tensor] | None
+    _weight_cache: tuple[tuple[object, ...] | None, Tensor] | None
 
     @classmethod
     def from_linear(
@@ -77,11 +78,13 @@ class QuantLinear(nn.Linear):
         learned = [self.clip_ratio, *self.adapter_parameters()]
         if torch.is_grad_enabled() and any(p.requires_grad for p in learned):
             return self._fake_quantized_weight()
-        key = (self.weight.data_ptr(), self.weight._version, *(p._version for p in learned))
-        if self._weight_cache is None or self._weight_cache[0] != key:
-            with torch.no_grad():
-                self._weight_cache = (key, self._fake_quantized_weight())
-        return self._weight_cache[1]
+        key = stamp(self.weight, *learned)
+        kept = self._weight_cache
+        if kept is None or key is None or kept[0] != key:
+            # kept from inference mode, it could not be saved for a later backward pass
+            with torch.inference_mode(False), torch.no_grad():
+                kept = self._weight_cache = (key, self._fake_quantized_weight())
+        return kept[1]
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the adapter, if there is one."""

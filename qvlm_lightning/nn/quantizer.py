@@ -6,6 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from qvlm_lightning.nn.stamp import stamp
 from qvlm_lightning.quant.primitives import fake_quantize, fake_quantize_symmetric
 
 
@@ -48,7 +49,7 @@ class ActivationQuantizer(nn.Module):
         self.high_ratio = nn.Parameter(torch.ones(shape), requires_grad=False)
         self._candidates: tuple[Tensor, Tensor] | None = None
         # q, k and v call with the very same tensor: quantize it once
-        self._shared: tuple[Tensor, Tensor, int] | None = None
+        self._shared: tuple[tuple[object, ...], Tensor, Tensor, int] | None = None
 
     @property
     def active(self) -> bool:
@@ -94,13 +95,22 @@ class ActivationQuantizer(nn.Module):
         """Quantize and dequantize ``x`` [B, T, D] (or [N, D]); pass it through when not active."""
         if not self.active:
             return x
-        if self._shared is not None and self._shared[0] is x:
-            _, y, left = self._shared
-            self._shared = (x, y, left - 1) if left > 1 else None
+        key = None if self.consumers == 1 else self._stamp(x)
+        if key is not None and self._shared is not None and self._shared[0] == key:
+            _, _, y, left = self._shared
+            self._shared = (key, x, y, left - 1) if left > 1 else None
             return y
         y = self._quantize(x)
-        self._shared = (x, y, self.consumers - 1) if self.consumers > 1 else None
+        # x is kept too: as long as it lives, no other tensor has its identity
+        self._shared = None if key is None else (key, x, y, self.consumers - 1)
         return y
+
+    def _stamp(self, x: Tensor) -> tuple[object, ...] | None:
+        """Return what a quantized input depends on; ``None`` if changes could not be noticed."""
+        own = stamp(self.low, self.high, self.low_ratio, self.high_ratio)
+        if own is None:
+            return None
+        return (*own, self.num_bits, torch.is_grad_enabled(), id(x), stamp(x))
 
     def _quantize(self, x: Tensor) -> Tensor:
         if self._candidates is None:
