@@ -1,5 +1,6 @@
 """Random LLaVAs of any shape and inputs for them, made without a file."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -82,6 +83,43 @@ def set_ranges(structure: Structure) -> None:
         quantizer = site.quantizer
         low = -1.0 if quantizer.mode == "dynamic_token" else -2.0
         quantizer.set_range(torch.tensor(low), torch.tensor(-low), 1.0)
+
+
+def count(config: LlavaConfig) -> tuple[dict[str, str], set[str]]:
+    """Return Linear layer -> part, and all other holders of matrices, of the plain model.
+
+    Counted on a model without memory, from names and from the meaning of ``vision_feature_layer``
+    alone: hidden state 0 is the embedding, hidden state k the output of layer k - 1.
+    """
+    with torch.device("meta"):
+        plain = LlavaForConditionalGeneration(config)
+    layers = config.vision_config.num_hidden_layers
+    states = [f"state {k}" for k in range(layers + 1)]
+    reached = states.index(states[config.vision_feature_layer])
+    parts, left = {}, set()
+    for name, module in plain.named_modules():
+        place = re.search(r"vision_tower\..*layers\.(\d+)\.", name)
+        if not isinstance(module, nn.Linear | nn.Embedding | nn.Conv2d):
+            continue
+        if not isinstance(module, nn.Linear):
+            left.add(name)
+        elif place:
+            if int(place[1]) < reached:
+                parts[name] = "vision"
+            else:
+                left.add(name)
+        elif "multi_modal_projector." in name:
+            parts[name] = "projector"
+        elif re.search(r"language_model\.layers\.\d+\.", name):
+            parts[name] = "language"
+        else:
+            left.add(name)
+    return parts, left
+
+
+@pytest.fixture
+def counted() -> Callable[[LlavaConfig], tuple[dict[str, str], set[str]]]:
+    return count
 
 
 @pytest.fixture
