@@ -43,7 +43,7 @@ class TablePlan:
     options: list[str] = field(default_factory=list)
     """Further options of train.py for every calibration."""
     headline: str | None = None
-    """Variant whose first calibration runs in the root itself: its report and artifact lie there."""
+    """Variant whose first calibration runs in the root itself, with report.json and artifact/."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,8 @@ class TableRun:
         if not self.calibrations:
             raise InputError("the plan compares nothing; give variants, seeds and outlier_scales")
         if plan.headline is not None and plan.headline not in plan.variants:
-            raise InputError(
-                f"headline is {plan.headline!r}; allowed are the variants {', '.join(plan.variants)}"
-            )
+            allowed = ", ".join(plan.variants)
+            raise InputError(f"headline is {plan.headline!r}; allowed are the variants {allowed}")
         self._check_configs()
         self.known: dict[str, Predictions] = {}
         self.rows: list[Row] = []

@@ -1,10 +1,12 @@
 """One picture of a table: accuracy and divergence of every variant, with intervals."""
 
+import math
 from collections.abc import Sequence
 from statistics import fmean
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from qvlm_lightning.evaluation.render import Group, groups
 from qvlm_lightning.evaluation.report import Row
@@ -47,14 +49,24 @@ def results_figure(rows: Sequence[Row]) -> Figure:
     left.set_yticks(range(len(made)), [group.label for group in made])
     left.invert_yaxis()
     left.set_xlabel("accuracy, %")
-    right.set_xlabel("KL to full precision at the answer token, nats (log scale)")
-    if any(group.find("kl") for group in made):
-        right.set_xscale("log")
+    left.margins(y=0.08)
+    right.set_xlabel("KL to full precision, nats")
+    _log_scale(right, [row for group in made for row in group.find("kl")])
     seeds = {row["seed"] for row in rows} - {None}
     whiskers = "range over calibration seeds" if len(seeds) > 1 else "95 % interval"
     count = max(row["n"] for row in rows)
     figure.suptitle(f"{rows[0]['model']}: {count:,} questions; whiskers: {whiskers}", fontsize=10)
     return figure
+
+
+def _log_scale(axes: Axes, found: list[Row]) -> None:
+    """Use whole decades, so that every picture has labels that can be read."""
+    bounds = [x for row in found for x in (row["ci_low"], row["ci_high"], row["value"]) if x > 0]
+    if bounds:
+        axes.set_xscale("log")
+        low, high = math.log10(min(bounds)), math.log10(max(bounds))
+        axes.set_xlim(10 ** math.floor(low), 10 ** math.ceil(high))
+        axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _dot(axes: Axes, place: int, group: Group, metric: str) -> None:

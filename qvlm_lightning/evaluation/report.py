@@ -28,6 +28,9 @@ from qvlm_lightning.metrics.intervals import (
 Row = dict[str, Any]
 Known = Mapping[str, Predictions]
 
+METHODS = ("fp", "rtn", "sequential", "cdm", "veo", "qvlm")
+"""Order of the rows; other methods come after them."""
+
 
 def load_answers(*folders: Path) -> dict[str, Predictions]:
     """Read all whole predictions of some folders.
@@ -36,12 +39,17 @@ def load_answers(*folders: Path) -> dict[str, Predictions]:
         folders: ``predictions`` folders of runs of one model.
 
     Returns:
-        Name -> predictions, full precision first, then in the order of the names.
+        Name -> predictions, full precision first, then by scheme and in the order of METHODS.
     """
     names = [(folder, name) for folder in folders for name in stored(folder)]
     found = [Predictions.load(folder, name) for folder, name in names]
-    found.sort(key=lambda p: (p.variant.outlier_scale, not p.variant.is_fp, p.name))
+    found.sort(key=lambda p: (p.variant.outlier_scale, p.variant.scheme, _rank(p), p.name))
     return {predictions.name: predictions for predictions in found}
+
+
+def _rank(predictions: Predictions) -> int:
+    method = predictions.variant.method
+    return METHODS.index(method) if method in METHODS else len(METHODS)
 
 
 def report_rows(known: Known) -> list[Row]:

@@ -1,0 +1,106 @@
+import pytest
+import torch
+
+from qvlm_lightning.data import TinyVQA
+from qvlm_lightning.data.base import QuestionBatches
+from qvlm_lightning.data.collate import collate, model_inputs
+from qvlm_lightning.evaluation.generate import cut_at_end, end_tokens_of, generate
+from qvlm_lightning.models import Llava
+from qvlm_lightning.models.tiny import WEIGHTS
+
+COUNT = 30
+
+
+@pytest.fixture(scope="module")
+def family():
+    return Llava(str(WEIGHTS))
+
+
+@pytest.fixture(scope="module")
+def model(family):
+    return family.load_model()
+
+
+@pytest.fixture(scope="module")
+def data(family):
+    return TinyVQA(family, evaluation_count=COUNT)
+
+
+def image_token(processor) -> int:
+    return processor.tokenizer.convert_tokens_to_ids("<image>")
+
+
+def answers(model, data, batch_size: int, share: bool = True, longest: int = 4):
+    """Answers cut at their end, and log-probabilities, in the order of the questions."""
+    processor = data.processor
+    ends = end_tokens_of(model, processor)
+    image = image_token(processor) if share else None
+    texts, log_probs = {}, {}
+    for batch in QuestionBatches(data.evaluation, processor, batch_size):
+        found = generate(model, batch, ends, longest, image)
+        for i, place in enumerate(batch["sample_index"].tolist()):
+            texts[place] = cut_at_end(found.tokens[i].tolist(), ends)
+            log_probs[place] = found.log_probs[i]
+    return [texts[i] for i in range(COUNT)], torch.stack([log_probs[i] for i in range(COUNT)])
+
+
+def test_equals_the_models_own_generate(model, data):
+    processor = data.processor
+    ends = end_tokens_of(model, processor)
+    for batch in QuestionBatches(data.evaluation, processor, 8):
+        ours = generate(model, batch, ends, 4, image_token(processor)).tokens
+        prompt = batch["input_ids"].shape[1]
+        theirs = model.generate(**model_inputs(batch), max_new_tokens=4, do_sample=False)
+        for mine, other in zip(ours.tolist(), theirs[:, prompt:].tolist(), strict=True):
+            assert cut_at_end(mine, ends) == cut_at_end(other, ends)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_answers_do_not_depend_on_the_batch_size(model, data, batch_size):
+    texts, log_probs = answers(model, data, batch_size)
+    expected, expected_log_probs = answers(model, data, 16)
+    assert texts == expected
+    torch.testing.assert_close(log_probs, expected_log_probs, atol=1e-4, rtol=0)
+
+
+def test_sharing_the_image_changes_nothing_but_the_time(model, data):
+    shared, log_probs = answers(model, data, 16)
+    alone, expected = answers(model, data, 16, share=False)
+    assert shared == alone
+    torch.testing.assert_close(log_probs, expected, atol=1e-4, rtol=0)
+
+
+def test_image_goes_through_the_tower_once(model, data):
+    seen = []
+    handle = model.model.vision_tower.register_forward_hook(lambda m, i, out: seen.append(out[0]))
+    images = [s for s in data.evaluation if s.image is not None][:16]
+    batch = collate(images, data.processor, with_answer=False)
+    generate(model, batch, {2}, 1, image_token(data.processor))
+    handle.remove()
+    assert [len(x) for x in seen] == [len({id(s.image) for s in images})]
+
+
+def test_prefix_with_only_part_of_the_images_is_not_shared(model, data):
+    """Where rows differ before the image, every row is computed by itself."""
+    images = [s for s in data.evaluation if s.image is not None][:2]
+    batch = collate(images, data.processor, with_answer=False)
+    start = int((batch["attention_mask"][1] == 0).sum())
+    batch["input_ids"][1, start + 1] = 9
+    expected = generate(model, batch, {2}, 2, None)
+    found = generate(model, batch, {2}, 2, image_token(data.processor))
+    assert torch.equal(found.tokens, expected.tokens)
+
+
+def test_stops_when_every_row_has_ended(model, data):
+    batch = collate(data.evaluation[:2], data.processor, with_answer=False)
+    everything = set(range(model.config.text_config.vocab_size))
+    assert generate(model, batch, everything, 9).tokens.shape == (2, 1)
+    assert generate(model, batch, set(), 3).tokens.shape == (2, 3)
+
+
+def test_log_probabilities_are_normalised_and_belong_to_the_first_token(model, data):
+    batch = collate(data.evaluation[:4], data.processor, with_answer=False)
+    found = generate(model, batch, {2}, 2)
+    assert found.log_probs.dtype == torch.float32
+    assert found.log_probs.exp().sum(-1).allclose(torch.ones(4))
+    assert torch.equal(found.log_probs.argmax(-1), found.tokens[:, 0])

@@ -1,0 +1,93 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from qvlm_lightning.evaluation.figure import results_figure
+from qvlm_lightning.evaluation.render import grids, groups, markdown, show
+
+
+def row(method, value, metric="accuracy", task="overall", scale=1.0, seed=0, **other):
+    fp = method == "fp"
+    return {
+        "model": "tiny",
+        "method": method,
+        "scheme": "fp" if fp else "w4a4",
+        "activation_mode": "none" if fp else "static_tensor",
+        "outlier_scale": scale,
+        "seed": None if fp else seed,
+        "stress": scale > 1,
+        "task": task,
+        "metric": metric,
+        "value": value,
+        "ci_low": value - 1,
+        "ci_high": value + 1,
+        "n": 100,
+        **other,
+    }
+
+
+@pytest.fixture
+def rows():
+    return [
+        row("fp", 90.0),
+        row("fp", 92.0, task="color"),
+        row("fp", 33.0, metric="accuracy_blind"),
+        row("fp", 30.0, metric="accuracy_blind", task="color"),
+        row("qvlm", 88.0),
+        row("qvlm", 0.05, metric="kl", ci_low=0.04, ci_high=0.06),
+        row("qvlm", -2.0, metric="accuracy_minus_fp", p_value=0.0123),
+        row("qvlm", 50.0, scale=10.0),
+    ]
+
+
+def test_one_line_per_variant_with_intervals(rows):
+    main, families = grids(rows)
+    assert [line[0] for line in main.rows] == [
+        *("full precision", "W4A4 qvlm", "W4A4 qvlm (stress ×10)")
+    ]
+    assert main.rows[1][1:5] == [
+        *("88.0 [87.0, 89.0]", "-2.0 [-3.0, -1.0] p=.012", "–", "0.0500 [0.0400, 0.0600]")
+    ]
+    assert families.header == ["variant", "all", "color"]
+    assert families.rows[:2] == [
+        ["full precision", "90.0", "92.0"],
+        ["  blind guess", "33.0", "30.0"],
+    ]
+    assert "static_tensor" in main.note
+
+
+def test_seeds_are_one_line_with_mean_and_range(rows):
+    rows = [row("fp", 90.0), *(row("qvlm", 80.0 + s, seed=s) for s in (0, 1, 5))]
+    main, _ = grids(rows)
+    assert main.rows[1][1] == "82.0 [80.0, 85.0]"
+    assert "mean over 3 calibration seeds" in main.note
+    assert len(groups(rows)) == 2
+
+
+def test_markdown_is_a_table(rows):
+    text = markdown(grids(rows)[0])
+    lines = text.splitlines()
+    assert lines[0] == "### Results"
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+
+
+def test_terminal_shows_every_cell(rows):
+    screen = io.StringIO()
+    for grid in grids(rows):
+        show(grid, Console(file=screen, width=132))
+    for text in ("W4A4 qvlm", "88.0", "[87.0, 89.0]", "p=.012", "stress"):
+        assert text in screen.getvalue()
+
+
+def test_picture_has_both_panels_and_every_variant(rows):
+    figure = results_figure(rows)
+    left, right = figure.axes
+    assert [label.get_text() for label in left.get_yticklabels()] == [g.label for g in groups(rows)]
+    assert left.get_xlabel() == "accuracy, %"
+    assert right.get_xscale() == "log"
+
+
+def test_picture_of_full_precision_alone():
+    figure = results_figure([row("fp", 90.0)])
+    assert figure.axes[1].get_xscale() == "linear"

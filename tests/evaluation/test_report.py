@@ -1,0 +1,136 @@
+import json
+import math
+
+import pytest
+import torch
+
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.evaluation.report import (
+    load_answers,
+    report_rows,
+    variant_rows,
+    write_results,
+)
+from qvlm_lightning.metrics.intervals import wilson_interval
+
+KEYS = {
+    *("model", "method", "scheme", "activation_mode", "outlier_scale", "seed", "stress"),
+    *("task", "metric", "value", "ci_low", "ci_high", "n"),
+}
+
+
+@pytest.fixture
+def table(answered, known):
+    """Full precision with its controls, round-to-nearest and Q-VLM."""
+    return known(
+        answered("fp", "red", "blue", "A", "C"),
+        answered("fp", "red", "red", "A", "A", control="blind", log_probs=None),
+        answered("rtn", "blue", "red", "A", "", shift=1.0),
+        answered("qvlm", "red", "red", "A", "C", shift=0.5),
+    )
+
+
+def value(rows, method, metric, task="overall"):
+    found = [r for r in rows if (r["method"], r["metric"], r["task"]) == (method, metric, task)]
+    assert len(found) == 1
+    return found[0]
+
+
+def test_hand_counted_rows(table):
+    rows = report_rows(table)
+    accuracy = value(rows, "fp", "accuracy")
+    assert (accuracy["value"], accuracy["n"]) == (75.0, 4)
+    low, high = wilson_interval(3, 4)
+    assert (accuracy["ci_low"], accuracy["ci_high"]) == (100 * low, 100 * high)
+    assert value(rows, "fp", "accuracy", "pick")["value"] == 50.0
+    assert value(rows, "fp", "accuracy_blind")["value"] == 50.0
+    assert value(rows, "rtn", "accuracy")["value"] == 25.0
+    assert value(rows, "rtn", "parse_failures", "pick")["value"] == 50.0
+    assert value(rows, "rtn", "agreement")["value"] == 25.0
+    assert value(rows, "qvlm", "agreement")["value"] == 75.0
+    assert value(rows, "qvlm", "seconds")["value"] == 1.5
+
+
+def test_differences_are_paired(table):
+    rows = report_rows(table)
+    to_fp = value(rows, "qvlm", "accuracy_minus_fp")
+    assert (to_fp["value"], to_fp["won"], to_fp["lost"]) == (-25.0, 0, 1)
+    assert to_fp["p_value"] == 0.5
+    to_rtn = value(rows, "qvlm", "accuracy_minus_rtn")
+    assert (to_rtn["value"], to_rtn["won"], to_rtn["lost"]) == (25.0, 1, 0)
+    assert to_rtn["ci_low"] <= 25.0 <= to_rtn["ci_high"]
+    assert not any(r["metric"].endswith("minus_rtn") and r["method"] == "rtn" for r in rows)
+
+
+def test_divergence_is_that_of_the_stored_log_probabilities(table):
+    rows = report_rows(table)
+    # question 0: (1/2, 1/2) against (e, 1) / (e + 1)
+    p = math.e / (math.e + 1)
+    first = 0.5 * math.log(0.5 / p) + 0.5 * math.log(0.5 / (1 - p))
+    kl = value(rows, "rtn", "kl", "pick")
+    assert kl["n"] == 2
+    full, rounded = table["fp-k1"].log_probs.double(), table["rtn-w4a4-static_tensor-k1-s0"]
+    per_question = (full.exp() * (full - rounded.log_probs.double())).sum(-1)
+    assert per_question[0].item() == pytest.approx(first)
+    assert kl["value"] == pytest.approx(per_question[2:].mean().item())
+    gap = value(rows, "qvlm", "kl_minus_rtn")
+    difference = value(rows, "qvlm", "kl")["value"] - value(rows, "rtn", "kl")["value"]
+    assert gap["value"] == pytest.approx(difference)
+    assert gap["ci_high"] < 0
+
+
+def test_rows_have_the_promised_keys_and_plain_values(table, tmp_path):
+    write_results(tmp_path / "run" / "results.json", report_rows(table))
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    for row in rows:
+        extra = {"p_value", "won", "lost"} if row["metric"].startswith("accuracy_minus") else set()
+        assert set(row) == KEYS | extra
+        assert isinstance(row["value"], float)
+        assert isinstance(row["n"], int)
+        if row["metric"] != "seconds":
+            assert row["ci_low"] <= row["value"] <= row["ci_high"]
+    assert {r["task"] for r in rows} == {"overall", "color", "pick"}
+
+
+def test_rows_from_files_equal_rows_from_memory(table, tmp_path):
+    for predictions in table.values():
+        predictions.save(tmp_path)
+    assert report_rows(load_answers(tmp_path)) == report_rows(table)
+
+
+def test_stress_is_labelled(answered, known, variants):
+    from dataclasses import replace
+
+    stressed = answered("qvlm")
+    stressed.variant = replace(variants["qvlm"], outlier_scale=10.0)
+    assert all(row["stress"] for row in variant_rows(stressed, known(stressed)))
+
+
+def test_without_a_reference_there_is_no_comparison(answered, known):
+    rows = variant_rows(answered("qvlm"), known(answered("rtn", base="weights")))
+    assert {r["metric"] for r in rows} == {
+        *("accuracy", "parse_failures", "seconds", "accuracy_minus_rtn")
+    }
+
+
+def test_other_questions_cannot_be_compared(answered, known):
+    other = answered("fp", ids=["q0", "q1", "q2", "q9"])
+    with pytest.raises(InputError, match="not the same ones; evaluate both on the same data"):
+        variant_rows(answered("qvlm"), known(other))
+
+
+def test_other_weights_cannot_be_compared(answered, known):
+    with pytest.raises(InputError, match="different full-precision weights"):
+        variant_rows(answered("qvlm"), known(answered("fp", base="retrained")))
+
+
+def test_infinite_numbers_never_reach_the_file(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_results(tmp_path / "results.json", [{"value": float("inf")}])
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_order_of_torch_generator_does_not_matter(table):
+    first = report_rows(table)
+    torch.rand(7)
+    assert report_rows(table) == first
