@@ -51,5 +51,5 @@ def known() -> Callable[..., dict[str, Predictions]]:
 
 @pytest.fixture(autouse=True)
 def _quick_guesser(monkeypatch) -> None:
-    """Let the blind guesser learn from the calibration pairs: thousands of questions take seconds."""
+    """Let the blind guesser learn from few questions: thousands take seconds."""
     monkeypatch.setattr(TinyVQA, "blind_samples", lambda self: self.calibration)
