@@ -4,6 +4,7 @@ It saves no memory yet: weights stay in their floating type and are quantized wh
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.llava import Llava
-from qvlm_lightning.nn.adapters import merge_adapters
+from qvlm_lightning.nn.adapters import merged_tensors
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.scheme import Scheme
 
 MANIFEST, QUANTIZERS = "quantization.json", "quantizers.safetensors"
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 FORMAT = 1
 
 
@@ -47,7 +49,7 @@ def save_artifact(folder: Path, model: Any, processor: Any, manifest: dict[str, 
 
     Args:
         folder: replaced if it exists.
-        model: quantized model; learned adapters are merged into its weights.
+        model: quantized model, left as it is; what its adapters learned is stored in the weights.
         processor: saved beside it.
         manifest: plain JSON values.
     """
@@ -56,10 +58,9 @@ def save_artifact(folder: Path, model: Any, processor: Any, manifest: dict[str, 
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    merge_adapters(model)
     quantizers, weights = split_state(model)
     config = model.config.to_dict()
-    save_file(weights, scratch / "model.safetensors", metadata={"format": "pt"})
+    save_file(weights, scratch / WEIGHTS, metadata={"format": "pt"})
     save_file(quantizers, scratch / QUANTIZERS)
     processor.save_pretrained(scratch)
     model.config.save_pretrained(scratch)
@@ -80,11 +81,11 @@ def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]
     quantizers: dict[str, Tensor] = {}
     weights: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, value in model.state_dict().items():
+    for name, value in (model.state_dict() | merged_tensors(model)).items():
         value = value.detach().cpu().contiguous()
         if "input_quantizer." in name or name.endswith(".clip_ratio"):
             quantizers[name] = value
-        elif value.data_ptr() not in seen or value.numel() == 0:
+        elif ".adapter." not in name and (value.data_ptr() not in seen or value.numel() == 0):
             seen.add(value.data_ptr())
             weights[name] = value
     return quantizers, weights
@@ -94,35 +95,31 @@ def load_artifact(path: str | Path) -> Artifact:
     """Load what :func:`save_artifact` wrote.
 
     Raises:
-        InputError: the folder is not an artifact, is incomplete, or is of another format version.
+        InputError: the folder is not an artifact, is incomplete or broken, or is of another format
+            version.
     """
     folder = Path(path)
-    for name in (MANIFEST, QUANTIZERS, "model.safetensors", "config.json"):
+    for name in (MANIFEST, QUANTIZERS, WEIGHTS, CONFIG):
         if not (folder / name).is_file():
             raise InputError(f"{str(path)!r} is not an artifact: it has no {name}")
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        weights = load_file(folder / "model.safetensors")
-        quantizers = load_file(folder / QUANTIZERS)
-    except (json.JSONDecodeError, SafetensorError) as error:
-        raise InputError(
-            f"artifact {str(path)!r} is broken: {str(error).splitlines()[0]}"
-        ) from error
+    manifest, config = (_read(folder, name, _read_object) for name in (MANIFEST, CONFIG))
+    weights, quantizers = (_read(folder, name, load_file) for name in (WEIGHTS, QUANTIZERS))
     if manifest.get("format") != FORMAT:
         raise InputError(
             f"artifact {str(path)!r} has format {manifest.get('format')}; allowed: {FORMAT}"
         )
-    family = Llava(str(folder))
-    model = _empty_model(folder)
-    structure = quantize_model(model, family, Scheme.from_dict(manifest["scheme"]))
-    problems = model.load_state_dict(weights | quantizers, strict=False)
-    tied = {n for n, p in model.state_dict(keep_vars=True).items() if _tied_to_other(model, n, p)}
-    missing = set(problems.missing_keys) - tied
-    if missing or problems.unexpected_keys:
-        odd = min(missing or set(problems.unexpected_keys))
+    if config.get("model_type") != "llava":
         raise InputError(
-            f"artifact {str(path)!r} does not fit its own config, for example at {odd}"
+            f"artifact {str(path)!r} holds a {config.get('model_type')!r} model; allowed: 'llava'"
         )
+    family = Llava(str(folder))
+    model = _empty_model(folder, weights)
+    try:
+        scheme = Scheme.from_dict(manifest.get("scheme"))
+        structure = quantize_model(model, family, scheme)
+    except InputError as error:
+        raise InputError(f"artifact {str(path)!r} is broken: {error}") from error
+    _fill(model, weights | quantizers, folder)
     model.requires_grad_(False)
     structure.enable(True)
     return Artifact(model, family.load_processor(), manifest, structure)
@@ -141,14 +138,51 @@ def load(path: str | Path) -> tuple[nn.Module, Any]:
     return artifact.model, artifact.processor
 
 
-def _empty_model(folder: Path) -> nn.Module:
-    """Return the model class of the folder with unset weights, in fp32 and ``eval()`` mode."""
+def _read(folder: Path, name: str, reader: Callable[[Path], Any]) -> Any:
+    try:
+        return reader(folder / name)
+    except (ValueError, SafetensorError) as error:  # wrong JSON and wrong UTF-8 are ValueErrors
+        reason = (str(error).splitlines() or ["it is empty"])[0]
+        raise InputError(f"artifact {str(folder)!r} is broken: {name}: {reason}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise InputError(f"a JSON object is needed, not {type(value).__name__}")
+    return value
+
+
+def _empty_model(folder: Path, weights: dict[str, Tensor]) -> nn.Module:
+    """Return the model class of the folder in the types of ``weights`` and in ``eval()`` mode."""
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    config = AutoConfig.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    largest = max(weights.values(), key=Tensor.numel, default=torch.zeros(()))
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        model = AutoModelForImageTextToText.from_config(config, dtype=largest.dtype)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"artifact {str(folder)!r} is broken: {CONFIG}: {reason}") from error
+    for name, parameter in model.named_parameters():
+        if name in weights:
+            parameter.data = parameter.data.to(weights[name].dtype)
     return model.eval()
 
 
-def _tied_to_other(model: nn.Module, name: str, parameter: Tensor) -> bool:
-    return any(p is parameter and n != name for n, p in model.state_dict(keep_vars=True).items())
+def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Copy the stored tensors into the model.
+
+    Raises:
+        InputError: one is missing (under all its names, if it is tied), too many or of another
+            shape.
+    """
+    state = model.state_dict(keep_vars=True)
+    filled = {id(state[name]) for name in tensors if name in state}
+    odd = [name for name in state if id(state[name]) not in filled]
+    odd += [n for n, t in tensors.items() if n not in state or t.shape != state[n].shape]
+    if odd:
+        raise InputError(
+            f"artifact {str(folder)!r} does not fit its own config, for example at {min(odd)}"
+        )
+    model.load_state_dict(tensors, strict=False)

@@ -53,7 +53,7 @@ class Llava(VLMFamily):
             self._check_folder("config.json")
             try:
                 self._processor = AutoProcessor.from_pretrained(self.path)
-            except (OSError, ValueError, KeyError, ImportError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
                 raise InputError(
                     f"no usable processor in {self.path!r}: {_first_line(error)}"
                 ) from error

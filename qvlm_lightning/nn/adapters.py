@@ -71,18 +71,21 @@ def add_norm_shifts(structure: Structure) -> None:
 
 
 @torch.no_grad()
-def merge_adapters(model: nn.Module) -> None:
-    """Write what the adapters learned into the weights they change, and take the adapters off."""
+def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return, by their names in ``model``, the tensors that hold what its adapters learned.
+
+    Raises:
+        RuntimeError: a norm has no bias.
+    """
+    merged: dict[str, Tensor] = {}
     module: Any
-    for module in model.modules():
+    for name, module in model.named_modules():
         adapter = getattr(module, "adapter", None)
         if isinstance(adapter, LowRank):
-            module.weight.copy_(adapter(module.weight))
-            module.adapter = None
+            merged[f"{name}.weight"] = adapter(module.weight)
         elif isinstance(adapter, NormShift):
             if module.bias is None:
                 raise RuntimeError("a norm without bias cannot hold a learned offset")
-            module.bias.copy_(module.bias * adapter.factor + adapter.offset)
-            module.weight.mul_(adapter.factor)
-            module._forward_hooks.clear()
-            module.adapter = None
+            merged[f"{name}.weight"] = module.weight * adapter.factor
+            merged[f"{name}.bias"] = module.bias * adapter.factor + adapter.offset
+    return merged

@@ -158,14 +158,21 @@ class Scheme:
             InputError: an unknown key, or a value that is not allowed.
         """
         known = [f.name for f in fields(cls)]
+        _object("the scheme", values)
         for key in values:
             _one_of("scheme key", key, known)
         parts = {}
         for part in (p for p in PARTS if p in values):
+            _object(part, values[part])
             for key in values[part]:
                 _one_of(f"key of {part}", key, [f.name for f in fields(PartScheme)])
             parts[part] = PartScheme(**values[part])
         return cls(**(values | parts))
+
+
+def _object(name: str, values: Any) -> None:
+    if not isinstance(values, dict):
+        raise InputError(f"{name} is {values!r}; allowed is an object of names and values")
 
 
 def _patterns(patterns: Any) -> tuple[str, ...]:
