@@ -79,7 +79,9 @@ class SoftEdges:
             if name != "projector" and len(tower.units) > 1 and all(u.sites for u in tower.units)
         }
 
-    def joints(self, seen: Seen, local: Batch, whole: Batch, seed: int) -> dict[str, list[Tensor]]:
+    def joints(
+        self, seen: Seen, local: Batch, whole: Batch, seed: int, zero: Tensor
+    ) -> dict[str, list[Tensor]]:
         """Return per tower the joint distribution [M, M] of every edge.
 
         Args:
@@ -87,6 +89,7 @@ class SoftEdges:
             local: this process's part of the batch.
             whole: the batch of all processes.
             seed: seed of the draw.
+            zero: 0 with a gradient path, so that every process takes part in the backward pass.
         """
         result = {}
         for tower, ranges in self.ranges.items():
@@ -103,7 +106,7 @@ class SoftEdges:
             sums = self._sums(
                 seen.units.get(tower, []), ranges, row[mine], fraction[mine], channel[mine], mask
             )
-            result[tower] = [all_sum_with_gradient(s) / self.samples for s in sums]
+            result[tower] = list(all_sum_with_gradient(torch.stack(sums) + zero) / self.samples)
         return result
 
     def _sums(
@@ -116,9 +119,7 @@ class SoftEdges:
         mask: Tensor | None,
     ) -> list[Tensor]:
         device = ranges[0][0].device
-        if not len(
-            row
-        ):  # none of this tower's samples is here, but every process takes part in the sum
+        if not len(row):  # none of this tower's samples is here
             return [torch.zeros(ENTROPY_LEVELS, ENTROPY_LEVELS, device=device) for _ in ranges[1:]]
         token = pick_tokens(mask, row, fraction, units[0].shape[1]).to(device)
         row, channel = row.to(device), channel.to(device)

@@ -160,16 +160,26 @@ class VisualEncoderOptimization(QuantModule):
             terms = self.loss_terms(index, self.state.steps)
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
-        # Samples without an image leave the tower unused; DDP wants a gradient for every parameter
-        # all the same.
-        unused = sum(p.sum() for p in [*self.quantizer_parameters(), self.anchor]) * 0.0
-        self.manual_backward(terms["total"] + unused)
+        self.manual_backward(terms["total"] + 0.0 * self.anchor)
         torch.nn.utils.clip_grad_norm_(self.quantizer_parameters(), self.grad_clip)
         for group in optimizer.param_groups:
             group["lr"] = self._learning_rate()
         optimizer.step()
         self.state.steps += 1
         self._log(epoch, index, {name: float(value.detach()) for name, value in terms.items()})
+
+    def _zero(self) -> Tensor:
+        """Return 0 with a gradient path to every learned parameter.
+
+        Samples without an image leave the tower unused. A process that has only such samples must
+        still
+        take part in every reduction of the backward pass, and DDP wants a gradient for every
+        parameter.
+        """
+        return (
+            sum((p.sum() for p in self.quantizer_parameters()), torch.zeros((), device=self.device))
+            * 0.0
+        )
 
     def _learning_rate(self) -> float:
         """Cosine from ``lr`` to 0, a function of the step alone so that nothing has to be
@@ -194,11 +204,15 @@ class VisualEncoderOptimization(QuantModule):
             self._built().model, self.structure, model_inputs(batch, self.device), units=True
         )
         nll, count = token_nll(seen.logits, batch["labels"].to(self.device))
-        pooled = all_sum_with_gradient(torch.stack([nll, count.to(nll.dtype)]))
+        pooled = all_sum_with_gradient(torch.stack([nll, count.to(nll.dtype)]) + self._zero())
         reg = pooled[0] / pooled[1].clamp_min(1)
         err = self._discretization_error(seen, index)
         joints = self.edges.joints(
-            seen, batch, self._built().batches[index], self.seed * 1_000_003 + step
+            seen,
+            batch,
+            self._built().batches[index],
+            self.seed * 1_000_003 + step,
+            self._zero(),
         )
         flat = [joint for tower in joints.values() for joint in tower]
         factors = [w for name in joints for w in self.state.jacobian[name][: len(joints[name])]]
@@ -221,7 +235,7 @@ class VisualEncoderOptimization(QuantModule):
         if features is not None:
             assert seen.features is not None
             v_terms = torch.stack(squared_error_terms(seen.features, features, None))
-        pooled = all_sum_with_gradient(torch.stack([v_terms, n_terms]))
+        pooled = all_sum_with_gradient(torch.stack([v_terms, n_terms]) + self._zero())
         relative = pooled[:, 0] / (pooled[:, 1].detach() + 1e-8)
         return relative[0] + self.weights.eta * relative[1]
 
