@@ -29,6 +29,9 @@ class _Given(VQADataModule):
     def evaluation_samples(self) -> list[Sample]:
         return []
 
+    def setup(self, stage: str) -> None:
+        _ = self.calibration  # nothing is evaluated: only the calibration set is checked
+
 
 def quantize(
     model: nn.Module,
@@ -86,7 +89,7 @@ def quantize(
             use_distributed_sampler=False,
         )
         trainer.fit(module, datamodule=data)
-    return model
+    return model.requires_grad_(False)
 
 
 def _recipe(

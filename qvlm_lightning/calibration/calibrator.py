@@ -72,6 +72,10 @@ class Calibrator:
     ) -> None:
         if not batches or not search_batches:
             raise InputError("the calibration set is empty; at least one sample is needed")
+        if not any(bool(b["has_image"].any()) for b in search_batches):
+            raise InputError(
+                "no calibration sample used by the search has an image; at least one is needed"
+            )
         self.model, self.family, self.scheme, self.seed = model, family, scheme, seed
         self.batches, self.search_batches = list(batches), list(search_batches)
         self.fingerprint = family.fingerprint(model)
@@ -81,10 +85,6 @@ class Calibrator:
         self.statistics = Statistics(self.structure, samples, seed)
         self.stored = SearchProgress(progress_folder)
         self.progress = progress
-        if not any(bool(b["has_image"].any()) for b in self.search_batches):
-            raise InputError(
-                "no calibration sample used by the search has an image; at least one is needed"
-            )
 
     @property
     def device(self) -> torch.device:
