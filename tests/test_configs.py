@@ -1,13 +1,16 @@
 """Every YAML in configs/ is parsed by the program it belongs to and runs for a step."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+from qvlm_lightning.__main__ import main
 from qvlm_lightning.cli import train_main
+from qvlm_lightning.evaluation.cli import eval_main
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -55,6 +58,7 @@ def test_a_preset_says_what_it_is_for(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert text.startswith("# "), "the first line tells what the file is for"
     assert isinstance(yaml.safe_load(text), dict)
+    assert repeated_keys(yaml.compose(text)) == []
 
 
 @pytest.mark.parametrize("names", combinations(), ids=lambda names: "+".join(names[1:]))
@@ -67,10 +71,11 @@ def test_the_demo_runs_for_a_step(tmp_path) -> None:
 
 
 def test_the_demo_is_its_parts(capsys) -> None:
-    """configs/demo.yaml is a shortcut: the same run can be composed."""
+    """configs/demo.yaml is a shortcut: the same run, with two searches, can be composed."""
     parts = ("base", "methods/qvlm", "schemes/w4a4", "models/tiny", "data/tiny")
     demo = printed(capsys, "demo.yaml")
-    composed = printed(capsys, *(f"{part}.yaml" for part in parts))
+    twice = ["--model.every_n_epochs=10"]
+    composed = printed(capsys, *(f"{part}.yaml" for part in parts), options=twice)
     for part in ("model", "data"):
         assert demo[part]["class_path"] == composed[part]["class_path"]
         given = {k: v for k, v in demo[part]["init_args"].items() if v is not None}
@@ -85,6 +90,30 @@ def test_a_trainer_is_accepted(name: str, capsys) -> None:
     assert {key: config["trainer"][key] for key in wanted} == wanted
 
 
+@pytest.mark.parametrize("name", presets("eval"))
+def test_an_evaluation_runs_for_a_step(name: str, tmp_path) -> None:
+    options = ["--trainer.accelerator=cpu", "--data.init_args.evaluation_count=12"]
+    eval_main([f"--config={CONFIGS / name}", f"--trainer.default_root_dir={tmp_path}", *options])
+    assert (tmp_path / "results.json").is_file()
+
+
+@pytest.mark.parametrize("name", presets("table"))
+def test_a_table_is_made_of_one_small_variant(name: str, tmp_path) -> None:
+    options = [
+        "--variants=[rtn w8a8]",
+        "--headline=null",
+        "--seeds=[0]",
+        "--outlier_scales=[1.0]",
+        "--pairs=4",
+        "--search_pairs=4",
+        "--questions=12",
+        f"--configs={CONFIGS}",
+        f"--root={tmp_path}",
+    ]
+    assert main(["table", f"--config={CONFIGS / name}", *options]) == 0
+    assert (tmp_path / "results.json").is_file()
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_demo_runs_on_a_gpu(tmp_path) -> None:
@@ -92,9 +121,20 @@ def test_the_demo_runs_on_a_gpu(tmp_path) -> None:
     fit("demo.yaml", options=options)
 
 
-def printed(capsys, *names: str) -> dict:
+def repeated_keys(node: yaml.Node) -> list[str]:
+    """Keys that a mapping gives twice: the second silently wins."""
+    if isinstance(node, yaml.SequenceNode):
+        return [key for item in node.value for key in repeated_keys(item)]
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    names = [key.value for key, _ in node.value]
+    inside = [name for _, value in node.value for name in repeated_keys(value)]
+    return [name for name in set(names) if names.count(name) > 1] + inside
+
+
+def printed(capsys, *names: str, options: Sequence[str] = ()) -> dict:
     """The configuration as the program understood it."""
     with pytest.raises(SystemExit) as end:
-        fit(*names, options=["--print_config"])
+        fit(*names, options=[*options, "--print_config"])
     assert end.value.code == 0
     return yaml.safe_load(capsys.readouterr().out)
