@@ -17,6 +17,7 @@ _STORAGE = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
+    errno.ENOTDIR: "a file stands where a folder is needed",
 }
 
 
