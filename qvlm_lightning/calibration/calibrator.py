@@ -140,7 +140,8 @@ class Calibrator:
                 kind: c.double() / c.sum(dim=(1, 2), keepdim=True) for kind, c in counts.items()
             }
             evidence = Evidence(joints["all"], partial(self._pair, tower, proxy=proxy))
-            edges = proxy.edges(evidence)
+            with self.structure.only({name}):  # what costly proxies run
+                edges = proxy.edges(evidence)
             h0 = resolve_threshold(threshold, edges)
             blocks = _ALGORITHMS[algorithm](edges, h0, max_depth)
             self.state.dependency[name] = edges
@@ -268,7 +269,6 @@ class Calibrator:
         for unit in tower.units[:edge]:
             with self.structure.only(set()):
                 exact = [c.advanced(run_unit(unit, c.hidden, c)) for c in exact]
-        self.structure.enable(True, {tower.name})
         search = getattr(proxy, "search", None)
         percentiles = search.percentiles if search is not None else [1.0]
         return self._block(tower, edge, edge + 1, exact, exact, percentiles, Cost())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from qvlm_lightning.losses import output_error_terms
 from qvlm_lightning.methods.percentile import JointSearch
 from qvlm_lightning.nn.block import Block
 from qvlm_lightning.quant.entropy import conditional_entropy, entropy, mutual_information
@@ -70,7 +71,11 @@ class QuantizationError(Proxy):
         for edge in range(len(evidence.joints)):
             block = evidence.pairs(edge)
             minmax = torch.zeros(1, len(block.sites), dtype=torch.int64)
-            power = torch.stack([t.double().square().mean() for t in block.targets]).mean()
+            terms = [
+                output_error_terms(torch.zeros_like(target), target, call.mask)
+                for call, target in zip(block.x_fp, block.targets, strict=True)
+            ]
+            power = sum(term[0] for term in terms) / sum(term[1] for term in terms)
             values.append(float(block.objective(minmax)[0] / power))
         return values
 

@@ -134,3 +134,18 @@ def calibrated(toy_family: ToyFamily, toy_batches: list[dict[str, Tensor]]) -> A
         return calibrator
 
     return start
+
+
+@pytest.fixture
+def start(toy_family: ToyFamily) -> Any:
+    """A calibrator with statistics, W4A4 static_tensor, of any model and any batches."""
+    from qvlm_lightning.calibration.calibrator import Calibrator
+    from qvlm_lightning.quant.scheme import Scheme
+
+    def make(model: nn.Module, batches: list[dict[str, Tensor]], seed: int = 0) -> Calibrator:
+        scheme = Scheme.parse("w4a4")
+        calibrator = Calibrator(model, toy_family, scheme, batches, batches[:2], seed=seed)
+        calibrator.collect()
+        return calibrator
+
+    return make
