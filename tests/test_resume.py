@@ -89,7 +89,7 @@ def undisturbed(tmp_path_factory):
     return result(root)
 
 
-def test_the_same_seed_gives_the_same_files(undisturbed, tmp_path):
+def test_x3_the_same_seed_gives_the_same_files(undisturbed, tmp_path):
     assert run(tmp_path) == 0
     assert result(tmp_path) == undisturbed
 
@@ -103,14 +103,14 @@ def chosen() -> list[tuple[str, int]]:
     ("where", "count"),
     [p if p in chosen() else pytest.param(*p, marks=pytest.mark.slow) for p in POINTS],
 )
-def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path, where, count):
+def test_v7_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path, where, count):
     assert run(tmp_path, where, count) == -signal.SIGKILL
     assert run(tmp_path, resume=True) == 0
     assert result(tmp_path) == undisturbed
 
 
 @pytest.mark.slow
-def test_killed_twice(undisturbed, tmp_path):
+def test_v7_killed_twice_and_resumed(undisturbed, tmp_path):
     assert run(tmp_path, "block", 3) == -signal.SIGKILL
     assert run(tmp_path, "step", 4, resume=True) == -signal.SIGKILL
     assert run(tmp_path, resume=True) == 0
