@@ -40,7 +40,7 @@ clean: ## remove the virtual environment, caches and builds (runs/ stays)
 # torch goes first: resolved together with the rest, a registry may hand out its CUDA build.
 $(VENV)/.installed: pyproject.toml constraints-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: $(PYTHON) is Python " + sys.version.split()[0] + ", needed is 3.11 or newer; try make PYTHON=python3.12")'
-	@echo "installing into $(VENV) (about a minute; once)"
+	@echo "installing into $(VENV) (a minute or two; once)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(PIP) torch
 	@$(PIP) -e '.[test]'
