@@ -1,46 +1,34 @@
 """The calibration program: a LightningCLI whose faults are one sentence and exit code 2."""
 
+import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
 
 import qvlm_lightning.callbacks
 import qvlm_lightning.methods
 import qvlm_lightning.models  # noqa: F401  short class names in YAML
+from qvlm_lightning.arguments import OneSentenceParser
 from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.exits import user_faults
 
 
-class RunFolder(SaveConfigCallback):
-    """Saves ``config.yaml`` into the run folder; refuses a folder of another run."""
+class RunConfig(SaveConfigCallback):
+    """Saves ``config.yaml`` into the run folder, also over that of the run it resumes."""
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        """Check and write the run folder before any work starts."""
-        root = Path(trainer.default_root_dir)
+        """Write the file as a whole."""
         if trainer.is_global_zero:
-            try:
-                root.mkdir(parents=True, exist_ok=True)
-                self._write(trainer, root)
-            except OSError as error:
-                raise InputError(
-                    f"run folder {str(root)!r} cannot be written: {error.strerror}"
-                ) from error
-
-    def _write(self, trainer: Any, root: Path) -> None:
-        path = root / self.config_filename
-        resuming = self.config.get("ckpt_path") is not None
-        if path.exists() and not resuming:
-            raise InputError(
-                f"run folder {str(root)!r} already holds a run; resume it with --ckpt_path last or "
-                "choose another --trainer.default_root_dir"
-            )
-        scratch = path.with_name(f".{path.name}.part")
-        scratch.unlink(missing_ok=True)
-        self.parser.save(self.config, scratch, skip_none=False, overwrite=True, multifile=False)
-        scratch.replace(path)
+            path = Path(trainer.default_root_dir) / self.config_filename
+            scratch = path.with_name(f".{path.name}.part")
+            scratch.unlink(missing_ok=True)
+            self.parser.save(self.config, scratch, skip_none=False, overwrite=True, multifile=False)
+            scratch.replace(path)
 
 
 class CalibrationCLI(LightningCLI):
@@ -50,7 +38,8 @@ class CalibrationCLI(LightningCLI):
         super().__init__(
             QuantModule,
             VQADataModule,
-            save_config_callback=RunFolder,
+            save_config_callback=RunConfig,
+            parser_class=OneSentenceParser,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
@@ -65,11 +54,56 @@ class CalibrationCLI(LightningCLI):
         )
         parser.link_arguments("data.init_args.seed", "model.init_args.seed", apply_on="parse")
 
+    def _parse_ckpt_path(self) -> None:
+        """Leave the configuration as it is; Lightning would put the checkpoint's in its place."""
+
     def before_fit(self) -> None:
-        """The final pass is an epoch of its own."""
+        """Refuse what cannot work while nothing is written; add an epoch for the final pass."""
         trainer: Any = self.trainer  # sets fast_dev_run on itself, undeclared
+        root = Path(trainer.default_root_dir)
+        checkpoint = None if trainer.fast_dev_run else self._checkpoint(root)
+        self.datamodule.setup("fit")
+        self.model.build(self.datamodule, trainer)
+        if checkpoint is not None:
+            self.model.check(_read(checkpoint))
+        self.config_init["fit"]["ckpt_path"] = checkpoint and str(checkpoint)
         if not trainer.fast_dev_run:
             trainer.fit_loop.max_epochs = self.model.epochs + 1
+            try:
+                root.mkdir(parents=True, exist_ok=True)
+                (root / "checkpoints").mkdir(exist_ok=True)
+            except OSError as error:
+                raise InputError(
+                    f"run folder {str(root)!r} cannot be written: {error.strerror}"
+                ) from error
+
+    def _checkpoint(self, root: Path) -> Path | None:
+        """Return the file to resume from, and refuse the folder of another run.
+
+        ``last`` in a run that was stopped before its first checkpoint starts that run afresh.
+        """
+        asked = self.config["fit"].get("ckpt_path")
+        if asked is None and self.trainer.is_global_zero and (root / "config.yaml").exists():
+            raise InputError(
+                f"run folder {str(root)!r} already holds a run; resume it with --ckpt_path last or "
+                "choose another --trainer.default_root_dir"
+            )
+        if asked is None or asked == "last":
+            last = root / "checkpoints" / "last.ckpt"
+            return last if asked and last.is_file() else None
+        if not Path(asked).is_file():
+            raise InputError(f"checkpoint {asked!r} does not exist; give a file, or the word last")
+        return Path(asked)
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    fault = InputError(f"checkpoint {str(checkpoint)!r} cannot be read; give one of this program")
+    if not zipfile.is_zipfile(checkpoint):
+        raise fault
+    try:
+        return torch.load(checkpoint, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError) as error:
+        raise fault from error
 
 
 def train_main(args: ArgsType = None) -> CalibrationCLI:

@@ -67,8 +67,11 @@ def run(root: Path, where: str = "", count: int = 0, resume: bool = False) -> in
     ]
     if resume:
         command.append("--ckpt_path=last")
+    checkpoint = (root / "checkpoints" / "last.ckpt").is_file()
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode in (0, -signal.SIGKILL), done.stderr[-3000:]
+    if resume:
+        assert ("Restoring states from the checkpoint" in done.stderr) == checkpoint
     return done.returncode
 
 

@@ -262,10 +262,10 @@ class Calibrator:
 
     @torch.no_grad()
     def _pair(self, tower: Tower, edge: int, proxy: Proxy) -> Block:
-        """Return the block of two neighbouring units in the full-precision chain, for costly
-        proxies.
+        """Return the block of two neighbouring units for costly proxies: as for the entropy, the
+        tower runs in full precision up to the pair, what comes before it as it stands.
         """
-        exact = self._calls(tower, set())
+        exact = self._calls(tower, set(self.state.searched) - {tower.name, *self._after(tower)})
         for unit in tower.units[:edge]:
             with self.structure.only(set()):
                 exact = [c.advanced(run_unit(unit, c.hidden, c)) for c in exact]

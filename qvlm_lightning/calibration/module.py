@@ -120,12 +120,15 @@ class QuantModule(LightningModule):
     # --- Lightning's hooks
     # ----------------------------------------------------------------------------
 
-    def configure_model(self) -> None:
-        """Load the model, freeze it and put the quantizers in; idempotent."""
+    def build(self, data: Any, trainer: Any) -> None:
+        """Load the model, freeze it and put the quantizers in; idempotent.
+
+        Args:
+            data: gives the calibration batches; already set up.
+            trainer: tells the run folder, and who shows progress.
+        """
         if self.calibrator is not None:
             return
-        trainer: Any = self.trainer  # sets datamodule and fast_dev_run on itself, undeclared
-        data = trainer.datamodule
         self.model = self.family.load_model()
         root = Path(trainer.default_root_dir)
         self.calibrator = Calibrator(
@@ -139,6 +142,11 @@ class QuantModule(LightningModule):
             progress=bar if trainer.is_global_zero else None,
         )
         self.calibration_ids = list(data.calibration_ids)
+
+    def configure_model(self) -> None:
+        """Build, where the program has not done so already."""
+        trainer: Any = self.trainer  # sets datamodule and fast_dev_run on itself, undeclared
+        self.build(trainer.datamodule, trainer)
 
     def on_train_start(self) -> None:
         """Collect the statistics; a restored run keeps its ranges."""
@@ -193,7 +201,12 @@ class QuantModule(LightningModule):
         checkpoint["calibration"] = {"identity": self.identity(), "state": self.state.to_dict()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check that the checkpoint belongs to this run, then take over its decisions.
+        """Check the checkpoint, then take over its decisions."""
+        self.check(checkpoint)
+        self.state.update(checkpoint["calibration"]["state"])
+
+    def check(self, checkpoint: dict[str, Any]) -> None:
+        """Check that a checkpoint belongs to this run.
 
         Raises:
             InputError: it comes from another model, scheme, seed or calibration set (names the
@@ -216,7 +229,6 @@ class QuantModule(LightningModule):
             raise InputError(
                 f"the checkpoint lacks {len(missing)} quantizer tensors, such as {min(missing)}"
             )
-        self.state.update(checkpoint["calibration"]["state"])
 
     # --- for the monitor
     # -----------------------------------------------------------------------------

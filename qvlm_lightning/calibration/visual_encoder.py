@@ -83,13 +83,16 @@ class VisualEncoderOptimization(QuantModule):
         self.temperature, self.entropy_samples = temperature, entropy_samples
         self.train_what, self.lora_rank = train, lora_rank
 
-    def configure_model(self) -> None:
-        """Build the model; make the tower's quantizers (and norms or low-rank updates)
-        learnable.
+    def build(self, data: Any, trainer: Any) -> None:
+        """Build the model; make the tower's quantizers (and norms or low-rank updates) learnable.
+
+        Args:
+            data: see :meth:`QuantModule.build`.
+            trainer: see :meth:`QuantModule.build`.
         """
         if self.calibrator is not None:
             return
-        super().configure_model()
+        super().build(data, trainer)
         if self.train_what == "norms":
             add_norm_shifts(self.structure)
         elif self.train_what == "lora":
@@ -141,8 +144,6 @@ class VisualEncoderOptimization(QuantModule):
                     calibrator.model, self.structure, model_inputs(batch, self.device), units=False
                 )
                 self.targets.append((seen.features, seen.last_hidden))
-        if not self.state.jacobian:
-            self.state.jacobian = {}
 
     # --- one step
     # -------------------------------------------------------------------------------------
@@ -288,5 +289,9 @@ class VisualEncoderOptimization(QuantModule):
             "lr": self.lr,
             "weights": list(vars(self.weights).values()),
             "train": self.train_what,
+            "lora_rank": self.lora_rank,
+            "temperature": self.temperature,
+            "entropy_samples": self.entropy_samples,
+            "grad_clip": self.grad_clip,
         }
         return super().identity() | own
