@@ -226,10 +226,3 @@ def test_every_plan_can_be_carried_out(path, monkeypatch):
     assert run.calibrations
     folders = [calibration.folder for calibration in run.calibrations]
     assert len(set(folders)) == len(folders)
-
-
-@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
-def test_no_key_is_given_twice(path):
-    """YAML takes the last one in silence."""
-    keys = [line.split(":")[0] for line in path.read_text().splitlines() if line[:1].isalpha()]
-    assert len(set(keys)) == len(keys)
