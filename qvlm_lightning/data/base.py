@@ -1,6 +1,6 @@
 """What every data module shares: checked samples, fixed calibration batches, evaluation batches."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -16,7 +16,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.family import VLMFamily
 
 
-class VQADataModule(LightningDataModule):
+class VQADataModule(LightningDataModule, ABC):
     """Calibration pairs in a fixed order, and evaluation questions.
 
     A dataset is a subclass that returns samples; nothing here shuffles, so that a run is the same
