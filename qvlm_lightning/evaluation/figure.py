@@ -80,6 +80,17 @@ def _dot(axes: Axes, place: int, group: Group, metric: str) -> None:
     colour = COLOURS.get(group.method, OTHER)
     face = "white" if group.stress else colour
     axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")
-    axes.plot(fmean(values), place, "o", color=colour, markerfacecolor=face, markersize=7)
+    mean = fmean(values)
+    axes.plot(mean, place, "o", color=colour, markerfacecolor=face, markersize=7)
+    text = f"{mean:.1f}" if metric == "accuracy" else f"{mean:.3g}"
+    axes.annotate(
+        text,
+        (mean, place),
+        xytext=(0, 7),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8,
+        color="#444444",
+    )
     if len(values) > 1:
         axes.plot(values, [place] * len(values), "|", color=colour, markersize=9)

@@ -99,7 +99,7 @@ def _main(made: list[Group]) -> Grid:
                 _cell(group.find("kl"), _nats),
                 _cell(group.find("agreement"), _points, interval=False),
                 _cell(group.find("parse_failures"), _points, interval=False),
-                str(accuracy[0]["n"]),
+                f"{accuracy[0]['n']:,}",
                 _cell(group.find("seconds"), _points, interval=False),
             ]
         )

@@ -80,5 +80,6 @@ def test_unknown_family_raises():
         AnswerAccuracy(FAMILIES).update(["x"], ["x"], [0], ["other"])
 
 
+@pytest.mark.filterwarnings("ignore:The ``compute`` method")
 def test_nothing_counted_is_not_a_number():
     assert AnswerAccuracy(FAMILIES).compute()["overall"].isnan()
