@@ -18,9 +18,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from qvlm_lightning.models.tiny.questions import COLUMNS, EXTREMES, LETTERS, ROWS
+from qvlm_lightning.models.tiny.questions import COLUMNS, EXTREMES, ROWS
 from qvlm_lightning.models.tiny.scenes import COLORS, GRID, IMAGE_SIZE, SHAPES, SIZES
 from qvlm_lightning.models.tiny.texts import ITEMS, NAMES
+from qvlm_lightning.models.tiny.turns import LETTERS
 
 PATCH_SIZE = 8
 IMAGE_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
@@ -48,10 +49,12 @@ def vocabulary() -> list[str]:
         Words in the order of their ids.
     """
     cells = [f"r{row}c{column}" for row in range(GRID) for column in range(GRID)]
-    plain = (
-        "what color shape size is the object objects there a an how many are which row column in "
-        "of above below left right where nothing yes no shown has who number largest smallest ? ."
-    ).split()
+    plain = [
+        *("what", "color", "shape", "size", "is", "the", "object", "objects", "there", "a", "an"),
+        *("how", "many", "are", "which", "row", "column", "in", "of", "above", "below", "left"),
+        *("right", "where", "nothing", "yes", "no", "shown", "has", "who", "number", "largest"),
+        *("smallest", "?", "."),
+    ]
     plurals = ["circles", "squares", "triangles", "crosses"]
     listed = [
         *(PAD, BOS, EOS, UNKNOWN, IMAGE, USER, ASSISTANT),

@@ -1,6 +1,6 @@
 """Many questions per row: the image prefix is shared, questions do not see each other.
 
-Shape suffixes: B rows, T positions of a row, A answers in the batch, H hints in the batch.
+Shape suffixes: B rows, T positions of a row.
 """
 
 from __future__ import annotations
@@ -10,10 +10,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from qvlm_lightning.models.tiny.build import ASSISTANT, BOS, EOS, IMAGE, IMAGE_TOKENS, USER, vocabulary
-from qvlm_lightning.models.tiny.questions import Turn, words
+from qvlm_lightning.models.tiny.build import (
+    ASSISTANT,
+    BOS,
+    EOS,
+    IMAGE,
+    IMAGE_TOKENS,
+    USER,
+    vocabulary,
+)
+from qvlm_lightning.models.tiny.turns import Turn, words
 
 IDS = {word: number for number, word in enumerate(vocabulary())}
+HINT_KINDS = ("cell", "target", "bound", "word", "last", "letter", "fit")
 PREFIX = (BOS, USER, *([IMAGE] * IMAGE_TOKENS))
 
 
@@ -25,14 +34,17 @@ class Packed:
     at the last word of the prompt, whose prediction is the answer.
     """
 
-    input_ids_BT: Tensor
-    position_ids_BT: Tensor
-    mask_B1TT: Tensor
-    answer_at_A: Tensor
-    answer_A: Tensor
-    family_A: list[str]
-    hint_at_H: dict[str, Tensor]
-    hint_H: dict[str, Tensor]
+    input_ids: Tensor
+    """Token ids, B x T."""
+    position_ids: Tensor
+    """Position of each token as if its question were alone, B x T."""
+    may_look: Tensor
+    """True where a token may look, B x 1 x T x T."""
+    answer_at: Tensor
+    answer_id: Tensor
+    family: list[str]
+    hint_at: dict[str, Tensor]
+    hint_value: dict[str, Tensor]
 
 
 def pack(rows: list[list[Turn]], with_image: bool) -> Packed:
@@ -49,7 +61,7 @@ def pack(rows: list[list[Turn]], with_image: bool) -> Packed:
     prefix = [IDS[w] for w in PREFIX] if with_image else []
     opening = [] if with_image else [IDS[BOS], IDS[USER]]
     ids, positions, segments, answers, families = [], [], [], [], []
-    hints: dict[str, list[tuple[int, int, int]]] = {"cell": [], "target": [], "word": [], "last": []}
+    hints: dict[str, list[tuple[int, int, int]]] = {kind: [] for kind in HINT_KINDS}
     for number, turns in enumerate(rows):
         row, place, part = list(prefix), list(range(len(prefix))), [0] * len(prefix)
         for segment, turn in enumerate(turns, start=1):
@@ -78,14 +90,14 @@ def pack(rows: list[list[Turn]], with_image: bool) -> Packed:
     at = torch.tensor([n * length + p for n, p, _ in answers])
     found = {kind: torch.tensor(v).reshape(-1, 3) for kind, v in hints.items()}
     return Packed(
-        input_ids_BT=_padded(ids, length, 0),
-        position_ids_BT=_padded(positions, length, 0),
-        mask_B1TT=((same | prefix_seen) & causal)[:, None],
-        answer_at_A=at,
-        answer_A=torch.tensor([a for _, _, a in answers]),
-        family_A=families,
-        hint_at_H={kind: v[:, 0] * length + v[:, 1] for kind, v in found.items()},
-        hint_H={kind: v[:, 2] for kind, v in found.items()},
+        input_ids=_padded(ids, length, 0),
+        position_ids=_padded(positions, length, 0),
+        may_look=((same | prefix_seen) & causal)[:, None],
+        answer_at=at,
+        answer_id=torch.tensor([a for _, _, a in answers]),
+        family=families,
+        hint_at={kind: v[:, 0] * length + v[:, 1] for kind, v in found.items()},
+        hint_value={kind: v[:, 2] for kind, v in found.items()},
     )
 
 

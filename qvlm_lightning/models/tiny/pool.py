@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from qvlm_lightning.models.tiny.questions import HELPER_BUILDERS, IMAGE_BUILDERS, Turn
+from qvlm_lightning.models.tiny.questions import HELPER_BUILDERS, IMAGE_BUILDERS
 from qvlm_lightning.models.tiny.scenes import (
     CELL,
     COLORS,
@@ -22,6 +22,7 @@ from qvlm_lightning.models.tiny.scenes import (
     render,
 )
 from qvlm_lightning.models.tiny.texts import TEXT_BUILDERS
+from qvlm_lightning.models.tiny.turns import Turn
 
 MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 STD = torch.tensor([0.26862954, 0.26130258, 0.27577711])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from random import Random
 
 from qvlm_lightning.models.tiny.scenes import COLORS, GRID, SHAPES, SIZES, Scene, Thing
+from qvlm_lightning.models.tiny.turns import Hint, Turn, lettered, option_hints, words
 
-LETTERS = ("A", "B", "C")
 ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "center", "right")
 STEPS = {"left of": (0, -1), "right of": (0, 1), "above": (-1, 0), "below": (1, 0)}
@@ -18,63 +17,6 @@ EXTREMES = {
     "topmost": lambda t: t.row,
     "bottommost": lambda t: -t.row,
 }
-
-
-@dataclass(frozen=True)
-class Hint:
-    """What the hidden state at one word of a question should know; used in training only.
-
-    ``kind`` is ``"cell"`` (the cell of the object a phrase names), ``"target"`` (the cell that
-    holds the answer, at the last word of the prompt: ``word`` is -1) or ``"word"`` (a word of
-    the vocabulary that the text binds to this one).
-    """
-
-    word: int
-    kind: str
-    value: int | str
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One question with its answer, before it is tied to an image or an id."""
-
-    family: str
-    question: str
-    answer: str
-    choices: tuple[str, ...] = ()
-    hints: tuple[Hint, ...] = ()
-
-
-def words(text: str) -> list[str]:
-    """Split a text as the tokenizer does: words, punctuation marks and single digits.
-
-    Example:
-        >>> words("which is larger: (A) 17?")
-        ['which', 'is', 'larger', ':', '(A)', '1', '7', '?']
-    """
-    for mark in "?.:":
-        text = text.replace(mark, f" {mark} ")
-    out: list[str] = []
-    for word in text.split():
-        out.extend(word if word.isdigit() else [word])
-    return out
-
-
-def lettered(rng: Random, right: str, wrong: list[str]) -> tuple[str, tuple[str, ...], str]:
-    """Shuffle options and letter them.
-
-    Args:
-        rng: source of the order.
-        right: the correct option.
-        wrong: the other options.
-
-    Returns:
-        The text ``(A) .. (B) .. (C) ..``, the options in that order, and the right letter.
-    """
-    options = [right, *wrong]
-    rng.shuffle(options)
-    text = " ".join(f"({letter}) {o}" for letter, o in zip(LETTERS, options, strict=False))
-    return text, tuple(options), LETTERS[options.index(right)]
 
 
 def _phrase(thing: Thing) -> str:
@@ -101,17 +43,19 @@ def _about(family: str, question: str, answer: str, thing: Thing, phrase: str) -
 
 def attribute(scene: Scene, rng: Random) -> Turn | None:
     """Ask for colour, shape or size of an object that other attributes single out."""
+    forms = (
+        ("color", ("shape",), "{}"),
+        ("color", ("size", "shape"), "{} {}"),
+        ("shape", ("color",), "{} object"),
+        ("shape", ("size", "color"), "{} {} object"),
+        ("size", ("color", "shape"), "{} {}"),
+    )
     found: list[tuple[str, str, Thing, str]] = []
-    for t in scene.things:
-        for asked, phrase, same in (
-            ("color", t.shape, lambda o: o.shape == t.shape),
-            ("color", f"{t.size} {t.shape}", lambda o: (o.size, o.shape) == (t.size, t.shape)),
-            ("shape", f"{t.color} object", lambda o: o.color == t.color),
-            ("shape", f"{t.size} {t.color} object", lambda o: (o.size, o.color) == (t.size, t.color)),
-            ("size", f"{t.color} {t.shape}", lambda o: (o.color, o.shape) == (t.color, t.shape)),
-        ):
-            if sum(same(o) for o in scene.things) == 1:
-                found.append((asked, phrase, t, getattr(t, asked)))
+    for asked, fields, form in forms:
+        said = [tuple(getattr(t, field) for field in fields) for t in scene.things]
+        for thing, values in zip(scene.things, said, strict=True):
+            if said.count(values) == 1:
+                found.append((asked, form.format(*values), thing, getattr(thing, asked)))
     if not found:
         return None
     kinds = sorted({f[0] for f in found})
@@ -234,7 +178,8 @@ def choice_image(scene: Scene, rng: Random) -> Turn | None:
         wrong = rng.sample(hard if len(hard) >= 2 else absent, 2)
         stem, right = "which object is shown?", rng.choice(sorted(present))
     text, options, letter = lettered(rng, right, wrong)
-    return Turn("choice_image", f"{stem} {text}", letter, options)
+    question = f"{stem} {text}"
+    return Turn("choice_image", question, letter, options, option_hints(question, letter))
 
 
 def locate(scene: Scene, rng: Random) -> Turn | None:

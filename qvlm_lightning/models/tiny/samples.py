@@ -9,9 +9,10 @@ from random import Random
 
 from PIL import Image
 
-from qvlm_lightning.models.tiny.questions import IMAGE_BUILDERS, Turn
+from qvlm_lightning.models.tiny.questions import IMAGE_BUILDERS
 from qvlm_lightning.models.tiny.scenes import SPLITS, Scene, draw_scene, render
 from qvlm_lightning.models.tiny.texts import TEXT_BUILDERS
+from qvlm_lightning.models.tiny.turns import Turn
 
 IMAGE_FAMILIES: tuple[str, ...] = tuple(IMAGE_BUILDERS)
 TEXT_FAMILIES: tuple[str, ...] = tuple(TEXT_BUILDERS)

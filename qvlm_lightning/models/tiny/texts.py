@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from qvlm_lightning.models.tiny.questions import Hint, Turn, lettered, words
 from qvlm_lightning.models.tiny.scenes import split_of
+from qvlm_lightning.models.tiny.turns import Hint, Turn, lettered, option_hints, words
 
 NAMES = (
     *("tom", "ann", "ben", "eva", "max", "lea", "sam", "ida", "leo", "mia", "jon", "zoe"),
@@ -14,7 +14,20 @@ NAMES = (
 )
 ITEMS = (
     *("key", "hat", "cup", "pen", "map", "bag", "box", "coin", "book", "lamp", "rope", "bell"),
-    *("drum", "fork", "ring", "shoe", "sock", "kite", "vase", "comb", "nail", "seed", "wire", "flag"),
+    *(
+        "drum",
+        "fork",
+        "ring",
+        "shoe",
+        "sock",
+        "kite",
+        "vase",
+        "comb",
+        "nail",
+        "seed",
+        "wire",
+        "flag",
+    ),
 )
 
 
@@ -44,7 +57,9 @@ def choice_context(rng: Random, split: str) -> Turn:
     text, options, letter = lettered(rng, right, [second, third])
     mark = len(words(f"{context} {question}")) - 2
     full = f"{context} {question} {text}"
-    hints = (Hint(mark, "word", right), Hint(-1, "word", right))
+    bound = (Hint(5 * place + 3, "bound", fact[0]) for place, fact in enumerate(facts))
+    hints = (*bound, Hint(mark, "word", right), Hint(-1, "word", right))
+    hints += option_hints(full, letter)
     return Turn("choice_context", full, letter, options, hints)
 
 
@@ -66,7 +81,8 @@ def choice_rule(rng: Random, split: str) -> Turn:
     right = pick(numbers)
     wrong = [str(n) for n in numbers if n != right]
     text, options, letter = lettered(rng, str(right), wrong)
-    return Turn("choice_rule", f"which number is {word}? {text}", letter, options)
+    question = f"which number is {word}? {text}"
+    return Turn("choice_rule", question, letter, options, option_hints(question, letter, fit=False))
 
 
 TEXT_BUILDERS: dict[str, Callable[[Random, str], Turn]] = {
