@@ -2,11 +2,10 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
-from qvlm_lightning.arguments import OneSentenceParser
 from qvlm_lightning.cli import train_main
+from qvlm_lightning.commands._plan import Calibration, TablePlan, parse_plan
 from qvlm_lightning.commands._progress import Progress
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.cli import EvaluationCLI, quiet
@@ -16,66 +15,6 @@ from qvlm_lightning.evaluation.predictions import Predictions, is_stored, write_
 from qvlm_lightning.evaluation.render import grids, markdown, show
 from qvlm_lightning.evaluation.report import Row, load_answers, variant_rows, write_results
 from qvlm_lightning.evaluation.run import evaluate
-
-
-@dataclass
-class TablePlan:
-    """What a table compares, beside full precision."""
-
-    variants: list[str] = field(default_factory=lambda: ["rtn w4a4", "qvlm w4a4"])
-    """Method and scheme of each variant: files in configs/methods and configs/schemes."""
-    seeds: list[int] = field(default_factory=lambda: [0])
-    """Calibration seeds."""
-    outlier_scales: list[float] = field(default_factory=lambda: [1.0])
-    """Above 1: stress variants with outlier channels."""
-    pairs: int = 64
-    """Calibration pairs."""
-    search_pairs: int = 16
-    """The first of them, for the percentile search."""
-    questions: int = 2000
-    """Evaluation questions per row."""
-    model: str = "tiny"
-    """Name of a file in configs/models, configs/data and configs/eval."""
-    root: str = "runs/table"
-    """Folder of everything the table makes."""
-    configs: str = "configs"
-    """Folder of the configuration files."""
-    options: list[str] = field(default_factory=list)
-    """Further options of train.py for every calibration."""
-    headline: str | None = None
-    """Variant whose first calibration runs in the root itself, with report.json and artifact/."""
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """One calibration of a plan."""
-
-    method: str
-    """File in configs/methods."""
-    scheme: str
-    """File in configs/schemes."""
-    seed: int
-    """Calibration seed."""
-    scale: float
-    """Outlier scale."""
-    folder: Path
-    """Run folder."""
-
-    @property
-    def artifact(self) -> Path:
-        """Where it exports to."""
-        return self.folder / "artifact"
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has exported; the folder appears as a whole."""
-        return self.artifact.is_dir()
-
-    @property
-    def label(self) -> str:
-        """How progress names it."""
-        stress = f", outlier scale {self.scale:g}" if self.scale > 1 else ""
-        return f"{self.scheme} {self.method}, seed {self.seed}{stress}"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -91,22 +30,8 @@ def main(argv: Sequence[str]) -> int:
         InputError: the plan names files that do not exist, or the folder holds another plan's runs.
     """
     with quiet():
-        TableRun(parse_plan(argv)).run()
+        TableRun(parse_plan(argv, __doc__ or "")).run()
     return 0
-
-
-def parse_plan(argv: Sequence[str]) -> TablePlan:
-    """Read a plan from options and configuration files.
-
-    Args:
-        argv: options of the verb.
-    """
-    parser = OneSentenceParser(prog="qvlm table", description=__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with any of the options")
-    parser.add_class_arguments(TablePlan)
-    values = parser.parse_args(list(argv)).as_dict()
-    values.pop("config")
-    return TablePlan(**values)
 
 
 class TableRun:
@@ -262,11 +187,8 @@ class TableRun:
                 )
             data, trainer = program.datamodule, program.trainer
             module.build(data)
-            if calibration is not None and module.base != program.model.base:
-                raise InputError(
-                    f"{str(calibration.folder)!r} was calibrated from other weights than the "
-                    "model has now; remove the folder"
-                )
+            if calibration is not None:
+                _check(calibration, module, program.model.base)
             folder = Path(trainer.default_root_dir) / "predictions"
             if is_stored(folder, module.variant.name, module.source, data.evaluation_ids):
                 step.skip()
@@ -284,3 +206,19 @@ class TableRun:
         for grid in drawn:
             show(grid)
         print(f"results.json, table.md and table.png are in {self.root}; {self.progress.total()}")
+
+
+def _check(calibration: Calibration, module: VQAEvaluation, base: str) -> None:
+    """Refuse an artifact that something else put where the plan's calibration belongs."""
+    found = module.variant
+    have = found.scheme, found.method, found.seed
+    if have != (calibration.scheme, calibration.method, calibration.seed):
+        raise InputError(
+            f"{str(calibration.folder)!r} holds {found.scheme} {found.method}, seed {found.seed}, "
+            f"the plan has {calibration.label}; choose another root or remove the folder"
+        )
+    if module.base != base:
+        raise InputError(
+            f"{str(calibration.folder)!r} was calibrated from other weights than the model has "
+            "now; remove the folder"
+        )

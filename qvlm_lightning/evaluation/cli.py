@@ -18,6 +18,14 @@ from qvlm_lightning.evaluation.report import load_answers, report_rows, write_re
 from qvlm_lightning.evaluation.run import evaluate
 from qvlm_lightning.exits import user_faults
 
+_NOTES = (
+    r"isinstance\(treespec, LeafSpec\)",
+    "does not have many workers",
+    "this fit will run with no optimizer",  # searches have nothing to optimise
+    "LightningCLI's args parameter is intended",  # the table runs programs in its own process
+    r"Found \d+ module\(s\) in eval mode",  # a calibrated model stays in eval mode on purpose
+)
+
 
 class EvaluationCLI(LightningCLI):
     """``python eval.py --config configs/eval/tiny.yaml --model.artifact runs/demo/artifact``."""
@@ -77,16 +85,19 @@ def quiet() -> Iterator[None]:
     """Mute notes of the libraries that tell an evaluation nothing: hardware, loaders, weights."""
     from transformers.utils import logging as transformers_logging
 
-    logger = logging.getLogger("lightning.pytorch")
-    level, bars = logger.level, transformers_logging.is_progress_bar_enabled()
-    logger.setLevel(logging.WARNING)
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    bars = transformers_logging.is_progress_bar_enabled()
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
     transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            for note in _NOTES:
+                warnings.filterwarnings("ignore", message=f".*{note}")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
         if bars:
             transformers_logging.enable_progress_bar()

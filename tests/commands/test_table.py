@@ -210,6 +210,14 @@ def test_runs_of_other_weights_are_not_mixed_in(calibrations, tmp_path, monkeypa
         table.main(options(tmp_path))
 
 
+def test_an_artifact_of_something_else_is_not_taken_for_the_plans(calibrations, tmp_path):
+    table.main(options(tmp_path))
+    path = tmp_path / "tiny-k1" / "seed0" / "qvlm-w4a4" / "artifact" / "quantization.json"
+    path.write_text(path.read_text().replace('"seed": 0', '"seed": 5'))
+    with pytest.raises(InputError, match="holds w4a4 qvlm, seed 5, the plan has w4a4 qvlm, seed 0"):
+        table.main(options(tmp_path))
+
+
 def test_unknown_option_is_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         program(["table", "--sheds=[0]"])
