@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from jsonargparse import set_parsing_settings
+
 from qvlm_lightning.arguments import OneSentenceParser
 
 
@@ -74,6 +76,7 @@ def parse_plan(argv: Sequence[str], summary: str = "") -> TablePlan:
         argv: options of the verb.
         summary: what ``--help`` says first.
     """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # they become the help
     parser = OneSentenceParser(prog="qvlm table", description=summary)
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
     parser.add_class_arguments(TablePlan)
