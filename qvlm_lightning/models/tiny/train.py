@@ -23,16 +23,16 @@ from qvlm_lightning.models.tiny.stages import Hinted, question_loss, run_steps, 
 EASY_WEIGHTS = {"attribute": 2.0, "existence": 1.0, "position": 1.0, "locate": 2.0, "cell": 2.0}
 EASY_STEPS = 200
 FAMILY_WEIGHTS = {
-    "attribute": 1.5,
-    "existence": 1.2,
-    "counting": 2.5,
+    "attribute": 1.0,
+    "existence": 1.0,
+    "counting": 1.5,
     "extreme": 1.3,
-    "position": 0.5,
-    "neighbor": 1.2,
-    "relation": 1.0,
-    "choice_image": 1.0,
-    "locate": 0.4,
-    "cell": 0.5,
+    "position": 0.7,
+    "neighbor": 1.5,
+    "relation": 1.5,
+    "choice_image": 1.3,
+    "locate": 0.5,
+    "cell": 0.7,
 }
 
 
@@ -124,9 +124,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stage", choices=("tower", "text", "joint", "all"), default="all")
     parser.add_argument("--pool", type=int, default=40000, help="training images")
-    parser.add_argument("--tower-steps", type=int, default=2500)
+    parser.add_argument("--tower-steps", type=int, default=2000)
     parser.add_argument("--text-steps", type=int, default=1000)
-    parser.add_argument("--joint-steps", type=int, default=3000)
+    parser.add_argument("--joint-steps", type=int, default=2600)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--compile", action="store_true", help="fuse the decoder's layers")

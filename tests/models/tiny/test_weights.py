@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 
 from qvlm_lightning.models.tiny import TASKS, WEIGHTS, generate
 from qvlm_lightning.models.tiny.evaluate import accuracy, answer_logits
+from qvlm_lightning.models.tiny.outliers import inject_outliers
 from qvlm_lightning.models.tiny.packing import IDS
 
 FLOOR = 90.0
@@ -42,6 +44,15 @@ def test_accuracy(loaded: tuple[LlavaForConditionalGeneration, object]) -> None:
     reached = accuracy(samples, answers)
     assert reached["all"] >= FLOOR, reached
     assert set(reached) == {*TASKS, "all"}
+
+
+def test_outliers_keep_the_logits(loaded: tuple[LlavaForConditionalGeneration, object]) -> None:
+    model = copy.deepcopy(loaded[0])
+    samples = generate("calibration", 40)
+    before = answer_logits(*loaded, samples)
+    inject_outliers(model, 30)
+    after = answer_logits(model, loaded[1], samples)
+    assert (after - before).abs().max() <= 1e-4 * before.abs().max()
 
 
 def test_generate_answers_in_one_word_and_stops(
