@@ -73,7 +73,7 @@ def overlay(folder: Path, text: str) -> str:
         ("--model=Nonsense", "model: Nonsense is not a class known here"),
         ("--data.init_args.calibration_pairs=0", "calibration_pairs is 0; allowed"),
         ("--data.init_args.search_pairs=5", "search_pairs is 5; allowed are 1 to"),
-        ("--data=VQADataModule", "VQADataModule"),
+        ("--data=VQADataModule", "data: Expected an instantiatable class, but is abstract"),
         ("--model.scheme.language.weight_bits=1", "weight_bits 1 is not allowed; 2 to 8, or 16"),
         ("--model.scheme.vision.activation_bits=9", "activation_bits 9 is not allowed; 2 to 8"),
         ("--model.scheme.projector.weight_bits=four", "weight_bits: expected int, got four"),
