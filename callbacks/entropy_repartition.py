@@ -1,16 +1,15 @@
 """When to measure the dependency and cut the towers into blocks."""
 
-from typing import Any, Literal, cast
-
-from lightning.pytorch import Callback, LightningModule, Trainer
+from typing import Any, Literal
 
 from qvlm_lightning.calibration.module import QuantModule
+from qvlm_lightning.callbacks.between_epochs import BetweenEpochs
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.proxies import ConditionalEntropy, Proxy
 from qvlm_lightning.quant.partition import resolve_threshold
 
 
-class EntropyRepartition(Callback):
+class EntropyRepartition(BetweenEpochs):
     """Re-partitions between epochs (eq. 4-7): at epoch 0 all towers, later and at the end the
     decoder.
 
@@ -36,9 +35,8 @@ class EntropyRepartition(Callback):
             )
         if samples < 1:
             raise InputError(f"samples {samples} is not allowed; at least 1")
-        resolve_threshold(
-            threshold, [0.0, 1.0]
-        )  # a wrong word should not wait for the first measurement
+        # a wrong word should not wait for the first measurement
+        resolve_threshold(threshold, [0.0, 1.0])
         self.proxy = proxy or ConditionalEntropy()
         self.options: dict[str, Any] = {
             "threshold": threshold,
@@ -47,27 +45,8 @@ class EntropyRepartition(Callback):
             "samples": samples,
         }
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a module that has no partition."""
-        if not isinstance(pl_module, QuantModule):
-            raise InputError(
-                f"EntropyRepartition works on a QuantModule, not on {type(pl_module).__name__}"
-            )
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def act(self, module: QuantModule) -> None:
         """Re-partition if it is due."""
-        self._act(pl_module)
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """The same: resumed behind the last batch of an epoch, Lightning skips the epoch's
-        start.
-        """
-        self._act(pl_module)
-
-    def _act(self, pl_module: LightningModule) -> None:
-        module = cast(QuantModule, pl_module)  # setup() has checked
         epoch = module.epoch_due(module.state.partitions_done)
         if epoch is not None:
             module.repartition(epoch, self.proxy, **self.options)
