@@ -31,6 +31,10 @@ class BetweenEpochs(Callback):
         self.act(_quantized(self, pl_module))
 
     @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return plain values that a resumed run must agree on."""
+
+    @abstractmethod
     def act(self, module: QuantModule) -> None:
         """Do what is due, at most once per epoch."""
 

@@ -45,6 +45,14 @@ class EntropyRepartition(BetweenEpochs):
             "samples": samples,
         }
 
+    def describe(self) -> dict[str, Any]:
+        """Return proxy and options."""
+        return {
+            "callback": "EntropyRepartition",
+            "proxy": type(self.proxy).__name__,
+            **self.options,
+        }
+
     def act(self, module: QuantModule) -> None:
         """Re-partition if it is due."""
         epoch = module.epoch_due(module.state.partitions_done)

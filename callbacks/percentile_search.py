@@ -1,5 +1,7 @@
 """When to search the percentiles."""
 
+from typing import Any
+
 from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.callbacks.between_epochs import BetweenEpochs
 from qvlm_lightning.methods.base import Method
@@ -19,6 +21,10 @@ class PercentileSearch(BetweenEpochs):
 
     def __init__(self, method: Method) -> None:
         self.method = method
+
+    def describe(self) -> dict[str, Any]:
+        """Return the method and its settings."""
+        return {"callback": "PercentileSearch", **self.method.describe()}
 
     def act(self, module: QuantModule) -> None:
         """Search if it is due."""

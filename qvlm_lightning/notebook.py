@@ -70,7 +70,7 @@ def quantize(
     if method not in METHODS:
         raise InputError(f"method {method!r} is not known; allowed: {', '.join(METHODS)}")
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
-    family = LoadedLlava(model, processor)
+    family, device = LoadedLlava(model, processor), next(model.parameters()).device
     data = _Given(
         samples, family=family, search_pairs=search_pairs, batch_size=batch_size, seed=seed
     )
@@ -89,7 +89,8 @@ def quantize(
             use_distributed_sampler=False,
         )
         trainer.fit(module, datamodule=data)
-    return model.requires_grad_(False)
+    # the Trainer leaves what it trained on the CPU
+    return model.requires_grad_(False).to(device)
 
 
 def _recipe(

@@ -191,7 +191,15 @@ class QuantModule(LightningModule):
             "every_n_epochs": self.every_n_epochs,
             "seed": self.seed,
             "calibration_ids": list(self.calibration_ids),
+            "batches": [len(b["sample_index"]) for b in self._built().batches],
+            "search_batches": [len(b["sample_index"]) for b in self._built().search_batches],
+            "schedule": self._schedule(),
         }
+
+    def _schedule(self) -> list[dict[str, Any]]:
+        """Return what the callbacks that decide something say about themselves."""
+        callbacks: Any = getattr(self._trainer, "callbacks", [])
+        return [c.describe() for c in callbacks if hasattr(c, "describe")]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the quantizers, drop the model."""

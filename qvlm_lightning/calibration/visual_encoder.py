@@ -14,10 +14,18 @@ from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.calibration.statistics import Batch, model_inputs
 from qvlm_lightning.calibration.taps import Seen, SoftEdges, run_and_see
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.losses import entropy_loss, jacobian_weights, squared_error_terms, token_nll
+from qvlm_lightning.losses import (
+    entropy_loss,
+    gradient_norm_sums,
+    jacobian_weights,
+    relative_error,
+    squared_error_terms,
+    token_nll,
+)
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.adapters import add_lora, add_norm_shifts
 from qvlm_lightning.nn.distributed import all_sum, all_sum_with_gradient, world
+from qvlm_lightning.nn.taps import differentiable_inputs
 from qvlm_lightning.quant.scheme import Scheme
 
 Trainables = Literal["bounds", "norms", "lora"]
@@ -237,7 +245,7 @@ class VisualEncoderOptimization(QuantModule):
             assert seen.features is not None
             v_terms = torch.stack(squared_error_terms(seen.features, features, None))
         pooled = all_sum_with_gradient(torch.stack([v_terms, n_terms]) + self._zero())
-        relative = pooled[:, 0] / (pooled[:, 1].detach() + 1e-8)
+        relative = relative_error(pooled[:, 0], pooled[:, 1])
         return relative[0] + self.weights.eta * relative[1]
 
     def measure_jacobian(self) -> dict[str, list[float]]:
@@ -246,30 +254,21 @@ class VisualEncoderOptimization(QuantModule):
         """
         batch, (_, target) = self.local_batches[0], self.targets[0]
         mask = batch["attention_mask"].bool().to(self.device)
-        with torch.enable_grad():
-            seen = run_and_see(
-                self._built().model, self.structure, model_inputs(batch, self.device), units=True
-            )
+        towers = [self.structure.towers[name] for name in ("vision", "language")]
+        first = [tower.units[0].module for tower in towers if tower.units]
+        with torch.enable_grad(), differentiable_inputs(first):
+            inputs = model_inputs(batch, self.device)
+            seen = run_and_see(self._built().model, self.structure, inputs, units=True)
             error = (seen.last_hidden - target).square().mean(dim=-1)[mask].sum()
             units = [x for tower in seen.units.values() for x in tower]
-            wanted = [x for x in units if x.requires_grad]
-            gradients = iter(
-                torch.autograd.grad(error, wanted, allow_unused=True) if wanted else ()
-            )
-        tokens = float(all_sum(mask.sum().double().cpu()))
-        norms, counts = [], []
-        for x in units:
-            gradient = next(gradients) if x.requires_grad else None
-            rows = torch.zeros(1) if gradient is None else gradient.flatten(1).norm(dim=1) / tokens
-            norms.append(rows.double().sum().cpu())
-            counts.append(torch.tensor(float(x.shape[0])))
-        # a process whose share has no image still takes part in the sum, with zeros
-        width = [len(self.structure.towers[name].units) for name in ("vision", "language")]
-        if not seen.units["vision"]:
-            norms = [torch.zeros((), dtype=torch.float64)] * width[0] + norms
-            counts = [torch.zeros(())] * width[0] + counts
-        weights = jacobian_weights(all_sum(torch.stack(norms)), all_sum(torch.stack(counts)))
-        split = weights.tolist()
+            gradients = torch.autograd.grad(error, units, allow_unused=True)
+        sums = gradient_norm_sums(gradients) / float(all_sum(mask.sum().double().cpu()))
+        counts = torch.tensor([float(x.shape[0]) for x in units], dtype=torch.float64)
+        width = [sum(bool(unit.sites) for unit in tower.units) for tower in towers]
+        if not seen.units["vision"]:  # a process whose share has no image still takes part
+            nothing = torch.zeros(width[0], dtype=torch.float64)
+            sums, counts = torch.cat([nothing, sums]), torch.cat([nothing, counts])
+        split = jacobian_weights(all_sum(sums), all_sum(counts)).tolist()
         return {"vision": split[: width[0]], "language": split[width[0] :]}
 
     def _log(self, epoch: int, index: int, values: dict[str, float]) -> None:

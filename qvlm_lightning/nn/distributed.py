@@ -21,9 +21,10 @@ def all_sum(x: Tensor) -> Tensor:
     """
     if world()[1] == 1:
         return x
-    x = x.clone()
-    dist.all_reduce(x)
-    return x
+    # NCCL reduces on GPUs only, and tables are kept on the CPU
+    wire = x.to("cuda") if dist.get_backend() == "nccl" else x.clone()
+    dist.all_reduce(wire)
+    return wire.to(x.device)
 
 
 def all_sum_with_gradient(x: Tensor) -> Tensor:
@@ -49,15 +50,6 @@ def gather_objects(value: Any) -> list[Any]:
     gathered: list[Any] = [None] * size
     dist.all_gather_object(gathered, value)
     return gathered
-
-
-def same_everywhere(x: Tensor) -> Tensor:
-    """Return rank 0's ``x``."""
-    if world()[1] == 1:
-        return x
-    x = x.clone()
-    dist.broadcast(x, src=0)
-    return x
 
 
 def barrier() -> None:

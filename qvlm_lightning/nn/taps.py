@@ -53,3 +53,23 @@ def stop_at(
         pass
     finally:
         handle.remove()
+
+
+@contextmanager
+def differentiable_inputs(modules: list[nn.Module]) -> Iterator[None]:
+    """Within the block, gradients reach back to the first input of every module.
+
+    In front of it may be nothing but frozen weights, and then autograd would keep no graph.
+    """
+
+    def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if not hidden.requires_grad:
+            hidden.requires_grad_(True)
+
+    handles = [m.register_forward_pre_hook(hook, with_kwargs=True) for m in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -110,7 +110,7 @@ def test_v2_descending_the_entropy_term_lowers_the_weighted_dependency(started):
 def test_v3_jacobian_weights_are_positive_with_mean_one(started):
     module = started()
     weights = [w for tower in module.state.jacobian.values() for w in tower]
-    assert min(weights) >= 0
+    assert min(weights) > 0  # every unit of the toy reaches the output, the first ones too
     assert sum(weights) / len(weights) == pytest.approx(1)
     assert all(isinstance(w, float) for w in weights)
 
