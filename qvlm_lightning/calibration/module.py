@@ -142,6 +142,8 @@ class QuantModule(LightningModule):
             progress=bar if trainer.is_global_zero else None,
         )
         self.calibration_ids = list(data.calibration_ids)
+        # what the callbacks that decide something say about themselves
+        self.schedule = [c.describe() for c in trainer.callbacks if hasattr(c, "describe")]
 
     def configure_model(self) -> None:
         """Build, where the program has not done so already."""
@@ -193,13 +195,8 @@ class QuantModule(LightningModule):
             "calibration_ids": list(self.calibration_ids),
             "batches": [len(b["sample_index"]) for b in self._built().batches],
             "search_batches": [len(b["sample_index"]) for b in self._built().search_batches],
-            "schedule": self._schedule(),
+            "schedule": self.schedule,
         }
-
-    def _schedule(self) -> list[dict[str, Any]]:
-        """Return what the callbacks that decide something say about themselves."""
-        callbacks: Any = getattr(self._trainer, "callbacks", [])
-        return [c.describe() for c in callbacks if hasattr(c, "describe")]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the quantizers, drop the model."""
