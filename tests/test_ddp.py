@@ -56,24 +56,33 @@ def learned(root: Path) -> dict[str, torch.Tensor]:
     return {name: x for name, x in tensors.items() if name.endswith("_ratio")}
 
 
-# Sums over a batch are rounded in another order. That moves gradients by 1e-6 of their size until,
-# for
-# the first time, an activation falls on the other side of a rounding boundary; from there on the
-# runs
-# differ as two runs do that differ by one code.
-@pytest.mark.parametrize(
-    ("epochs", "loss", "ratio"),
-    [(1, 1e-5, 1e-4), pytest.param(2, 1e-2, 1e-2, marks=pytest.mark.slow)],
-)
-def test_learned_bounds_agree_on_two_processes(tmp_path, epochs, loss, ratio):
-    extra = (f"--model.epochs={epochs}", "--model.entropy_samples=2048")
+def bounds(root: Path) -> torch.Tensor:
+    return torch.cat([x.flatten() for _, x in sorted(learned(root).items())]).double()
+
+
+def test_one_optimiser_step_agrees_on_two_processes(tmp_path):
+    """From the same state, losses and gradients differ only by the order of summation."""
+    extra = ("--model.epochs=1", "--model.entropy_samples=2048")
+    extra += ("--data.calibration_pairs=8", "--data.batch_size=8")
+    one, two = (run(tmp_path / str(n), "veo", n, *extra) for n in (1, 2))
+    assert report(two)["loss"][0] == pytest.approx(report(one)["loss"][0], rel=1e-5)
+    assert learned(one).keys() == learned(two).keys()
+    assert (bounds(one) != 1).any()
+    assert (bounds(one) - bounds(two)).abs().max() < 1e-3  # the step is 1e-2; measured 2e-5
+
+
+# The other order of summation moves a bound by 1e-5 of the step. Sooner or later that puts an
+# activation on the other side of a rounding boundary, on one machine at step 4, on another at none
+# of 8; from there on the runs differ as two runs do that differ by one code. Measured distance of
+# the bounds over the way they went: 1e-4 without such a step in 8, 4e-2 with one in 4.
+@pytest.mark.slow
+def test_learned_bounds_stay_together_on_two_processes(tmp_path):
+    extra = ("--model.epochs=2", "--model.entropy_samples=2048")
     one, two = (run(tmp_path / str(n), "veo", n, *extra) for n in (1, 2))
     for a, b in zip(report(one)["loss"], report(two)["loss"], strict=True):
-        assert b == pytest.approx(a, rel=loss)
-    a, b = learned(one), learned(two)
-    assert a.keys() == b.keys()
-    assert any(not x.eq(1).all() for x in a.values())
-    assert max(float((a[name] - b[name]).abs().max()) for name in a) < ratio
+        for term in ("ent", "err"):
+            assert b[term] == pytest.approx(a[term], rel=2e-2), term
+    assert (bounds(one) - bounds(two)).norm() < 0.1 * (bounds(one) - 1).norm()
 
 
 @pytest.mark.slow
