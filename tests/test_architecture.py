@@ -21,7 +21,9 @@ ROWS = [
     {"nn"},
     {"losses"},
     {"quant"},
-    {"data", "metrics", "plots"},
+    {"tasks"},
+    {"data"},
+    {"metrics", "plots"},
     {"models"},
     {"arguments"},
     {"exits"},
@@ -33,8 +35,9 @@ DOOR = "__init__"  # the notebook's door imports lazily whatever it offers
 # Narrower than the rows: room -> the only rooms that may import it.
 ONLY_FOR = {
     "callbacks": {"cli", "notebook"},
-    "data": {"commands", "cli", "notebook", "evaluation", "calibration", "callbacks"},
-    "metrics": {"evaluation"},
+    "data": {"commands", "cli", "notebook", "evaluation", "calibration", "callbacks", "tasks"},
+    "tasks": {"commands", "cli", "notebook", "evaluation"},
+    "metrics": {"commands", "evaluation", "tasks", "data"},
     "arguments": {"cli", "evaluation", "commands"},
     "plots": {"commands", "callbacks", "evaluation"},
 }
@@ -50,6 +53,7 @@ WITH_LIGHTNING = {
     "evaluation",
     "calibration",
     "data",
+    "tasks",
 }
 OPTIONAL = {"triton", "vllm", "compressed_tensors", "torchao"}  # never at module level
 FORBIDDEN = {"torchvision", "timm"}  # their builds break CPU installations

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 from qvlm_lightning.data.collate import Batch, collate, prompt_lengths
 from qvlm_lightning.data.sample import Sample, check_disjoint, check_samples
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.metrics.answers import is_correct, parse_answer
+from qvlm_lightning.metrics.target import WHOLE, Judgement
 from qvlm_lightning.models.family import VLMFamily
 
 
@@ -79,6 +81,38 @@ class VQADataModule(LightningDataModule, ABC):
     def blind_samples(self) -> list[Sample]:
         """Return samples that are not evaluated, from which a guesser learns frequent answers."""
         return self.calibration_samples()
+
+    # --- how answers are scored ------------------------------------------------------------------
+
+    @property
+    def benchmark(self) -> str:
+        """Name of the task in results."""
+        return type(self).__name__.lower()
+
+    @property
+    def mode(self) -> str:
+        """Name of the scoring rule in results."""
+        return "exact"
+
+    def judge(self, sample: Sample, text: str) -> Judgement:
+        """Score one answer; a dataset with a rule of its own overrides this and :meth:`scores`.
+
+        Args:
+            sample: the question.
+            text: what was generated.
+        """
+        choices = len(sample.choices)
+        right = is_correct(text, sample.answer, choices)
+        return Judgement(WHOLE if right else 0, parse_answer(text, choices))
+
+    def scores(self, samples: Sequence[Sample], texts: Sequence[str]) -> dict[str, float]:
+        """Return the benchmark's own figures by name, in percent; none by default.
+
+        Args:
+            samples: the questions.
+            texts: one answer each.
+        """
+        return {}
 
     # --- checked, and read once -------------------------------------------------------------------
 

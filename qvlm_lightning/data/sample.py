@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.metrics.target import Target
 
 # What PIL raises for files that are cut off, mislabelled or absurdly large.
 _UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
@@ -31,6 +32,8 @@ class Sample:
     """The expected answer, a letter for a multiple choice; empty when unknown."""
     family: str = ""
     """Group of questions that results are also reported for."""
+    target: Target | None = None
+    """What a benchmark's scoring rule needs; None where ``answer`` says it all."""
 
 
 def open_image(path: str | Path) -> Image.Image:

@@ -1,0 +1,5 @@
+"""Benchmarks: one file each."""
+
+from qvlm_lightning.tasks.base import Question, Task
+
+__all__ = ["Question", "Task"]
