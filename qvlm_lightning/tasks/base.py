@@ -106,16 +106,33 @@ class Task(ABC):
         """
         return GroupedScore(sorted({group for t in targets for group in t.groups}))
 
-    def scores(self, texts: Sequence[str], targets: Sequence[Target]) -> dict[str, float]:
+    def judged(self, texts: Sequence[str | None], targets: Sequence[Target]) -> list[Judgement]:
+        """Score answers one by one.
+
+        Args:
+            texts: one answer per target; None where none was given, which is wrong under any rule
+                (some rules read an empty text as an answer).
+            targets: what is expected.
+        """
+        pairs = zip(texts, targets, strict=True)
+        return [Judgement(0, None) if x is None else self.judge(x, t) for x, t in pairs]
+
+    def scores(
+        self,
+        texts: Sequence[str | None],
+        targets: Sequence[Target],
+        confidences: Sequence[float | None] | None = None,
+    ) -> dict[str, float]:
         """Score answers: percentages by name, ``unparsed`` as a count.
 
         Args:
-            texts: one answer per target.
+            texts: one answer per target; None where none was given.
             targets: what is expected.
+            confidences: how sure the model says it is of what the benchmark ranks answers by, one
+                per target; only benchmarks that rank use it.
         """
         metric = self.metric(targets)
-        judged = [self.judge(x, t) for x, t in zip(texts, targets, strict=True)]
-        metric.update(judged, [t.groups for t in targets])
+        metric.update(self.judged(texts, targets), [t.groups for t in targets])
         values = {name: float(value) for name, value in metric.compute().items()}
         return values | {UNPARSED: int(metric.unparsed)}
 
