@@ -104,13 +104,24 @@ def test_links_and_commands_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     named = re.findall(r"`?((?:configs|docs|tests|qvlm_lightning)/[\w/]+\.(?:yaml|md|py))", text)
-    examples = ("shared", "llava_siglip")
+    examples = ("shared", "llava_siglip", "counting")
     named = [name for name in named if not any(example in name for example in examples)]
     missing = [x for x in links if not (document.parent / x).exists()]
     missing += [x for x in named if not (ROOT / x).exists()]
     assert missing == []
     targets = {line.split(":")[0] for line in (ROOT / "Makefile").read_text().splitlines()}
     assert set(re.findall(r"(?:`|^)make ([a-z-]+)", text, flags=re.MULTILINE)) <= targets
+
+
+def test_the_task_of_the_document_scores(as_module, tmp_path) -> None:
+    (source,) = blocks("docs/adding_a_task.md", "python")
+    module = as_module("qvlm_lightning.tasks.counting", source)
+    row = '{"id": 1, "image": "x.png", "question": "How many?", "answer": 2, "kind": "cups"}'
+    (tmp_path / "test.jsonl").write_text(row)
+    task = module.Counting("close")
+    (question,) = task.read(tmp_path)
+    assert task.text(question) == "How many?\nAnswer with a number."
+    assert task.scores(["3"], [question.target])["kind/cups"] == 50.0
 
 
 def test_readme_is_short() -> None:

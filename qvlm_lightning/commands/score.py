@@ -1,0 +1,242 @@
+"""Score anybody's predictions against a benchmark's annotations, without a model."""
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qvlm_lightning.commands._parser import PlainParser
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.metrics.grouped import OVERALL, UNPARSED
+from qvlm_lightning.tasks.base import Question, Task
+from qvlm_lightning.tasks.find import find_task, task_names
+
+NAMED = 5
+"""How many ids a message names."""
+SHOWN = 12
+"""Groups of one kind that the terminal shows; the file holds all."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One line of a predictions file."""
+
+    id: str
+    """The question."""
+    text: str
+    """What was answered."""
+    confidence: float | None = None
+    """See :meth:`Task.scores`."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """What a predictions file is worth."""
+
+    values: dict[str, Any]
+    """What is written: figures by name, then what was counted."""
+    missing: list[str]
+    """Questions without a prediction; they count as wrong."""
+    duplicate: list[str]
+    """Questions with several; the first counts."""
+    unknown: list[str]
+    """Ids of predictions that are no question; they are left out."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Score a file of predictions, print a table and write the figures.
+
+    Args:
+        argv: options of the verb.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        InputError: an unknown task, mode or split, a file that is missing or malformed, or
+            predictions of other questions.
+    """
+    options = _parser().parse_args(list(argv))
+    task = find_task(options.task)(mode=options.mode)
+    predictions = read_predictions(options.predictions)
+    if not options.annotations.exists():
+        raise InputError(f"annotations {str(options.annotations)!r} do not exist; {task.layout}")
+    questions = task.read(options.annotations, options.split)
+    score = score_predictions(task, questions, predictions)
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(_plain(score.values), indent=1, allow_nan=False)
+        options.json.write_text(f"{text}\n", encoding="utf-8")
+    for what, ids in (
+        ("without a prediction, counted as wrong", score.missing),
+        ("with several predictions, of which the first counts", score.duplicate),
+        ("predicted that the annotations do not hold, left out", score.unknown),
+    ):
+        if ids:
+            print(f"{len(ids):,} id{'s'[: len(ids) > 1]} {what}: {_some(ids)}", file=sys.stderr)
+    _show(score.values)
+    return 0
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(prog="qvlm score", description=__doc__)
+    tasks = ", ".join(task_names())
+    parser.add_argument("--task", required=True, help=f"{tasks}, or the path of a class")
+    parser.add_argument(
+        "--predictions",
+        required=True,
+        type=Path,
+        metavar="FILE",
+        help='JSON lines of {"id": ..., "text": ...}, with "confidence" for what is ranked by it',
+    )
+    parser.add_argument(
+        "--annotations",
+        required=True,
+        type=Path,
+        metavar="PATH",
+        help="file of the official release, or a folder (docs/evaluation.md)",
+    )
+    parser.add_argument("--split", help="split in that folder; the task's own default otherwise")
+    parser.add_argument("--mode", help="scoring rule; the task's first one otherwise")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="where to write all figures")
+    return parser
+
+
+def read_predictions(path: Path) -> list[Prediction]:
+    """Read JSON lines of ``{"id": ..., "text": ...}``; other keys are left alone.
+
+    Args:
+        path: the file; empty lines are skipped.
+
+    Raises:
+        InputError: the file is missing, is not text, or a line (named by its number) is malformed.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise InputError(
+            f"predictions {str(path)!r} are not there; give a file of JSON lines"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"predictions {str(path)!r} are not UTF-8 text") from error
+    found = []
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            try:
+                found.append(_prediction(json.loads(line)))
+            except (ValueError, RecursionError) as error:
+                raise InputError(
+                    f"line {number} of {str(path)!r} is not a prediction ({error}); needed is "
+                    '{"id": "...", "text": "..."}'
+                ) from error
+    return found
+
+
+def _prediction(row: Any) -> Prediction:
+    if not isinstance(row, dict):
+        raise ValueError(f"it is a {type(row).__name__}, not an object")
+    for key, kinds in (("id", (str, int)), ("text", (str,))):
+        if key not in row:
+            raise ValueError(f"it has no {key!r}")
+        if not isinstance(row[key], kinds) or isinstance(row[key], bool):
+            raise ValueError(f"its {key!r} is a {type(row[key]).__name__}, not a string")
+    confidence = row.get("confidence")
+    if isinstance(confidence, bool) or not isinstance(confidence, int | float | None):
+        raise ValueError(f"its 'confidence' is a {type(confidence).__name__}, not a number")
+    return Prediction(str(row["id"]), row["text"], confidence)
+
+
+def score_predictions(
+    task: Task, questions: Sequence[Question], predictions: Sequence[Prediction]
+) -> Score:
+    """Join predictions and questions by id and score them.
+
+    The denominator is fixed: every question of the annotations counts, answered or not. Of several
+    predictions for a question the first counts.
+
+    Args:
+        task: the benchmark, in the mode to score by.
+        questions: all of its questions.
+        predictions: in any order.
+
+    Raises:
+        InputError: no prediction belongs to any of the questions, or questions share ids.
+    """
+    first: dict[str, Prediction] = {}
+    duplicate: dict[str, None] = {}
+    for prediction in predictions:
+        if first.setdefault(prediction.id, prediction) is not prediction:
+            duplicate[prediction.id] = None
+    asked = {question.id for question in questions}
+    if len(asked) < len(questions):
+        raise InputError(
+            f"the annotations hold {len(questions):,} questions with {len(asked):,} different ids; "
+            "every question needs its own"
+        )
+    unknown = [name for name in first if name not in asked]
+    if len(unknown) == len(first):
+        what = f"the predictions are for {_some(unknown)}" if first else "there are no predictions"
+        wanted = _some([question.id for question in questions])
+        raise InputError(f"{what}; the {len(questions):,} questions have ids such as {wanted}")
+    given = [first.get(question.id) for question in questions]
+    missing = [q.id for q, p in zip(questions, given, strict=True) if p is None]
+    figures = task.scores(
+        [None if p is None else p.text for p in given],
+        [question.target for question in questions],
+        [None if p is None else p.confidence for p in given],
+    )
+    unparsed = int(figures.pop(UNPARSED)) - len(missing)
+    values = {
+        "task": task.name,
+        "mode": task.mode,
+        **figures,
+        "n": len(questions),
+        "missing": len(missing),
+        "unparsed": unparsed,
+        "duplicate": len(duplicate),
+        "unknown": len(unknown),
+    }
+    return Score(values, missing, list(duplicate), unknown)
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Write what has no value (a group without questions) as null: JSON has no NaN."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in values.items()
+    }
+
+
+def _some(ids: Sequence[str]) -> str:
+    named = ", ".join(repr(name) for name in ids[:NAMED])
+    return named + (", ..." if len(ids) > NAMED else "")
+
+
+def _show(values: Mapping[str, Any]) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    figures = {name: value for name, value in values.items() if isinstance(value, float)}
+    kinds: dict[str, list[str]] = {}
+    for name in figures:
+        kinds.setdefault(name.rpartition("/")[0], []).append(name)
+    table = Table(box=SIMPLE_HEAD)
+    table.add_column("metric")
+    table.add_column("%", justify="right")
+    for kind, names in kinds.items():
+        if len(names) > SHOWN:
+            table.add_row(escape(f"{kind}/... ({len(names)} more, see --json)"), "", style="dim")
+            continue
+        for name in names:
+            value = "–" if math.isnan(figures[name]) else f"{figures[name]:.2f}"
+            table.add_row(escape(name), value, style="bold" if name == OVERALL else None)
+    print(
+        f"{values['task']}, mode {values['mode']}: {values['n']:,} questions, "
+        f"{values['missing']:,} missing, {values['unparsed']:,} unparsed"
+    )
+    Console().print(table)
