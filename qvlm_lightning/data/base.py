@@ -94,6 +94,16 @@ class VQADataModule(LightningDataModule, ABC):
         """Name of the scoring rule in results."""
         return "exact"
 
+    @property
+    def max_new_tokens(self) -> int:
+        """Longest answer worth waiting for, in tokens, unless the evaluation is told another."""
+        return 16
+
+    @property
+    def stop(self) -> tuple[str, ...]:
+        """Strings that end an answer, unless the evaluation is told others."""
+        return ()
+
     def judge(self, sample: Sample, text: str) -> Judgement:
         """Score one answer; a dataset with a rule of its own overrides this and :meth:`scores`.
 
@@ -249,7 +259,14 @@ class QuestionBatches:
         return len(self.indices)
 
     def __iter__(self) -> Iterator[Batch]:
-        for chosen in self.indices:
-            batch = collate([self.samples[i] for i in chosen], self.processor, with_answer=False)
-            batch["sample_index"] = torch.tensor(chosen)
-            yield batch
+        return map(self.make, self.indices)
+
+    def make(self, chosen: Sequence[int]) -> Batch:
+        """Make one batch.
+
+        Args:
+            chosen: places of its questions, usually one of :attr:`indices`.
+        """
+        batch = collate([self.samples[i] for i in chosen], self.processor, with_answer=False)
+        batch["sample_index"] = torch.tensor(chosen)
+        return batch

@@ -10,6 +10,11 @@ class TinyVQA(VQADataModule):
     Arguments are those of :class:`VQADataModule`.
     """
 
+    @property
+    def max_new_tokens(self) -> int:
+        """Return the longest answer of the task, its end included."""
+        return 4
+
     def calibration_samples(self) -> list[Sample]:
         """Generate the calibration pairs of this seed, each about a scene of its own."""
         from qvlm_lightning.models.tiny import TASKS
