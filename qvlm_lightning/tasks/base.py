@@ -55,8 +55,8 @@ class Task(ABC):
     """Split to calibrate on; None where the release has none."""
     layout: ClassVar[str]
     """What a local folder holds, in one sentence, for messages."""
-    max_new_tokens: ClassVar[int] = 16
-    """Longest answer worth waiting for."""
+    max_new_tokens: int = 16
+    """Longest answer worth waiting for; a prompt that asks for reasoning needs more."""
     stop: ClassVar[tuple[str, ...]] = ()
     """Strings that end an answer."""
 
@@ -95,8 +95,32 @@ class Task(ABC):
         """
 
     def text(self, question: Question) -> str:
-        """Write the prompt's text (without image placeholder and chat template)."""
-        return self.prompts[self.prompt](question.row)
+        """Write the prompt's text (without image placeholder and chat template).
+
+        Args:
+            question: the question.
+
+        Raises:
+            InputError: the question was read from annotations that hold nothing to ask.
+        """
+        try:
+            return self.prompts[self.prompt](question.row)
+        except KeyError as error:
+            raise InputError(
+                f"question {question.id!r} of {self.name} has no {error.args[0]!r} that prompt "
+                f"{self.prompt!r} could be made of; such annotations can only be scored against"
+            ) from error
+
+    def split(self, name: str | None) -> str:
+        """Return the split to read, checked.
+
+        Args:
+            name: one of :attr:`splits`, the first by default.
+
+        Raises:
+            InputError: no such split.
+        """
+        return _allowed(f"split of {self.name}", name, self.splits)
 
     def metric(self, targets: Iterable[Target]) -> GroupedScore:
         """Return an empty metric for questions with these targets.
