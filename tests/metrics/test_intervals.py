@@ -1,3 +1,4 @@
+import dataclasses
 import math
 from itertools import product
 
@@ -10,6 +11,7 @@ from qvlm_lightning.metrics.intervals import (
     accuracy_difference,
     bootstrap_interval,
     mcnemar_p,
+    score_difference,
     wilson_interval,
 )
 
@@ -96,3 +98,20 @@ def test_difference_is_paired():
 def test_difference_needs_the_same_questions():
     with pytest.raises(ValueError, match="needs the same ones"):
         accuracy_difference([True], [True, False])
+
+
+def test_points_in_between_are_won_and_lost():
+    got = score_difference([10, 6, 3, 0], [3, 6, 0, 10], whole=10)
+    assert got.value == pytest.approx((7 + 3 - 10) / 40)
+    assert (got.won, got.lost) == (2, 1)
+    assert got.p_value == mcnemar_p(1, 2)
+    assert -1 <= got.ci_low < got.value < got.ci_high <= 1
+
+
+def test_points_of_all_or_nothing_are_right_and_wrong():
+    a, b = [True, False, True, True], [False, False, True, False]
+    tens = [[10 * x for x in row] for row in (a, b)]
+    got, expected = score_difference(*tens, whole=10), accuracy_difference(a, b)
+    assert got == dataclasses.replace(
+        expected, ci_low=pytest.approx(expected.ci_low), ci_high=pytest.approx(expected.ci_high)
+    )
