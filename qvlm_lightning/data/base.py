@@ -29,10 +29,13 @@ class VQADataModule(LightningDataModule, ABC):
         calibration_pairs: image-text pairs that calibration sees.
         search_pairs: the first of them, used by the percentile search.
         batch_size: pairs per calibration batch, over all processes.
-        evaluation_count: questions that are evaluated.
+        evaluation_count: questions that are evaluated, the first ones; None for all there are.
         evaluation_batch_size: questions generated at once; results do not depend on it.
         seed: which calibration pairs are drawn; the evaluation questions are always the same.
     """
+
+    answers_needed = True
+    """Whether every calibration sample must have an answer (only L_reg needs them, eq. 10)."""
 
     def __init__(
         self,
@@ -40,7 +43,7 @@ class VQADataModule(LightningDataModule, ABC):
         calibration_pairs: int = 64,
         search_pairs: int = 16,
         batch_size: int = 8,
-        evaluation_count: int = 2000,
+        evaluation_count: int | None = 2000,
         evaluation_batch_size: int = 128,
         seed: int = 0,
     ) -> None:
@@ -53,7 +56,7 @@ class VQADataModule(LightningDataModule, ABC):
             "evaluation_batch_size": evaluation_batch_size,
         }
         for name, value in sizes.items():
-            if value < 1:
+            if value is not None and value < 1:
                 raise InputError(f"{name} is {value}; allowed are integers of at least 1")
         if search_pairs > calibration_pairs:
             raise InputError(
@@ -72,7 +75,7 @@ class VQADataModule(LightningDataModule, ABC):
 
     @abstractmethod
     def calibration_samples(self) -> list[Sample]:
-        """Return at least ``calibration_pairs`` samples with answers, the same at every call."""
+        """Return at least ``calibration_pairs`` samples, the same at every call."""
 
     @abstractmethod
     def evaluation_samples(self) -> list[Sample]:
@@ -135,14 +138,14 @@ class VQADataModule(LightningDataModule, ABC):
     def calibration(self) -> list[Sample]:
         """The calibration pairs, checked."""
         samples = self.calibration_samples()[: self.calibration_pairs]
-        check_samples(samples, "calibration", self.calibration_pairs, answers=True)
+        check_samples(samples, "calibration", self.calibration_pairs, self.answers_needed)
         return samples
 
     @cached_property
     def evaluation(self) -> list[Sample]:
         """The evaluation questions, checked."""
         samples = self.evaluation_samples()[: self.evaluation_count]
-        check_samples(samples, "evaluation", self.evaluation_count, answers=False)
+        check_samples(samples, "evaluation", self.evaluation_count or 1, answers=False)
         return samples
 
     @property

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qvlm_lightning.data.image import decoded
 from qvlm_lightning.data.sample import Sample
 
 Batch = dict[str, Tensor]
@@ -16,7 +17,13 @@ Batch = dict[str, Tensor]
 IGNORED = -100
 """Label of tokens that no loss counts."""
 
-_MODEL_KEYS = ("input_ids", "attention_mask", "pixel_values")
+_MODEL_KEYS = (
+    "input_ids",
+    "attention_mask",
+    "pixel_values",
+    "image_grid_thw",
+    "mm_token_type_ids",
+)
 
 
 def model_inputs(batch: Batch) -> Batch:
@@ -47,21 +54,29 @@ def collate(
     """Make a batch: prompts for generation, or prompts with their answers for calibration.
 
     Without answers the padding is on the left, so that all rows continue at the same place. With
-    answers it is on the right and ``labels`` count the answer's tokens and the end of sequence.
+    answers it is on the right and ``labels`` count the answer's tokens and the end of sequence; of
+    a sample whose answer is empty they count nothing. Images are decoded here, each once.
 
     Args:
-        samples: at least one; images of one resolution after the processor.
+        samples: at least one; images of one resolution after the processor, unless it packs their
+            patches (``image_grid_thw``).
         processor: a Hugging Face processor that has a chat template.
         with_answer: whether to append each answer and to make labels.
         first_index: position of the first sample in its set.
 
     Returns:
         ``input_ids`` and ``attention_mask`` [B, T]; ``pixel_values`` [N, C, H, W] and
-        ``image_index`` [N] (equal numbers share an image object) where any sample has an image;
-        ``labels`` [B, T] with answers; ``sample_index`` [B]; ``has_image`` [B] bool.
+        ``image_index`` [N] (equal numbers share an image object) where any sample has an image,
+        with ``image_grid_thw`` [N, 3] and ``mm_token_type_ids`` [B, T] where the processor makes
+        them; ``labels`` [B, T] with answers; ``sample_index`` [B]; ``has_image`` [B] bool.
+
+    Raises:
+        InputError: an image cannot be decoded.
     """
     prompts = [prompt_text(sample, processor) for sample in samples]
-    images = [sample.image for sample in samples if sample.image is not None]
+    given = [sample.image for sample in samples if sample.image is not None]
+    pixels = {id(image): decoded(image) for image in {id(x): x for x in given}.values()}
+    images = [pixels[id(image)] for image in given]
     encoded = _encode(processor, prompts, images)
     rows: list[list[int]] = encoded["input_ids"]
     batch: Batch = {}
@@ -69,7 +84,10 @@ def collate(
         texts = [_answered(p, s.answer) for p, s in zip(prompts, samples, strict=True)]
         full = _encode(processor, texts, images)["input_ids"]
         end = processor.tokenizer.eos_token_id
-        ended = [row if row[-1] == end else [*row, end] for row in full]
+        ended = [
+            row if row[-1] == end or not sample.answer.strip() else [*row, end]
+            for row, sample in zip(full, samples, strict=True)
+        ]
         labels = [_label(row, prompt) for row, prompt in zip(ended, rows, strict=True)]
         batch["labels"] = _pad(labels, IGNORED, "right")
         rows = ended
@@ -78,9 +96,14 @@ def collate(
     batch["attention_mask"] = _pad([[1] * len(row) for row in rows], 0, side)
     if images:
         order: dict[int, int] = {}
-        index = [order.setdefault(id(image), len(order)) for image in images]
-        batch["pixel_values"] = torch.stack([torch.as_tensor(x) for x in encoded["pixel_values"]])
+        index = [order.setdefault(id(image), len(order)) for image in given]
+        batch |= _image_inputs(encoded)
         batch["image_index"] = torch.tensor(index)
+    if "mm_token_type_ids" in encoded:
+        # 0 is text, which is all that an answer adds to its prompt
+        pairs = zip(encoded["mm_token_type_ids"], rows, strict=True)
+        kinds = [[*kind, *[0] * (len(row) - len(kind))] for kind, row in pairs]
+        batch["mm_token_type_ids"] = _pad(kinds, 0, side)
     batch["sample_index"] = torch.arange(first_index, first_index + len(samples))
     batch["has_image"] = torch.tensor([sample.image is not None for sample in samples])
     return batch
@@ -106,7 +129,20 @@ def _encode(processor: Any, texts: list[str], images: list[Any]) -> dict[str, An
     return processor(text=texts, padding=False, **given)
 
 
+def _image_inputs(encoded: dict[str, Any]) -> Batch:
+    """Return what the vision encoder takes: a stack, or the packed patches and their grids."""
+    pixels = [torch.as_tensor(x) for x in encoded["pixel_values"]]
+    if "image_grid_thw" not in encoded:
+        return {"pixel_values": torch.stack(pixels)}
+    grids = torch.as_tensor(encoded["image_grid_thw"])
+    # one row per patch already, or one list of rows per image
+    packed = torch.stack(pixels) if pixels[0].dim() == 1 else torch.cat(pixels)
+    return {"pixel_values": packed, "image_grid_thw": grids}
+
+
 def _answered(prompt: str, answer: str) -> str:
+    if not answer.strip():
+        return prompt
     gap = "" if prompt[-1:].isspace() else " "
     return f"{prompt}{gap}{answer}"
 

@@ -1,19 +1,15 @@
 """One question with its image, and the checks that samples pass before any work starts."""
 
 import hashlib
-import struct
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from PIL import Image
 
+from qvlm_lightning.data.image import LazyImage, check_image, decoded
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.metrics.target import Target
-
-# What PIL raises for files that are cut off, mislabelled or absurdly large.
-_UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True)
@@ -22,7 +18,7 @@ class Sample:
 
     id: str
     """Unique within its dataset and stable between runs."""
-    image: Image.Image | None
+    image: Image.Image | LazyImage | None
     """The image, or None for a question without one; samples may share the object."""
     question: str
     """The text the model sees; options of a multiple choice are part of it."""
@@ -34,29 +30,6 @@ class Sample:
     """Group of questions that results are also reported for."""
     target: Target | None = None
     """What a benchmark's scoring rule needs; None where ``answer`` says it all."""
-
-
-def open_image(path: str | Path) -> Image.Image:
-    """Read an image file into memory as RGB.
-
-    Args:
-        path: an image file in a format that PIL reads.
-
-    Returns:
-        The decoded image.
-
-    Raises:
-        InputError: the file is missing or cannot be decoded.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError as error:
-        raise InputError(f"image {str(path)!r} does not exist") from error
-    except _UNDECODABLE as error:
-        raise InputError(
-            f"image {str(path)!r} cannot be decoded ({error}); give a readable JPEG or PNG"
-        ) from error
 
 
 def check_samples(samples: Sequence[Sample], what: str, need: int, answers: bool) -> None:
@@ -87,16 +60,7 @@ def check_samples(samples: Sequence[Sample], what: str, need: int, answers: bool
             raise InputError(f"{what} sample {sample.id!r} has no answer; every one needs a text")
     for image, name in {id(s.image): (s.image, s.id) for s in samples}.values():
         if image is not None:
-            _decode(image, f"image of {what} sample {name!r}")
-
-
-def _decode(image: object, what: str) -> None:
-    if not isinstance(image, Image.Image):
-        raise InputError(f"{what} is a {type(image).__name__}; allowed is a PIL image or None")
-    try:
-        image.load()
-    except _UNDECODABLE as error:
-        raise InputError(f"{what} cannot be decoded ({error}); give a readable image") from error
+            check_image(image, f"image of {what} sample {name!r}")
 
 
 def check_disjoint(calibration: Sequence[Sample], evaluation: Sequence[Sample]) -> None:
@@ -118,7 +82,7 @@ def check_disjoint(calibration: Sequence[Sample], evaluation: Sequence[Sample]) 
     def content(sample: Sample) -> tuple[str, str]:
         key = id(sample.image)
         if key not in digests:
-            pixels = b"" if sample.image is None else sample.image.tobytes()
+            pixels = b"" if sample.image is None else decoded(sample.image).tobytes()
             digests[key] = hashlib.blake2b(pixels, digest_size=16).hexdigest()
         return sample.question, digests[key]
 

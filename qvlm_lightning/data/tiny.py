@@ -2,6 +2,7 @@
 
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.data.sample import Sample
+from qvlm_lightning.errors import InputError
 
 
 class TinyVQA(VQADataModule):
@@ -25,6 +26,8 @@ class TinyVQA(VQADataModule):
 
     def evaluation_samples(self) -> list[Sample]:
         """Generate the evaluation questions, the same for every seed."""
+        if self.evaluation_count is None:
+            raise InputError("evaluation_count is None; this set has no end: allowed are integers")
         return _generate("test", self.evaluation_count, 0)
 
     def blind_samples(self) -> list[Sample]:

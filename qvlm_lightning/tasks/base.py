@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from PIL import Image
 
+from qvlm_lightning.data.image import LazyImage
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.metrics.grouped import UNPARSED, GroupedScore
 from qvlm_lightning.metrics.target import Judgement, Target
@@ -25,8 +26,9 @@ class Question:
     """What is expected."""
     row: Row = field(default_factory=dict)
     """What prompts are made of: ``question`` and what the benchmark adds, such as ``hint``."""
-    image: Path | Image.Image | None = None
-    """The image or its file; None for a question without one, or where only annotations lie."""
+    image: Path | Image.Image | LazyImage | None = None
+    """The image or its file; None for a question without one, or where only annotations lie (a
+    row of a question that should have one then says so under ``image``)."""
 
 
 Prompt = Callable[[Row], str]
@@ -53,6 +55,8 @@ class Task(ABC):
     """Splits of the release that have answers, the one to evaluate by default first."""
     train_split: ClassVar[str | None] = "train"
     """Split to calibrate on; None where the release has none."""
+    text_questions: ClassVar[bool] = False
+    """Whether some questions have no image, and an empty ``image`` in their row."""
     layout: ClassVar[str]
     """What a local folder holds, in one sentence, for messages."""
     max_new_tokens: int = 16
@@ -82,7 +86,7 @@ class Task(ABC):
         """Make a question of one row in the columns of the hub's copy.
 
         Args:
-            row: the columns; ``image`` decoded or None.
+            row: the columns; an image is a :class:`LazyImage`, to be handed on, or None.
         """
 
     @abstractmethod

@@ -92,6 +92,25 @@ def test_faulty_data_ends_in_setup(calibration, evaluation, message):
         data.setup("fit")
 
 
+def test_all_questions_are_evaluated_without_a_count():
+    asked = [pair("e"), pair("f"), pair("g")]
+    assert Fixed([], asked, evaluation_count=None).evaluation_ids == ["e", "f", "g"]
+    assert Fixed([], asked, evaluation_count=2).evaluation_ids == ["e", "f"]
+    with pytest.raises(InputError, match="evaluation set has no samples"):
+        _ = Fixed([], [], evaluation_count=None).evaluation
+    with pytest.raises(InputError, match="this set has no end"):
+        _ = TinyVQA(FAMILY, evaluation_count=None).evaluation
+
+
+def test_answers_of_the_calibration_set_can_be_declared_optional():
+    mute = [Sample("a", Image.new("RGB", (48, 48)), "what?")]
+    data = Fixed(mute, [], calibration_pairs=1, search_pairs=1)
+    with pytest.raises(InputError, match="calibration sample 'a' has no answer"):
+        _ = data.calibration
+    data.answers_needed = False
+    assert (data.calibration_batches()[0]["labels"] == -100).all()
+
+
 @pytest.mark.parametrize("name", ["calibration_pairs", "batch_size", "evaluation_count"])
 def test_sizes_below_one_are_refused(name):
     with pytest.raises(InputError, match=f"{name} is 0; allowed"):

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from PIL import Image
 
 from qvlm_lightning.data.collate import IGNORED, collate, model_inputs, prompt_lengths
+from qvlm_lightning.data.image import LazyImage
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.models import Llava
 from qvlm_lightning.models.tiny import WEIGHTS
@@ -29,6 +32,56 @@ def test_answer_and_end_of_sequence_are_labelled_and_nothing_else(processor):
     assert counted.sum(1).tolist() == [2, 2]
     assert words(processor, batch["labels"][counted]) == ["red", "</s>", "blue", "</s>"]
     assert (batch["input_ids"][counted] == batch["labels"][counted]).all()
+
+
+def test_a_sample_without_an_answer_has_no_labels(processor):
+    mute = Sample("d", RED, "what color is the circle?")
+    batch = collate([mute, LONG], processor, with_answer=True)
+    assert (batch["labels"] != IGNORED).sum(1).tolist() == [0, 2]
+    prompt = collate([mute], processor, with_answer=False)["input_ids"][0]
+    assert torch.equal(batch["input_ids"][0][batch["attention_mask"][0].bool()], prompt)
+
+
+def test_encoded_images_are_decoded_once_per_batch(processor, tmp_path):
+    RED.save(tmp_path / "red.png")
+    reads = []
+    lazy = LazyImage("red", lambda: reads.append(1) or tmp_path / "red.png")
+    twice = [replace(SEEN, image=lazy), LONG, replace(SEEN, image=lazy)]
+    batch = collate(twice, processor, with_answer=True)
+    assert len(reads) == 1
+    assert batch["image_index"].tolist() == [0, 1, 0]
+    expected = collate([SEEN, LONG, SEEN], processor, with_answer=True)
+    assert all(torch.equal(batch[name], expected[name]) for name in expected)
+
+
+class Packing:
+    """A processor that gives packed patches: 4 and 8 of them, of 6 values each."""
+
+    image_token = "<image>"
+
+    def __init__(self, processor):
+        self.tokenizer = processor.tokenizer
+        self.apply_chat_template = processor.apply_chat_template
+
+    def __call__(self, text, images=(), padding=False):
+        ids = self.tokenizer(text)["input_ids"]
+        grids = [[1, 2, 2 * (place + 1)] for place, _ in enumerate(images)]
+        made = {
+            "input_ids": ids,
+            "mm_token_type_ids": [[int(x == ids[0][0]) for x in r] for r in ids],
+        }
+        if images:
+            rows = sum(h * w for _, h, w in grids)
+            made |= {"pixel_values": [[0.5] * 6] * rows, "image_grid_thw": grids}
+        return made
+
+
+def test_packed_patches_come_with_their_grids(processor):
+    batch = collate([SEEN, READ, LONG], Packing(processor), with_answer=True)
+    assert batch["pixel_values"].shape == (12, 6)
+    assert batch["image_grid_thw"].tolist() == [[1, 2, 2], [1, 2, 4]]
+    assert batch["mm_token_type_ids"].shape == batch["input_ids"].shape
+    assert {"image_grid_thw", "mm_token_type_ids"} <= set(model_inputs(batch))
 
 
 def test_calibration_pads_right_and_generation_left(processor):

@@ -1,30 +1,13 @@
 import pytest
 from PIL import Image
 
-from qvlm_lightning.data.sample import Sample, check_disjoint, check_samples, open_image
+from qvlm_lightning.data.image import LazyImage
+from qvlm_lightning.data.sample import Sample, check_disjoint, check_samples
 from qvlm_lightning.errors import InputError
 
 
 def image(color: str = "red") -> Image.Image:
     return Image.new("RGB", (8, 8), color)
-
-
-def test_open_image_decodes(tmp_path):
-    image().save(tmp_path / "a.png")
-    assert open_image(tmp_path / "a.png").getpixel((0, 0)) == (255, 0, 0)
-
-
-def test_missing_image_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere\.png' does not exist"):
-        open_image(tmp_path / "nowhere.png")
-
-
-@pytest.mark.parametrize("keep", [0, 40])
-def test_undecodable_image_is_named(tmp_path, keep):
-    image().resize((64, 64)).effect_spread(9).save(tmp_path / "a.png")
-    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:keep] or b"no image")
-    with pytest.raises(InputError, match=r"a\.png' cannot be decoded"):
-        open_image(tmp_path / "a.png")
 
 
 def test_undecodable_image_of_a_sample_is_found_before_work(tmp_path):
@@ -59,6 +42,18 @@ def test_overlap_by_id():
 def test_overlap_by_content_under_another_id():
     with pytest.raises(InputError, match=r"'z' has question and image of calibration sample 'a'"):
         check_disjoint([Sample("a", image(), "q")], [Sample("z", image(), "q")])
+
+
+def test_overlap_by_content_of_encoded_images(tmp_path):
+    for name in ("a.png", "b.png"):
+        image().save(tmp_path / name)
+    first, second = (LazyImage.of(tmp_path / name) for name in ("a.png", "b.png"))
+    with pytest.raises(InputError, match=r"'z' has question and image of calibration sample 'a'"):
+        check_disjoint([Sample("a", first, "q")], [Sample("z", second, "q")])
+
+
+def test_answers_are_only_demanded_where_they_are_needed():
+    check_samples([Sample("a", None, "q")], "calibration", 1, answers=False)
 
 
 def test_same_question_about_another_image_is_no_overlap():
