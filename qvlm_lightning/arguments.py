@@ -6,8 +6,10 @@ import re
 import sys
 from typing import NoReturn
 
+import torch
 from lightning.pytorch.cli import LightningArgumentParser
 
+from qvlm_lightning.errors import InputError
 from qvlm_lightning.exits import USER_FAULT
 
 _HELP = "--help lists what is allowed"
@@ -26,6 +28,28 @@ class OneSentenceParser(LightningArgumentParser):
             super().error(message, ex)
         print(f"error: {one_sentence(message)}", file=sys.stderr)
         raise SystemExit(USER_FAULT) from None
+
+
+def usable_accelerator(asked: str) -> str:
+    """Resolve ``auto`` to what the arithmetic runs on: CUDA where there is one, else the CPU.
+
+    Lightning would take Apple's MPS, which has no float64.
+
+    Args:
+        asked: the Trainer's ``accelerator``.
+
+    Raises:
+        InputError: MPS was asked for.
+
+    Example:
+        >>> usable_accelerator("cpu")
+        'cpu'
+    """
+    if asked == "mps":
+        raise InputError("accelerator mps is given, which has no float64; allowed are cpu and cuda")
+    if asked != "auto":
+        return asked
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def one_sentence(message: str) -> str:

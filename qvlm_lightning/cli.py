@@ -11,7 +11,7 @@ from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
 import qvlm_lightning.callbacks
 import qvlm_lightning.methods
 import qvlm_lightning.models  # noqa: F401  short class names in YAML
-from qvlm_lightning.arguments import OneSentenceParser
+from qvlm_lightning.arguments import OneSentenceParser, usable_accelerator
 from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.errors import InputError
@@ -54,6 +54,11 @@ class CalibrationCLI(LightningCLI):
         )
         parser.link_arguments("data.init_args.seed", "model.init_args.seed", apply_on="parse")
 
+    def before_instantiate_classes(self) -> None:
+        """Resolve the accelerator ``auto``."""
+        trainer = self.config[self.subcommand]["trainer"]
+        trainer["accelerator"] = usable_accelerator(trainer["accelerator"])
+
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is; Lightning would put the checkpoint's in its place."""
 
@@ -93,6 +98,11 @@ class CalibrationCLI(LightningCLI):
             return last if asked and last.is_file() else None
         if not Path(asked).is_file():
             raise InputError(f"checkpoint {asked!r} does not exist; give a file, or the word last")
+        if (root / "config.yaml").exists() and root.resolve() not in Path(asked).resolve().parents:
+            raise InputError(
+                f"checkpoint {asked!r} is not of the run that {str(root)!r} holds; resume that one "
+                "with --ckpt_path last or choose another --trainer.default_root_dir"
+            )
         return Path(asked)
 
 

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import pytest
+import torch
 
-from qvlm_lightning.arguments import OneSentenceParser, one_sentence
+from qvlm_lightning.arguments import OneSentenceParser, one_sentence, usable_accelerator
+from qvlm_lightning.errors import InputError
 
 
 @dataclass
@@ -84,3 +86,12 @@ def test_several_lines_become_one() -> None:
     assert one_sentence("Problems parsing:\n  in line 1\n  near x") == (
         "Problems parsing: in line 1 near x"
     )
+
+
+@pytest.mark.parametrize(("cuda", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_auto_never_takes_an_accelerator_without_float64(monkeypatch, cuda, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert usable_accelerator("auto") == expected
+    assert usable_accelerator("gpu") == "gpu"
+    with pytest.raises(InputError, match="float64; allowed are cpu and cuda"):
+        usable_accelerator("mps")

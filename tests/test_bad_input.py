@@ -273,3 +273,11 @@ def test_a_full_disk(refused, monkeypatch, code: int) -> None:
 
     monkeypatch.setattr(qvlm_lightning.calibration.state.os, "fsync", fail)
     assert "disk" in refused(written=True) or code == errno.EROFS
+
+
+def test_a_checkpoint_from_elsewhere_over_a_run(again, finished, tmp_path) -> None:
+    other = tmp_path / "other.ckpt"
+    shutil.copy(finished / "checkpoints" / "last.ckpt", other)
+    sentence = again(f"--ckpt_path={other}")
+    assert "is not of the run" in sentence
+    assert "--ckpt_path last" in sentence

@@ -46,7 +46,8 @@ def test_gradient_free_methods_are_identical_on_two_processes(tmp_path, method):
     two = run(tmp_path / "two", method, 2)
     for key in ("dependency", "threshold", "partition", "percentiles", "objective", "quantized"):
         assert report(one)[key] == report(two)[key], key
-    assert report(one)["search"]["layer_forwards"] > 0
+    for count in ("layer_forwards", "site_forwards"):
+        assert report(one)["search"][count] == report(two)["search"][count] > 0, count
     for file in ("quantizers.safetensors", "model.safetensors"):
         assert (one / "artifact" / file).read_bytes() == (two / "artifact" / file).read_bytes()
 

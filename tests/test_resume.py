@@ -78,7 +78,8 @@ def run(root: Path, where: str = "", count: int = 0, resume: bool = False) -> in
 def result(root: Path) -> dict[str, object]:
     """Return what a run decided: hashes of the tensors, and the report without wall times."""
     report = json.loads((root / "report.json").read_text())
-    report.pop("search")  # a resumed search reads decided blocks and so runs fewer layers
+    for spent in (report["search"], *report["search"]["passes"]):
+        assert spent.pop("seconds") > 0
     files = ("model.safetensors", "quantizers.safetensors")
     return report | {
         f: hashlib.sha256((root / "artifact" / f).read_bytes()).hexdigest() for f in files

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.proxies import Evidence, Proxy
 from qvlm_lightning.models.family import VLMFamily
-from qvlm_lightning.nn.block import Block, Cost
+from qvlm_lightning.nn.block import Block
 from qvlm_lightning.nn.distributed import all_sum, gather_objects, is_main
 from qvlm_lightning.nn.replay import UnitInput, catch_inputs, run_unit
 from qvlm_lightning.nn.structure import Tower
@@ -170,27 +170,23 @@ class Calibrator:
             method: chooses per block.
             name: name of this pass, under which finished blocks are kept.
         """
-        started, cost = time.perf_counter(), Cost()
+        decided: list[dict[str, Any]] = []
         for tower in (self.structure.towers[t] for t in towers):
             if tower.sites:
-                self._search_tower(tower, method, name, cost)
+                decided += self._search_tower(tower, method, name)
                 self.state.searched = [
                     *(t for t in self.state.searched if t != tower.name),
                     tower.name,
                 ]
-        total = all_sum(torch.tensor([cost.layer_forwards, cost.site_forwards])).tolist()
-        self.state.passes.append(
-            {
-                "name": name,
-                "towers": list(towers),
-                "layer_forwards": total[0],
-                "site_forwards": total[1],
-                "seconds": time.perf_counter() - started,
-            }
-        )
+        spent = ("layer_forwards", "site_forwards", "seconds")
+        costs = {what: sum(decision[what] for decision in decided) for what in spent}
+        self.state.passes.append({"name": name, "towers": list(towers), **costs})
 
     @torch.no_grad()
-    def _search_tower(self, tower: Tower, method: Method, name: str, cost: Cost) -> None:
+    def _search_tower(self, tower: Tower, method: Method, name: str) -> list[dict[str, Any]]:
+        """Return the decision of every block with what it cost, by whichever process it was
+        taken.
+        """
         earlier = set(self.state.searched) - {tower.name, *self._after(tower)}
         exact, quantized = self._calls(tower, set()), self._calls(tower, earlier)
         blocks = self.state.partition.setdefault(
@@ -207,11 +203,20 @@ class Calibrator:
         objective = [o for o in self.state.objective if o["tower"] != tower.name]
         with self.structure.only({tower.name}):
             for index, (first, last) in enumerate(blocks):
-                block = self._block(tower, first, last, exact, quantized, method.percentiles, cost)
+                started = time.perf_counter()
+                block = self._block(tower, first, last, exact, quantized, method.percentiles)
                 if index >= len(decided):
                     solution = method.solve(block)
+                    cost = torch.tensor([block.cost.layer_forwards, block.cost.site_forwards])
+                    layers, sites = all_sum(cost).tolist()
                     decided.append(
-                        {"choice": solution.choice.tolist(), "objective": solution.objective}
+                        {
+                            "choice": solution.choice.tolist(),
+                            "objective": solution.objective,
+                            "layer_forwards": layers,
+                            "site_forwards": sites,
+                            "seconds": time.perf_counter() - started,
+                        }
                     )
                     if is_main():
                         self.stored.write(f"{name}-{tower.name}", key, decided)
@@ -230,6 +235,7 @@ class Calibrator:
                 if self.progress:
                     self.progress(f"search {tower.name}", index + 1, len(blocks))
         self.state.objective = objective
+        return decided
 
     def _commit(self, block: Block, choice: Sequence[int]) -> None:
         tables = [table for unit in block.tables for table in unit]
@@ -246,14 +252,13 @@ class Calibrator:
         exact: list[UnitInput],
         quantized: list[UnitInput],
         percentiles: list[float],
-        cost: Cost,
     ) -> Block:
         """Return the block with its full-precision targets."""
         units = tower.units[first : last + 1]
         tables = [
             [self.statistics.ranges(site, percentiles) for site in unit.sites] for unit in units
         ]
-        block = Block(units, exact, quantized, [], percentiles, tables, cost)
+        block = Block(units, exact, quantized, [], percentiles, tables)
         hidden = [call.hidden for call in exact]
         for index in range(len(units)):
             hidden = block.advance_full_precision(hidden, index)
@@ -271,7 +276,7 @@ class Calibrator:
                 exact = [c.advanced(run_unit(unit, c.hidden, c)) for c in exact]
         search = getattr(proxy, "search", None)
         percentiles = search.percentiles if search is not None else [1.0]
-        return self._block(tower, edge, edge + 1, exact, exact, percentiles, Cost())
+        return self._block(tower, edge, edge + 1, exact, exact, percentiles)
 
     @torch.no_grad()
     def _calls(self, tower: Tower, quantized: set[str]) -> list[UnitInput]:

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.progress import bar
 from qvlm_lightning.calibration.state import CalibrationState
-from qvlm_lightning.calibration.statistics import Batch
+from qvlm_lightning.calibration.statistics import Batch, model_inputs
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.proxies import Proxy
 from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.nn.linear import output_sqnr
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.quant.scheme import Scheme
 
@@ -240,17 +241,14 @@ class QuantModule(LightningModule):
 
     @torch.no_grad()
     def layer_sqnr(self) -> dict[str, float]:
-        """Return per quantized Linear the signal-to-quantization-noise ratio of its weight, in
-        dB.
+        """Return per quantized Linear the signal-to-quantization-noise ratio of its output, in dB.
+
+        On the first search batch, of which every Linear sees the input that really reaches it; the
+        signal is what its full-precision weight makes of that input.
         """
-        ratios = {}
-        for site in self.structure.sites:
-            for name, linear in site.linears.items():
-                noise = (linear.quantized_weight() - linear.weight).double().square().sum()
-                signal = linear.weight.double().square().sum()
-                if noise > 0:
-                    ratios[name] = float(10 * torch.log10(signal / noise))
-        return ratios
+        linears = {name: x for site in self.structure.sites for name, x in site.linears.items()}
+        batch = model_inputs(self._built().search_batches[0], self.device)
+        return output_sqnr(self._built().model, linears, batch)
 
     @torch.no_grad()
     def clip_histograms(self) -> dict[str, tuple[Tensor, float, float]]:

@@ -12,6 +12,9 @@ from torch import Tensor
 from qvlm_lightning.calibration.state import write_json
 from qvlm_lightning.methods.base import Method
 
+_FORMAT = 2
+"""Of the files: counts the changes of what a decision holds."""
+
 
 class SearchProgress:
     """Blocks that an interrupted search has already decided, one small file per pass.
@@ -56,7 +59,7 @@ def search_key(
         inputs: hidden states at the tower's first unit, exact and quantized.
         ranges: the candidates.
     """
-    plain = [identity, [list(b) for b in blocks], method.describe()]
+    plain = [_FORMAT, identity, [list(b) for b in blocks], method.describe()]
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
     for x in (*inputs, *ranges):
         digest.update(x.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())

@@ -105,7 +105,7 @@ class SequentialSearch(Method):
             stacked = run_candidates(
                 block.units[unit], stacked, block.x_q[batch], block.tables[unit], choices
             )
-            block.cost.layer_forwards += count
+            block.cost.count(layers=count)
             for index, output in enumerate(stacked.split(targets[batch].shape[0])):
                 terms = output_error_terms(output, targets[batch], block.x_q[batch].mask)
                 errors[batch, index] = torch.stack([t.to("cpu", torch.float64) for t in terms])
@@ -137,7 +137,7 @@ class SequentialSearch(Method):
             stacked = x_q[batch].repeat(count, *[1] * (x_q[batch].dim() - 1))
             with torch.no_grad(), site.quantizer.candidates(low, high):
                 outputs = [linear(stacked) for linear in site.linears.values()]
-            block.cost.site_forwards += count
+            block.cost.count(sites=count)
             for linear, output in zip(site.linears.values(), outputs, strict=True):
                 target = torch.nn.functional.linear(x_fp[batch], linear.weight, linear.bias)
                 for candidate, part in enumerate(output.split(size)):
@@ -283,7 +283,8 @@ def exhaustive_table(block: Block, options: list[Tensor]) -> tuple[Tensor, Tenso
         stacked = hidden.repeat(len(rows), *[1] * (hidden.dim() - 1))
         unit, call = block.units[level], block.x_q[batch]
         stacked = run_candidates(unit, stacked, call, block.tables[level], rows)
-        block.cost.layer_forwards += len(rows)
+        # every process runs the first level, whose branches it then shares out
+        block.cost.count(layers=len(rows), repeated=level == 0 and len(sizes) > 1)
         if level == len(sizes) - 1:
             block.score(errors, batch, stacked, first=index * sizes[level])
             return

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.losses import output_error_terms
-from qvlm_lightning.nn.distributed import all_sum, world
+from qvlm_lightning.nn.distributed import all_sum, is_main, world
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.replay import UnitInput, run_candidates, run_unit
@@ -19,10 +19,19 @@ from qvlm_lightning.nn.taps import taps
 class Cost:
     """What a search has run: evaluations of one layer on one batch, and of one site's Linear
     layers.
+
+    Work that every process repeats is counted once, so that the sum over the processes is what one
+    process would run.
     """
 
     layer_forwards: int = 0
     site_forwards: int = 0
+
+    def count(self, layers: int = 0, sites: int = 0, repeated: bool = False) -> None:
+        """Add evaluations; ``repeated`` says that every process makes the same ones."""
+        if not repeated or is_main():
+            self.layer_forwards += layers
+            self.site_forwards += sites
 
 
 @dataclass
@@ -65,7 +74,7 @@ class Block:
         """
         out = []
         for call, h in zip(self.x_q, hidden, strict=True):
-            self.cost.layer_forwards += 1
+            self.cost.count(layers=1, repeated=True)
             out.append(run_candidates(self.units[unit], h, call, self.tables[unit], choice[None]))
         return out
 
@@ -97,7 +106,7 @@ class Block:
                     self.tables[index],
                     choices[:, self.columns(index)],
                 )
-                self.cost.layer_forwards += count
+                self.cost.count(layers=count)
             self.score(errors, batch, stacked)
         return self.reduce(errors)
 
@@ -140,7 +149,7 @@ class Block:
             seen: dict[str, Tensor] = {}
             with taps(modules, seen.__setitem__):
                 self._run_full_precision(owner, h, call)
-            self.cost.layer_forwards += 1
+            self.cost.count(layers=1, repeated=True)
             inputs.append([seen[site.name] for site in owner.sites])
         return inputs
 
@@ -157,7 +166,7 @@ class Block:
             seen: dict[str, Tensor] = {}
             with taps({"site": owner.sites[site].leader}, seen.__setitem__):
                 run_candidates(owner, h, call, self.tables[unit], choice[None])
-            self.cost.layer_forwards += 1
+            self.cost.count(layers=1, repeated=True)
             inputs.append(seen["site"])
         return inputs
 

@@ -1,5 +1,8 @@
 """A Linear layer with a quantized weight and a quantized input."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -101,3 +104,39 @@ class QuantLinear(nn.Linear):
         return (
             f"{super().extra_repr()}, weight_bits={self.weight_bits}, group_size={self.group_size}"
         )
+
+
+@torch.no_grad()
+def output_sqnr(
+    model: nn.Module, linears: Mapping[str, QuantLinear], inputs: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Measure how much noise quantization adds to the output of every Linear layer.
+
+    Args:
+        model: holds the layers; runs as it stands.
+        linears: name -> layer.
+        inputs: what goes into ``model(**inputs)``, one batch.
+
+    Returns:
+        Name -> 10 log10(sum y^2 / sum (y_q - y)^2) in dB, where y is what the full-precision weight
+        makes of the input that reaches the layer; layers without noise, or that the batch never
+        reaches, are left out.
+    """
+    ratios: dict[str, float] = {}
+
+    def tap(name: str, linear: QuantLinear) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+            exact = F.linear(args[0], linear.weight, linear.bias).double()
+            noise = (output.double() - exact).square().sum()
+            if noise > 0:
+                ratios[name] = float(10 * torch.log10(exact.square().sum() / noise))
+
+        return linear.register_forward_hook(hook)
+
+    handles = [tap(name, linear) for name, linear in linears.items()]
+    try:
+        model(**inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ratios

@@ -20,7 +20,7 @@ def block_of(calibrator, tower="language", first=0, last=1, percentiles=GRID) ->
     calls = calibrator._calls(calibrator.structure.towers[tower], set())
     calibrator.structure.enable(True, {tower})
     return calibrator._block(
-        calibrator.structure.towers[tower], first, last, calls, calls, percentiles, Cost()
+        calibrator.structure.towers[tower], first, last, calls, calls, percentiles
     )
 
 
@@ -218,13 +218,14 @@ def test_coordinate_descent_reaches_a_point_no_single_change_improves(calibrated
         assert block.objective(choices).min() >= solution.objective["joint"] * (1 - 1e-6)
 
 
-def test_a_search_found_again_on_disk_gives_the_same_ranges(calibrated, tmp_path):
+def test_a_search_found_again_on_disk_gives_the_same_ranges(calibrated, tmp_path, monkeypatch):
     first, second = calibrated(folder=tmp_path), calibrated(folder=tmp_path)
     first.search(["vision", "projector", "language"], JointSearch(), "epoch0")
+    monkeypatch.delattr(JointSearch, "solve")  # nothing is decided again
     second.search(["vision", "projector", "language"], JointSearch(), "epoch0")
     assert first.state.percentiles == second.state.percentiles
     assert first.state.objective == second.state.objective
-    assert second.state.passes[0]["layer_forwards"] < first.state.passes[0]["layer_forwards"] / 3
+    assert second.state.passes == first.state.passes  # with what the decisions cost once
     for a, b in zip(first.structure.sites, second.structure.sites, strict=True):
         assert torch.equal(a.quantizer.high, b.quantizer.high)
 

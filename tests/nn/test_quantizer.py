@@ -3,6 +3,7 @@
 import contextlib
 import io
 import itertools
+import math
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.nn.linear import QuantLinear, output_sqnr
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.quant.observers import RangeObserver
 from qvlm_lightning.quant.primitives import fake_quantize
@@ -240,3 +241,35 @@ def test_every_reader_of_a_shared_input_adds_to_the_gradient():
         gradients.append((x.grad, quantizer.high_ratio.grad))
     assert torch.allclose(gradients[0][0], gradients[1][0], rtol=1e-5)
     assert torch.allclose(gradients[0][1], gradients[1][1], rtol=1e-5)
+
+
+def test_sqnr_of_a_linear_layer_is_that_of_its_output():
+    """By hand: a full-precision weight on inputs .9 and .2, which become 1 and 0."""
+    site = ActivationQuantizer(2, "static_tensor", (), 1)
+    site.set_range(torch.tensor(-1.0), torch.tensor(2.0), 1.0)  # 2 bits: codes -1, 0, 1, 2
+    plain = nn.Linear(2, 1, bias=False)
+    plain.weight = nn.Parameter(torch.tensor([[0.5, 1.0]]), requires_grad=False)
+    linear = QuantLinear.from_linear(plain, site, True, 16, None, False)
+    site.enabled = True
+    model = nn.ModuleDict({"only": linear})
+    model.forward = lambda x: linear(x)  # type: ignore[method-assign]
+    # y = .5 * .9 + .2 = .65, y_q = .5 * 1 + 0 = .5: noise .15
+    found = output_sqnr(model, {"only": linear}, {"x": torch.tensor([[0.9, 0.2]])})
+    assert found == {"only": pytest.approx(20 * math.log10(0.65 / 0.15), rel=1e-5)}
+    site.enabled = False
+    assert output_sqnr(model, {"only": linear}, {"x": torch.tensor([[0.9, 0.2]])}) == {}
+
+
+def test_sqnr_grows_by_six_decibels_per_bit(quantized, inputs):
+    means = {}
+    for scheme in ("w4a4", "w6a6", "w8a8"):
+        model, structure = quantized(scheme)
+        for site in structure.sites:
+            site.quantizer.set_range(torch.tensor(-12.0), torch.tensor(12.0), 1.0)  # clips nothing
+        linears = {name: x for site in structure.sites for name, x in site.linears.items()}
+        found = output_sqnr(model, linears, inputs)
+        assert found.keys() == linears.keys()
+        means[scheme] = sum(found.values()) / len(found)
+    # two bits are a quarter of the step: 20 log10(4) = 12 dB
+    assert 10 < means["w6a6"] - means["w4a4"] < 14
+    assert 10 < means["w8a8"] - means["w6a6"] < 14
