@@ -1,11 +1,13 @@
-"""Yes or no: counts of both kinds of errors, and what is made of them."""
+"""Yes or no: counts of both kinds of errors, what is made of them, and how answers rank."""
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_auroc
 
 from qvlm_lightning.metrics.grouped import OVERALL
 
@@ -121,3 +123,29 @@ class BinaryCounts(Metric):
             for name, table in self.tables().items()
             for figure, value in table.figures().items()
         }
+
+
+def auroc(confidences: Sequence[float | None], expected: Sequence[bool]) -> float:
+    """Area under the ROC curve: how often a positive ranks above a negative; ties count half.
+
+    Args:
+        confidences: how sure the model is of yes, on any scale; None (or nan) where it did not say,
+            which ranks on the wrong side of everything.
+        expected: whether yes was expected.
+
+    Returns:
+        Percent; nan unless both kinds of questions occur.
+
+    Example:
+        >>> auroc([0.9, 0.4, 0.4, 0.1], [True, True, False, False])
+        87.5
+    """
+    if len(set(expected)) < 2:
+        return math.nan
+    known = {x for x in confidences if x is not None and not math.isnan(x)}
+    place: dict[float | None, int] = {x: 1 + i for i, x in enumerate(sorted(known))}
+    worst = {True: 0, False: len(place) + 1}
+    # places instead of values: torchmetrics would squash values outside [0, 1] until they tie
+    places = [place.get(x, worst[y]) for x, y in zip(confidences, expected, strict=True)]
+    ranks = torch.tensor(places, dtype=torch.float64) / (len(place) + 1)
+    return 100 * float(binary_auroc(ranks, torch.tensor(expected, dtype=torch.long)))
