@@ -119,11 +119,14 @@ class Task(ABC):
         """Return the split to read, checked.
 
         Args:
-            name: one of :attr:`splits`, the first by default.
+            name: one of :attr:`splits`, the first by default; "valid" and "validation" are other
+                words for "val".
 
         Raises:
             InputError: no such split.
         """
+        if name in ("valid", "validation") and name not in self.splits:
+            name = "val"
         return _allowed(f"split of {self.name}", name, self.splits)
 
     def metric(self, targets: Iterable[Target]) -> GroupedScore:

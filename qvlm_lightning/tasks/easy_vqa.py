@@ -8,13 +8,11 @@ from qvlm_lightning.metrics.normalise import evalai_answer
 from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
 from qvlm_lightning.tasks.files import read_json
-from qvlm_lightning.tasks.prompts import ANSWER_SHORT
+from qvlm_lightning.tasks.prompts import bare, short_answer
 from qvlm_lightning.tasks.release import (
     find_file,
     image_folder,
-    question_of,
     rows_of,
-    split_named,
 )
 
 _KINDS = {
@@ -23,17 +21,6 @@ _KINDS = {
     "yes-no": ("no", "yes"),
 }
 _KIND_OF = {answer: kind for kind, answers in _KINDS.items() for answer in answers}
-_SPLITS: Mapping[str, tuple[str, ...]] = {"test": (), "train": ()}
-
-
-def short_answer(row: Row) -> str:
-    r"""Ask for one word, as LLaVA-1.5 is asked open questions.
-
-    Example:
-        >>> short_answer({"question": "is there a circle?"})
-        'is there a circle?\nAnswer the question using a single word or phrase.'
-    """
-    return f"{question_of(row)}\n{ANSWER_SHORT}"
 
 
 class EasyVQA(Task):
@@ -41,8 +28,8 @@ class EasyVQA(Task):
 
     name = "easy_vqa"
     modes: ClassVar[tuple[str, ...]] = ("exact",)
-    prompts: ClassVar[Mapping[str, Prompt]] = {"short": short_answer, "bare": question_of}
-    splits: ClassVar[tuple[str, ...]] = tuple(_SPLITS)
+    prompts: ClassVar[Mapping[str, Prompt]] = {"short": short_answer, "bare": bare}
+    splits: ClassVar[tuple[str, ...]] = ("test", "train")
     layout: ClassVar[str] = "a folder with test/questions.json and test/images/"
 
     def read(self, path: Path, split: str | None = None) -> list[Question]:
@@ -51,11 +38,11 @@ class EasyVQA(Task):
         Ids are ``test:0``, ``test:1`` ... by the place in the file, for the release has none; the
         split of a file is the name of its folder.
         """
-        name = split_named(split, _SPLITS)
+        name = self.split(split)
         found = find_file(
             path, [f"{name}/questions.json", f"data/{name}/questions.json"], self.layout
         )
-        name = found.parent.name if found.parent.name in _SPLITS else name
+        name = found.parent.name if found.parent.name in self.splits else name
         images = image_folder(found.parent, ["images"])
         content = read_json(found, self.layout)
         with rows_of(found, self.layout):

@@ -8,27 +8,14 @@ from typing import Any, ClassVar
 from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
 from qvlm_lightning.tasks.files import read_json
-from qvlm_lightning.tasks.prompts import ANSWER_SHORT
+from qvlm_lightning.tasks.prompts import short_answer
 from qvlm_lightning.tasks.release import (
     find_file,
     image_folder,
-    question_of,
     rows_of,
-    split_named,
 )
 
-_SPLITS = {"testdev": (), "val": ("valid", "validation"), "train": ()}
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
-
-
-def short_answer(row: Row) -> str:
-    r"""LLaVA-1.5's and lmms-eval's prompt.
-
-    Example:
-        >>> short_answer({"question": "Is it red?"})
-        'Is it red?\nAnswer the question using a single word or phrase.'
-    """
-    return f"{question_of(row)}\n{ANSWER_SHORT}"
 
 
 def as_written(text: str) -> str:
@@ -78,12 +65,12 @@ class GQA(Task):
     name = "gqa"
     modes: ClassVar[tuple[str, ...]] = tuple(_RULES)
     prompts: ClassVar[Mapping[str, Prompt]] = {"short": short_answer}
-    splits: ClassVar[tuple[str, ...]] = tuple(_SPLITS)
+    splits: ClassVar[tuple[str, ...]] = ("testdev", "val", "train")
     layout: ClassVar[str] = "a folder with testdev_balanced_questions.json, images in images/"
 
     def read(self, path: Path, split: str | None = None) -> list[Question]:
         """Read a question file, balanced questions only; see :meth:`Task.read`."""
-        name = split_named(split, _SPLITS)
+        name = self.split(split)
         names = [f"{name}_{kind}_questions.json" for kind in ("balanced", "all")]
         found = find_file(path, [*names, *(f"questions1.2/{n}" for n in names)], self.layout)
         images = image_folder(found.parent, ["images", "../images"])

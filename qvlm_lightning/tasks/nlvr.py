@@ -8,9 +8,8 @@ from typing import Any, ClassVar
 from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
 from qvlm_lightning.tasks.files import read_json_lines
-from qvlm_lightning.tasks.release import find_file, image_folder, rows_of, split_named
+from qvlm_lightning.tasks.release import find_file, image_folder, rows_of
 
-_SPLITS: Mapping[str, tuple[str, ...]] = {"dev": (), "train": (), "test": ()}
 _WORDS = re.compile(r"[a-z]+")
 _LABELS = frozenset({"true", "false"})
 
@@ -31,12 +30,12 @@ class NLVR(Task):
     name = "nlvr"
     modes: ClassVar[tuple[str, ...]] = ("exact",)
     prompts: ClassVar[Mapping[str, Prompt]] = {"true_or_false": true_or_false}
-    splits: ClassVar[tuple[str, ...]] = tuple(_SPLITS)
+    splits: ClassVar[tuple[str, ...]] = ("dev", "train", "test")
     layout: ClassVar[str] = "a folder with dev.jsonl and images/, or dev/dev.json of the release"
 
     def read(self, path: Path, split: str | None = None) -> list[Question]:
         """Read a file of sentences, with the first arrangement of each; see :meth:`Task.read`."""
-        name = split_named(split, _SPLITS)
+        name = self.split(split)
         found = find_file(
             path, [f"{name}.jsonl", f"{name}.json", f"{name}/{name}.json"], self.layout
         )

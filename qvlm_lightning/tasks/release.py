@@ -9,26 +9,6 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.metrics.annotators import ANNOTATORS
 
 
-def split_named(split: str | None, names: Mapping[str, Sequence[str]]) -> str:
-    """Return a split by any of its names.
-
-    Args:
-        split: what was asked for; None for the first.
-        names: split -> its other names.
-
-    Raises:
-        InputError: no such split.
-
-    Example:
-        >>> split_named("validation", {"val": ["valid", "validation"], "train": []})
-        'val'
-    """
-    for name, others in names.items():
-        if split is None or split == name or split in others:
-            return name
-    raise InputError(f"split is {split!r}; allowed are {', '.join(names)}")
-
-
 def find_file(path: Path, names: Sequence[str], layout: str) -> Path:
     """Return the first of some files that lies in a folder, or the file itself if it is one.
 
@@ -77,17 +57,6 @@ def rows_of(path: Path, layout: str) -> Iterator[None]:
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         what = f"no {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{str(path)!r} is of another kind ({what}); give {layout}") from error
-
-
-def question_of(row: Mapping[str, Any]) -> str:
-    """Return a row's question.
-
-    Raises:
-        InputError: only annotations were read.
-    """
-    if row.get("question") is None:
-        raise InputError("the questions were not found beside the annotations; a prompt needs them")
-    return str(row["question"])
 
 
 def annotators_of(row: Mapping[str, Any], id_column: str) -> tuple[str, ...]:

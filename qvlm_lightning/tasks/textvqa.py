@@ -14,13 +14,9 @@ from qvlm_lightning.tasks.release import (
     annotators_of,
     find_file,
     image_folder,
-    question_of,
     rows_of,
     sibling,
-    split_named,
 )
-
-_SPLITS = {"val": ("valid", "validation"), "train": ()}
 
 
 def with_ocr(row: Row) -> str:
@@ -38,7 +34,7 @@ def with_ocr(row: Row) -> str:
             "the questions, or use the prompt 'plain'"
         )
     tokens = ", ".join(row["ocr_tokens"])
-    return f"{question_of(row)}\nReference OCR token: {tokens}\n{ANSWER_SHORT}"
+    return f"{row['question']}\nReference OCR token: {tokens}\n{ANSWER_SHORT}"
 
 
 def plain(row: Row) -> str:
@@ -48,7 +44,7 @@ def plain(row: Row) -> str:
         >>> plain({"question": "what brand is it?"})
         'What brand is it?\nAnswer the question using a single word or phrase.'
     """
-    return f"{question_of(row).capitalize()}\n{ANSWER_SHORT}"
+    return f"{row['question'].capitalize()}\n{ANSWER_SHORT}"
 
 
 class TextVQA(Task):
@@ -56,7 +52,7 @@ class TextVQA(Task):
 
     name = "textvqa"
     prompts: ClassVar[Mapping[str, Prompt]] = {"ocr": with_ocr, "plain": plain}
-    splits: ClassVar[tuple[str, ...]] = tuple(_SPLITS)
+    splits: ClassVar[tuple[str, ...]] = ("val", "train")
     layout: ClassVar[str] = (
         "a folder with TextVQA_0.5.1_val.json, for the prompt 'ocr' also "
         "TextVQA_Rosetta_OCR_v0.2_val.json, images in train_images/"
@@ -64,7 +60,7 @@ class TextVQA(Task):
 
     def read(self, path: Path, split: str | None = None) -> list[Question]:
         """Read a question file and the OCR tokens beside it; see :meth:`Task.read`."""
-        name = split_named(split, _SPLITS)
+        name = self.split(split)
         found = find_file(path, [f"TextVQA_0.5.1_{name}.json", f"{name}.json"], self.layout)
         if found.stem.endswith("_train"):
             name = "train"

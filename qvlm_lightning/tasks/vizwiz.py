@@ -15,12 +15,9 @@ from qvlm_lightning.tasks.release import (
     annotators_of,
     find_file,
     image_folder,
-    question_of,
     rows_of,
-    split_named,
 )
 
-_SPLITS = {"val": ("valid", "validation"), "train": ()}
 _RULES: Mapping[str, AnnotatorRule] = {"official": official_vizwiz, "lmms": m4c}
 SAY_UNANSWERABLE = "When the provided information is insufficient, respond with 'Unanswerable'."
 
@@ -34,7 +31,7 @@ def or_unanswerable(row: Row) -> str:
         When the provided information is insufficient, respond with 'Unanswerable'.
         Answer the question using a single word or phrase.
     """
-    return f"{question_of(row).capitalize()}\n{SAY_UNANSWERABLE}\n{ANSWER_SHORT}"
+    return f"{row['question'].capitalize()}\n{SAY_UNANSWERABLE}\n{ANSWER_SHORT}"
 
 
 class VizWiz(Task):
@@ -46,7 +43,7 @@ class VizWiz(Task):
     name = "vizwiz"
     modes: ClassVar[tuple[str, ...]] = tuple(_RULES)
     prompts: ClassVar[Mapping[str, Prompt]] = {"unanswerable": or_unanswerable}
-    splits: ClassVar[tuple[str, ...]] = tuple(_SPLITS)
+    splits: ClassVar[tuple[str, ...]] = ("val", "train")
     layout: ClassVar[str] = (
         "a folder with Annotations/val.json or annotations.json of the release, images in val/ "
         "or images/"
@@ -54,11 +51,11 @@ class VizWiz(Task):
 
     def read(self, path: Path, split: str | None = None) -> list[Question]:
         """Read an annotation file; see :meth:`Task.read`."""
-        name = split_named(split, _SPLITS)
+        name = self.split(split)
         names = [f"Annotations/{name}.json", f"{name}.json", f"VizWiz_VQA_v2_{name}.json"]
-        # annotations.json does not name its split
-        named = name == next(iter(_SPLITS))
-        found = find_file(path, [*names, *(["annotations.json"] if named else [])], self.layout)
+        if name == self.splits[0]:  # it does not name its split
+            names.append("annotations.json")
+        found = find_file(path, names, self.layout)
         images = image_folder(found.parent, [name, "images", f"../{name}", f"../Images/{name}"])
         content = read_json(found, self.layout)
         with rows_of(found, self.layout):

@@ -11,27 +11,14 @@ from qvlm_lightning.metrics.normalise import evalai_answer
 from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
 from qvlm_lightning.tasks.files import read_json
-from qvlm_lightning.tasks.prompts import ANSWER_SHORT
+from qvlm_lightning.tasks.prompts import bare, short_answer
 from qvlm_lightning.tasks.release import (
     find_file,
     image_folder,
-    question_of,
     rows_of,
-    split_named,
 )
 
-_SPLITS: Mapping[str, tuple[str, ...]] = {"test": (), "train": ()}
 _PUBLIC = "VQA_RAD Dataset Public.json"  # all questions; phrase_type tells those of the test
-
-
-def short_answer(row: Row) -> str:
-    r"""Ask for one word, as LLaVA-1.5 is asked open questions.
-
-    Example:
-        >>> short_answer({"question": "Is this an axial plane?"})
-        'Is this an axial plane?\nAnswer the question using a single word or phrase.'
-    """
-    return f"{question_of(row)}\n{ANSWER_SHORT}"
 
 
 class VQARad(Task):
@@ -42,13 +29,13 @@ class VQARad(Task):
 
     name = "vqa_rad"
     modes: ClassVar[tuple[str, ...]] = ("exact",)
-    prompts: ClassVar[Mapping[str, Prompt]] = {"short": short_answer, "bare": question_of}
-    splits: ClassVar[tuple[str, ...]] = tuple(_SPLITS)
+    prompts: ClassVar[Mapping[str, Prompt]] = {"short": short_answer, "bare": bare}
+    splits: ClassVar[tuple[str, ...]] = ("test", "train")
     layout: ClassVar[str] = f"a folder with test.json and images/, or with {_PUBLIC!r}"
 
     def read(self, path: Path, split: str | None = None) -> list[Question]:
         """Read a question file; see :meth:`Task.read`. The public file holds both splits."""
-        name = split_named(split, _SPLITS)
+        name = self.split(split)
         found = find_file(path, [f"{name}.json", _PUBLIC], self.layout)
         images = image_folder(found.parent, ["images", "VQA_RAD Image Folder"])
         content = read_json(found, self.layout)

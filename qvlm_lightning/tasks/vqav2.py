@@ -14,18 +14,16 @@ from qvlm_lightning.metrics.annotators import (
 from qvlm_lightning.metrics.target import Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
 from qvlm_lightning.tasks.files import read_json
-from qvlm_lightning.tasks.prompts import ANSWER_SHORT
+from qvlm_lightning.tasks.prompts import short_answer
 from qvlm_lightning.tasks.release import (
     annotators_of,
     find_file,
     image_folder,
-    question_of,
     rows_of,
     sibling,
-    split_named,
 )
 
-_SPLITS = {"val": ("valid", "validation"), "train": ()}
+_SPELLED = {"val": ("val", "valid", "validation"), "train": ("train",)}
 _OTHER = {"annotations": "questions", "questions": "annotations"}
 _RULES: Mapping[str, AnnotatorRule] = {
     "official": official_vqa,
@@ -34,23 +32,13 @@ _RULES: Mapping[str, AnnotatorRule] = {
 }
 
 
-def short_answer(row: Row) -> str:
-    r"""LLaVA-1.5's and lmms-eval's prompt.
-
-    Example:
-        >>> short_answer({"question": "What is it?"})
-        'What is it?\nAnswer the question using a single word or phrase.'
-    """
-    return f"{question_of(row)}\n{ANSWER_SHORT}"
-
-
 class VQAv2(Task):
     """VQA v2, by its own rule (``official``), as LLaVA submits it, or as lmms-eval scores it."""
 
     name = "vqav2"
     modes: ClassVar[tuple[str, ...]] = tuple(_RULES)
     prompts: ClassVar[Mapping[str, Prompt]] = {"short": short_answer}
-    splits: ClassVar[tuple[str, ...]] = tuple(_SPLITS)
+    splits: ClassVar[tuple[str, ...]] = ("val", "train")
     layout: ClassVar[str] = (
         "a folder with v2_mscoco_val2014_annotations.json and "
         "v2_OpenEnded_mscoco_val2014_questions.json, or with val_annotations.json and "
@@ -62,7 +50,7 @@ class VQAv2(Task):
 
         Annotations without questions can be scored, but not asked.
         """
-        name = split_named(split, _SPLITS)
+        name = self.split(split)
         found = find_file(path, _names("annotations", name), self.layout)
         content = read_json(found, self.layout)
         with rows_of(found, self.layout):
@@ -76,12 +64,14 @@ class VQAv2(Task):
             images = image_folder(
                 found.parent, [part, f"images/{part}", f"../Images/{part}", "images"]
             )
-            asked = (a | {"question": questions.get(a["question_id"])} for a in both["annotations"])
-            return [_question(a, _image(images, part, a)) for a in asked]
+            return [
+                _question(a, questions.get(a["question_id"]), _image(images, part, a))
+                for a in both["annotations"]
+            ]
 
     def from_hub(self, row: Row) -> Question:
         """Make a question of a row of the hub's copy; see :meth:`Task.from_hub`."""
-        return _question(row, row.get("image"))
+        return _question(row, row["question"], row.get("image"))
 
     def judge(self, text: str, target: Target) -> Judgement:
         """Score one answer against its annotators; see :meth:`Task.judge`."""
@@ -92,7 +82,7 @@ class VQAv2(Task):
         return AnnotatorScore(sorted({group for t in targets for group in t.groups}))
 
 
-def _question(row: Row, image: Any) -> Question:
+def _question(row: Row, question: str | None, image: Any) -> Question:
     types = {name: row[name] for name in ("answer_type", "question_type")}
     return Question(
         id=str(row["question_id"]),
@@ -100,7 +90,7 @@ def _question(row: Row, image: Any) -> Question:
             answers=annotators_of(row, "question_id"),
             groups=tuple(f"{name}/{value}" for name, value in types.items() if value),
         ),
-        row={"question": row["question"]},
+        row={} if question is None else {"question": question},
         image=image,
     )
 
@@ -110,7 +100,7 @@ def _names(kind: str, split: str) -> list[str]:
         "annotations": f"v2_mscoco_{split}2014_annotations.json",
         "questions": f"v2_OpenEnded_mscoco_{split}2014_questions.json",
     }
-    spelled = [f"{name}_{kind}.json" for name in (split, *_SPLITS[split])]
+    spelled = [f"{name}_{kind}.json" for name in _SPELLED[split]]
     return [official[kind], *spelled, f"{kind.capitalize()}/{official[kind]}"]
 
 
