@@ -190,7 +190,8 @@ class TableRun:
             if calibration is not None:
                 _check(calibration, module, program.model.base)
             folder = Path(trainer.default_root_dir) / "predictions"
-            if is_stored(folder, module.variant.name, module.source, data.evaluation_ids):
+            name, asked = module.variant.name, module.asked(data.evaluation)
+            if is_stored(folder, name, module.source, data.evaluation_ids, asked):
                 step.skip()
             found = evaluate(trainer, module, data, reference=False, again=False)
             if calibration is None:

@@ -7,12 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningCLI
 
 import qvlm_lightning.models  # noqa: F401  short class names in YAML
 from qvlm_lightning.arguments import OneSentenceParser
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.evaluation.module import VQAEvaluation
+from qvlm_lightning.evaluation.progress import QuestionBar
 from qvlm_lightning.evaluation.render import grids, markdown, show
 from qvlm_lightning.evaluation.report import load_answers, report_rows, write_results
 from qvlm_lightning.evaluation.run import evaluate
@@ -23,6 +26,7 @@ _NOTES = (
     "does not have many workers",
     "this fit will run with no optimizer",  # searches have nothing to optimise
     "LightningCLI's args parameter is intended",  # the table runs programs in its own process
+    r"It is recommended to use `self.log",  # the metric has summed over processes by itself
     r"Found \d+ module\(s\) in eval mode",  # a calibrated model stays in eval mode on purpose
 )
 
@@ -51,10 +55,31 @@ class EvaluationCLI(LightningCLI):
         )
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        """One model for both."""
+        """One model for both; what else is evaluated beside the variant."""
         parser.link_arguments(
             "model.init_args.family", "data.init_args.family", apply_on="instantiate"
         )
+        parser.add_argument(
+            "--reference",
+            type=bool,
+            default=True,
+            help="with an artifact, also evaluate full precision unless its answers are stored",
+        )
+        parser.add_argument(
+            "--controls",
+            type=bool,
+            default=True,
+            help="with full precision, also evaluate a blind guesser and shuffled images",
+        )
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Count questions instead of batches, unless the configuration has a bar of its own."""
+        given = self.config_init["trainer"]
+        callbacks = list(given["callbacks"] or [])
+        if given["enable_progress_bar"] is not False:
+            own = any(isinstance(callback, ProgressBar) for callback in callbacks)
+            callbacks += [] if own else [QuestionBar()]
+        return super().instantiate_trainer(**(kwargs | {"callbacks": callbacks}))
 
 
 def eval_main(args: ArgsType = None) -> EvaluationCLI:
@@ -68,7 +93,10 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
     """
     with user_faults(), quiet():
         cli = EvaluationCLI(args)
-        evaluate(cli.trainer, cli.model, cli.datamodule)
+        options = {key: cli.config[key] for key in ("reference", "controls")}
+        evaluate(cli.trainer, cli.model, cli.datamodule, **options)
+        if not cli.trainer.is_global_zero:
+            return cli
         root = Path(cli.trainer.default_root_dir)
         rows = report_rows(load_answers(root / "predictions"))
         write_results(root / "results.json", rows)

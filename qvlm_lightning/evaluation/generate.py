@@ -3,7 +3,7 @@
 Shapes: B questions, T prompt tokens, P tokens of the shared prefix, V words of the vocabulary.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +18,16 @@ class Answers:
     """What a model says to a batch of questions."""
 
     tokens: Tensor
-    """[B, <= max_new_tokens] token ids; whatever follows a row's end token means nothing."""
+    """[B, <= max_new_tokens] token ids; whatever follows a row's length means nothing."""
+    lengths: Tensor
+    """[B] tokens of each answer, without the end token, with those of a stop string."""
     log_probs: Tensor
     """[B, V] log-probabilities of the first answer token, float32, in nats."""
+
+    def rows(self) -> list[list[int]]:
+        """Return the token ids of each answer."""
+        pairs = zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)
+        return [row[:length] for row, length in pairs]
 
 
 @torch.no_grad()
@@ -30,6 +37,7 @@ def generate(
     end_tokens: Collection[int],
     max_new_tokens: int,
     image_token: int | None = None,
+    stopped: Callable[[list[int]], bool] | None = None,
 ) -> Answers:
     """Answer greedily until every row has ended.
 
@@ -42,6 +50,8 @@ def generate(
         end_tokens: tokens that end an answer.
         max_new_tokens: longest answer, its end token included.
         image_token: the image placeholder; None never shares.
+        stopped: says of an answer's tokens so far whether they hold a stop string; it ends a row
+            like an end token, whatever the other rows of the batch still do.
 
     Returns:
         Token ids, and the log-probabilities of the first one.
@@ -64,11 +74,11 @@ def generate(
     first["position_ids"] = places[:, -first["input_ids"].shape[1] :]
     out = model(**first, use_cache=True, logits_to_keep=1)
     log_probs = out.logits[:, -1].float().log_softmax(-1)
-    ends = torch.tensor(sorted(end_tokens), device=mask.device)
     token = log_probs.argmax(-1)
-    tokens, ended = [token], torch.isin(token, ends)
+    written = _Written(len(mask), torch.tensor(sorted(end_tokens), device=mask.device), stopped)
+    written.add(token)
     place = places[:, -1]
-    while len(tokens) < max_new_tokens and not bool(ended.all()):
+    while len(written.tokens) < max_new_tokens and not bool(written.ended.all()):
         place = place + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
         out = model(
@@ -79,27 +89,61 @@ def generate(
             use_cache=True,
         )
         token = out.logits[:, -1].argmax(-1)
-        tokens.append(token)
-        ended |= torch.isin(token, ends)
-    return Answers(torch.stack(tokens, dim=1), log_probs)
+        written.add(token)
+    return Answers(torch.stack(written.tokens, dim=1), written.lengths, log_probs)
 
 
-def cut_at_end(tokens: list[int], end_tokens: Collection[int]) -> list[int]:
-    """Return the tokens before the first end token.
+class _Written:
+    """The tokens of a batch so far, and which rows have ended."""
+
+    def __init__(
+        self, rows: int, ends: Tensor, stopped: Callable[[list[int]], bool] | None
+    ) -> None:
+        self.ends, self.stopped = ends, stopped
+        self.tokens: list[Tensor] = []
+        self.ended = torch.zeros(rows, dtype=torch.bool, device=ends.device)
+        self.lengths = torch.zeros(rows, dtype=torch.long, device=ends.device)
+
+    def add(self, token: Tensor) -> None:
+        """Add one token per row; rows that have ended only keep in step."""
+        self.tokens.append(token)
+        at_end = torch.isin(token, self.ends)
+        self.lengths += ~self.ended & ~at_end
+        self.ended |= at_end
+        if self.stopped is not None:
+            columns = torch.stack(self.tokens, dim=1)
+            for row in (~self.ended).nonzero().flatten().tolist():
+                self.ended[row] = self.stopped(columns[row].tolist())
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """Return the text before the first of the stop strings.
+
+    Args:
+        text: what was generated.
+        stop: strings that end an answer.
 
     Example:
-        >>> cut_at_end([7, 8, 2, 9], {2})
-        [7, 8]
+        >>> cut_at_stop("red. And blue", ("#", ".")), cut_at_stop("red", ())
+        ('red', 'red')
     """
-    stop = next((place for place, token in enumerate(tokens) if token in end_tokens), len(tokens))
-    return tokens[:stop]
+    return text[: min((place for s in stop if (place := text.find(s)) >= 0), default=len(text))]
 
 
-def end_tokens_of(model: Any, processor: Any) -> set[int]:
-    """Return the tokens that end an answer, after the model's generation settings."""
+def end_tokens_of(model: Any, processor: Any, stop: Collection[str] = ()) -> set[int]:
+    """Return the tokens that end an answer, after the model's generation settings.
+
+    Args:
+        model: a Hugging Face model.
+        processor: its processor.
+        stop: strings that end an answer; those that are one added token, such as ``<|im_end|>``,
+            count as end tokens, because decoding may leave them out.
+    """
     configured = model.generation_config.eos_token_id
     listed = configured if isinstance(configured, list) else [configured]
-    return {t for t in [*listed, processor.tokenizer.eos_token_id] if t is not None}
+    added = processor.tokenizer.get_added_vocab()
+    special = [added[s] for s in stop if s in added]
+    return {t for t in [*listed, *special, processor.tokenizer.eos_token_id] if t is not None}
 
 
 def _positions(mask_BT: Tensor) -> Tensor:

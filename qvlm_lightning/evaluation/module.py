@@ -1,22 +1,26 @@
 """The LightningModule that answers the evaluation questions."""
 
 import hashlib
+import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule
-from torch import Tensor, nn
+from torch import nn
 
 from qvlm_lightning.artifact import load_artifact
-from qvlm_lightning.data.base import QuestionBatches, VQADataModule
+from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.data.collate import Batch
 from qvlm_lightning.data.sample import Sample, check_disjoint_ids
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.evaluation.generate import cut_at_end, end_tokens_of, generate
-from qvlm_lightning.evaluation.predictions import Control, Predictions, Variant
-from qvlm_lightning.metrics.counts import AnswerAccuracy
+from qvlm_lightning.evaluation.generate import cut_at_stop, end_tokens_of, generate
+from qvlm_lightning.evaluation.journal import Record
+from qvlm_lightning.evaluation.precision import cast, check_precision, precision_of
+from qvlm_lightning.evaluation.predictions import Control, Variant
+from qvlm_lightning.evaluation.questions import SharedQuestions, digest_questions
+from qvlm_lightning.metrics.grouped import OVERALL, GroupedScore
 from qvlm_lightning.models.family import VLMFamily
 
 
@@ -26,39 +30,56 @@ class VQAEvaluation(LightningModule):
     Args:
         family: the full-precision model.
         artifact: folder that a calibration of this model exported; none evaluates full precision.
-        max_new_tokens: longest answer in tokens, the end of sequence included.
+        max_new_tokens: longest answer in tokens, the end of sequence included; by default what the
+            data's benchmark says.
+        stop: strings that end an answer and are not part of it; by default the benchmark's.
+        precision: ``fp32``, ``bf16`` or ``fp16``: the type the full-precision model answers in; by
+            default the one it was loaded in. An artifact answers in the type it was exported in.
+        keep_log_probs: whether the first token's log-probabilities are stored, 4 bytes per question
+            and word of the vocabulary; divergences are computed from them.
     """
 
     def __init__(
-        self, family: VLMFamily, artifact: str | None = None, max_new_tokens: int = 4
+        self,
+        family: VLMFamily,
+        artifact: str | None = None,
+        max_new_tokens: int | None = None,
+        stop: list[str] | None = None,
+        precision: str | None = None,
+        keep_log_probs: bool = True,
     ) -> None:
         super().__init__()
-        if max_new_tokens < 1:
+        if max_new_tokens is not None and max_new_tokens < 1:
             raise InputError(f"max_new_tokens is {max_new_tokens}; allowed are 1 and more")
+        if stop is not None and "" in stop:
+            raise InputError("stop has an empty string; allowed are strings that can be found")
+        check_precision(precision)
         self.family = family
         self.artifact = artifact
         self.max_new_tokens = max_new_tokens
+        self.stop = stop
+        self.precision = precision
+        self.keep_log_probs = keep_log_probs
         self.model: nn.Module | None = None
-        self.predictions: Predictions | None = None
+        self.questions: SharedQuestions | None = None
 
     def build(self, data: VQADataModule) -> None:
         """Load the model and check that it may answer these questions; idempotent.
 
         Raises:
-            InputError: the artifact is missing, broken, of another model, or was calibrated on
-                questions that are evaluated.
+            InputError: the artifact is missing, broken, of another model or type, or was calibrated
+                on questions that are evaluated.
         """
         if self.model is not None:
             return
         if self.artifact is None:
-            self.model = self.family.load_model()
-            self.source = self.base = self.family.fingerprint(self.model)
-            self.variant = Variant(model_name(self.family), outlier_scale=_scale(self.family))
+            self.model = self._full_precision()
         else:
             loaded = load_artifact(self.artifact)
             manifest = loaded.manifest
             self._check_model(manifest)
             check_disjoint_ids(manifest["calibration_ids"], data.evaluation_ids)
+            self._check_precision(loaded.model)
             self.model, data.processor = loaded.model, loaded.processor
             self.base = manifest["model"]
             self.source = _digest(Path(self.artifact))
@@ -71,11 +92,33 @@ class VQAEvaluation(LightningModule):
                 seed=manifest["seed"],
             )
         self.model.eval()
-        self._processor = data.processor
-        self._ends = end_tokens_of(self.model, data.processor)
+        self._data = data
+        self._longest = self.max_new_tokens or data.max_new_tokens
+        self._stop = list(data.stop if self.stop is None else self.stop)
+        self._ends = end_tokens_of(self.model, data.processor, self._stop)
         image = getattr(data.processor, "image_token", None)
         tokenizer = data.processor.tokenizer
         self._image = None if image is None else int(tokenizer.convert_tokens_to_ids(image))
+
+    def _full_precision(self) -> nn.Module:
+        model = self.family.load_model()
+        self.source = self.base = self.family.fingerprint(model)
+        scheme = "fp"
+        if self.precision not in (None, precision_of(model)):
+            assert self.precision is not None
+            cast(model, self.precision)
+            scheme = self.precision
+            self.source += f"-{scheme}"
+        name, scale = model_name(self.family), _scale(self.family)
+        self.variant = Variant(name, scheme=scheme, outlier_scale=scale)
+        return model
+
+    def _check_precision(self, model: nn.Module) -> None:
+        if self.precision not in (None, exported := precision_of(model)):
+            raise InputError(
+                f"precision is {self.precision!r}, but artifact {self.artifact!r} was exported in "
+                f"{exported} and answers in it; leave precision out, or calibrate in that type"
+            )
 
     def _check_model(self, manifest: dict[str, Any]) -> None:
         for key, value in self.family.describe().items():
@@ -85,66 +128,77 @@ class VQAEvaluation(LightningModule):
                     f"configured model has {value!r}; give the model it was made from"
                 )
 
+    def asked(self, samples: Sequence[Sample], control: Control = "") -> dict[str, Any]:
+        """Return what the answers depend on, in plain values.
+
+        Args:
+            samples: the questions.
+            control: which control they are asked for.
+        """
+        return {
+            "source": self.source,
+            "benchmark": self._data.benchmark,
+            "mode": self._data.mode,
+            "control": control,
+            "questions": digest_questions(samples, self._data.processor),
+            "max_new_tokens": self._longest,
+            "stop": self._stop,
+            "log_probs": self.keep_log_probs and not control,
+        }
+
     def setup(self, stage: str) -> None:
-        """Build the model before the first batch."""
-        if self.trainer.world_size > 1:
-            raise InputError(
-                f"evaluation was given {self.trainer.world_size} processes; allowed is 1"
-            )
-        if self.model is None:
-            data = getattr(self.trainer, "datamodule", None)
-            assert isinstance(data, VQADataModule), (
-                "trainer.test(module, datamodule) or build first"
-            )
-            self.build(data)
+        """Agree with the other processes on who answers what."""
+        assert self.questions is not None, "evaluate() says what is asked"
+        note = self.questions.open(self.trainer.strategy)
+        if note and self.trainer.is_global_zero:
+            print(note, file=sys.stderr)
 
     def on_test_start(self) -> None:
-        """Start the clock."""
-        self._texts: dict[int, str] = {}
-        self._log_probs: dict[int, Tensor] = {}
+        """Open this process's record, count what is already answered and start the clock."""
+        questions = self.questions
+        assert questions is not None
+        self._score = GroupedScore().to(self.device)
+        if self.trainer.is_global_zero:
+            self._count(list(questions.done), list(questions.done.values()))
+        keep = bool(questions.asked["log_probs"])
+        rank = self.trainer.global_rank
+        self._record = Record(questions.journal, questions.session, rank, keep)
         self._began = time.monotonic()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Answer a batch."""
+        """Answer a batch and write the answers down."""
+        if not batch:
+            return
         assert self.model is not None
-        answers = generate(self.model, batch, self._ends, self.max_new_tokens, self._image)
-        decode = self._processor.tokenizer.decode
+        assert self.questions is not None
+        stopped = self._stopped if self._stop else None
+        answers = generate(self.model, batch, self._ends, self._longest, self._image, stopped)
+        texts = [cut_at_stop(self._decode(row), self._stop).strip() for row in answers.rows()]
         places = batch["sample_index"].tolist()
-        tokens = answers.tokens.tolist()
-        rows = zip(places, tokens, answers.log_probs.cpu(), strict=True)
-        for place, row, log_probs in rows:
-            text = decode(cut_at_end(row, self._ends), skip_special_tokens=True)
-            self._texts[place] = text.strip()
-            self._log_probs[place] = log_probs
+        # a killed process may have left part of a batch; it is answered whole, written once
+        new = [row for row, place in enumerate(places) if place not in self.questions.done]
+        chosen, found = [places[row] for row in new], [texts[row] for row in new]
+        ids = [self.questions.samples[place].id for place in chosen]
+        self._record.add(ids, found, answers.log_probs[new], time.monotonic() - self._began)
+        self._count(chosen, found)
 
-    def answered(self, samples: list[Sample], control: Control = "") -> Predictions:
-        """Return what was answered since the test began, in the order of the samples."""
-        order = range(len(samples))
-        return Predictions.of(
-            samples,
-            [self._texts[i] for i in order],
-            variant=self.variant,
-            source=self.source,
-            base=self.base,
-            seconds=round(time.monotonic() - self._began, 3),
-            log_probs=None if control else torch.stack([self._log_probs[i] for i in order]),
-            control=control,
-        )
+    def _decode(self, tokens: list[int]) -> str:
+        return self._data.processor.tokenizer.decode(tokens, skip_special_tokens=True)
+
+    def _stopped(self, tokens: list[int]) -> bool:
+        text = self._decode(tokens)
+        return any(stop in text for stop in self._stop)
+
+    def _count(self, places: list[int], texts: list[str]) -> None:
+        assert self.questions is not None
+        asked = [self.questions.samples[place] for place in places]
+        judged = [self._data.judge(s, text) for s, text in zip(asked, texts, strict=True)]
+        self._score.update(judged, [()] * len(judged))
 
     def on_test_epoch_end(self) -> None:
-        """Log the accuracy; the report is made from the stored answers."""
-        batches = self.trainer.test_dataloaders
-        assert isinstance(batches, QuestionBatches)
-        samples = batches.samples
-        metric = AnswerAccuracy(sorted({s.family for s in samples}))
-        asked = [samples[i] for i in self._texts]
-        metric.update(
-            list(self._texts.values()),
-            [s.answer for s in asked],
-            [len(s.choices) for s in asked],
-            [s.family for s in asked],
-        )
-        self.log("eval/accuracy", metric.compute()["overall"].float())
+        """Log the points of all processes, percent; reports are made from the stored answers."""
+        self._record.close()
+        self.log("eval/accuracy", self._score.compute()[OVERALL].float())
 
 
 def model_name(family: VLMFamily) -> str:

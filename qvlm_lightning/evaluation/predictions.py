@@ -5,18 +5,21 @@ token's log-probabilities) and ``<name>.json``, written last: where it lies, the
 """
 
 import json
+import math
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.metrics.answers import is_correct, parse_answer
+from qvlm_lightning.metrics.target import WHOLE, Judgement
 
 Control = Literal["", "blind", "shuffled"]
 
@@ -30,7 +33,7 @@ class Variant:
     method: str = "fp"
     """Calibration method, or ``fp`` for full precision."""
     scheme: str = "fp"
-    """Such as ``w4a4``, or ``fp``."""
+    """Such as ``w4a4``; ``fp``, or for full precision in another floating type ``bf16``."""
     activation_mode: str = "none"
     """Such as ``static_tensor``; ``none`` for full precision."""
     outlier_scale: float = 1.0
@@ -45,8 +48,12 @@ class Variant:
         Example:
             >>> Variant("tiny").name, Variant("tiny", "qvlm", "w4a4", "static_tensor", 10, 1).name
             ('fp-k1', 'qvlm-w4a4-static_tensor-k10-s1')
+            >>> Variant("tiny", scheme="bf16").name
+            'fp-bf16-k1'
         """
-        parts = ["fp"] if self.is_fp else [self.method, self.scheme, self.activation_mode]
+        parts = [self.method, self.scheme, self.activation_mode]
+        if self.is_fp:
+            parts = ["fp"] if self.scheme == "fp" else ["fp", self.scheme]
         seed = [] if self.seed is None else [f"s{self.seed}"]
         return "-".join([*parts, f"k{self.outlier_scale:g}", *seed])
 
@@ -87,22 +94,61 @@ class Predictions:
     """[n, V] log-probabilities of the first answer token, float32."""
     control: Control = ""
     """``blind`` or ``shuffled`` for the controls of the full-precision model."""
+    benchmark: str = ""
+    """Name of the benchmark."""
+    mode: str = "exact"
+    """Name of the scoring rule."""
+    scores: dict[str, float | None] = field(default_factory=dict)
+    """The benchmark's own figures by name, percent; None where there is nothing to divide by."""
+    asked: Mapping[str, Any] = field(default_factory=dict)
+    """What the answers depend on, in plain values (see ``VQAEvaluation.asked``)."""
+    points: list[int] = field(default_factory=list)
+    """Points of each answer, 0 to 10; by the exact rule where not given."""
+    parsed: list[str | None] = field(default_factory=list)
+    """What was read from each text; None where nothing could be read."""
+    groups: list[list[str]] = field(default_factory=list)
+    """Groups that each question also counts for; its family where not given."""
+    clusters: list[str] = field(default_factory=list)
+    """Cluster of each question, within which questions only count together; empty: alone."""
+
+    def __post_init__(self) -> None:
+        asked = zip(self.texts, self.answers, self.choices, strict=True)
+        if not self.points:
+            found = [(is_correct(t, a, c), parse_answer(t, c)) for t, a, c in asked]
+            self.points = [WHOLE * right for right, _ in found]
+            self.parsed = [parsed for _, parsed in found]
+        self.groups = self.groups or [[name] if name else [] for name in self.families]
+        self.clusters = self.clusters or [""] * len(self.ids)
 
     @classmethod
-    def of(cls, samples: Sequence[Sample], texts: Sequence[str], **rest: Any) -> "Predictions":
+    def of(
+        cls,
+        samples: Sequence[Sample],
+        texts: Sequence[str],
+        judgements: Sequence[Judgement],
+        **rest: Any,
+    ) -> "Predictions":
         """Put generated texts beside their samples.
 
         Args:
             samples: the questions.
             texts: what was answered, one text per sample.
+            judgements: what the benchmark's rule says of each text.
             rest: the other fields.
         """
+        targets = [s.target for s in samples]
+        families = [[s.family] if s.family else [] for s in samples]
+        pairs = list(zip(targets, families, strict=True))
         return cls(
             ids=[s.id for s in samples],
             texts=list(texts),
             answers=[s.answer for s in samples],
             choices=[len(s.choices) for s in samples],
             families=[s.family for s in samples],
+            points=[judgement.points for judgement in judgements],
+            parsed=[judgement.parsed for judgement in judgements],
+            groups=[family if t is None else list(t.groups) for t, family in pairs],
+            clusters=["" if t is None else t.cluster for t in targets],
             **rest,
         )
 
@@ -115,20 +161,26 @@ class Predictions:
         """Write the files into a folder, the one that marks them whole last."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{self.name}.json").unlink(missing_ok=True)
-        columns = zip(self.ids, self.texts, self.answers, self.choices, self.families, strict=True)
-        keys = ("id", "text", "answer", "choices", "family")
-        lines = [json.dumps(dict(zip(keys, row, strict=True))) for row in columns]
-        write_whole(folder / f"{self.name}.jsonl", "".join(f"{line}\n" for line in lines))
+        columns = [getattr(self, name) for name in COLUMNS.values()]
+        rows = (dict(zip(COLUMNS, row, strict=True)) for row in zip(*columns, strict=True))
+        lines = "".join(f"{json.dumps(row)}\n" for row in rows)
+        write_whole(folder / f"{self.name}.jsonl", lines)
         tensors = folder / f"{self.name}.safetensors"
         if self.log_probs is None:
             tensors.unlink(missing_ok=True)
         else:
-            write_whole(tensors, save({"log_probs": self.log_probs.contiguous()}))
+            scratch = tensors.with_name(f".{tensors.name}.part")
+            save_file({"log_probs": self.log_probs.contiguous()}, scratch)
+            os.replace(scratch, tensors)
         about = {
             "variant": asdict(self.variant),
             "control": self.control,
+            "benchmark": self.benchmark,
+            "mode": self.mode,
+            "scores": self.scores,
             "source": self.source,
             "base": self.base,
+            "asked": self.asked,
             "seconds": self.seconds,
             "n": len(self.ids),
             "log_probs": self.log_probs is not None,
@@ -146,29 +198,38 @@ class Predictions:
             about = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
             with (folder / f"{name}.jsonl").open(encoding="utf-8") as file:
                 rows = [json.loads(line) for line in file]
-            log_probs = None
-            if about["log_probs"]:
-                log_probs = load_file(folder / f"{name}.safetensors")["log_probs"]
-            if len(rows) != about["n"]:
-                raise ValueError(f"{len(rows)} lines instead of {about['n']}")
-            return cls(
-                variant=Variant(**about["variant"]),
-                source=about["source"],
-                base=about["base"],
-                seconds=about["seconds"],
-                ids=[row["id"] for row in rows],
-                texts=[row["text"] for row in rows],
-                answers=[row["answer"] for row in rows],
-                choices=[row["choices"] for row in rows],
-                families=[row["family"] for row in rows],
-                log_probs=log_probs,
-                control=about["control"],
+            count = about.pop("n")
+            if len(rows) != count:
+                raise ValueError(f"{len(rows)} lines instead of {count}")
+            about["variant"] = Variant(**about["variant"])
+            about["log_probs"] = (
+                load_file(folder / f"{name}.safetensors")["log_probs"]
+                if about["log_probs"]
+                else None
             )
+            columns: dict[str, Any] = {
+                column: [row[key] for row in rows] for key, column in COLUMNS.items()
+            }
+            return cls(**columns, **about)
         except (FileNotFoundError, ValueError, KeyError, TypeError, SafetensorError) as error:
             raise InputError(
                 f"stored predictions {str(folder / name)!r} are damaged ({error}); remove them, "
                 "they are made again"
             ) from error
+
+
+COLUMNS = {
+    "id": "ids",
+    "text": "texts",
+    "answer": "answers",
+    "choices": "choices",
+    "family": "families",
+    "points": "points",
+    "parsed": "parsed",
+    "groups": "groups",
+    "cluster": "clusters",
+}
+"""Key of a line in ``<name>.jsonl`` -> field of :class:`Predictions`."""
 
 
 def file_name(variant: Variant, control: Control = "") -> str:
@@ -186,12 +247,37 @@ def stored(folder: Path) -> list[str]:
     return sorted(path.name.removesuffix(".json") for path in folder.glob("*.json"))
 
 
-def is_stored(folder: Path, name: str, source: str, ids: Sequence[str]) -> bool:
-    """Say whether these answers are there, by the same weights to the same questions."""
+def is_stored(
+    folder: Path,
+    name: str,
+    source: str,
+    ids: Sequence[str],
+    asked: Mapping[str, Any] | None = None,
+) -> bool:
+    """Say whether these answers are there, by the same weights to the same questions.
+
+    Args:
+        folder: where predictions lie.
+        name: their file name without ending.
+        source: fingerprint of the weights and quantizers.
+        ids: ids of the questions.
+        asked: what else the answers depend on; None trusts the names.
+    """
     if name not in stored(folder):
         return False
     found = Predictions.load(folder, name)
-    return found.source == source and found.ids == list(ids)
+    same = asked is None or found.asked == asked
+    return same and found.source == source and found.ids == list(ids)
+
+
+def plain_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
+    """Replace what JSON cannot say: an empty group has no percentage.
+
+    Example:
+        >>> plain_scores({"overall": 50.0, "context/IMG": float("nan")})
+        {'overall': 50.0, 'context/IMG': None}
+    """
+    return {name: None if math.isnan(value) else value for name, value in scores.items()}
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

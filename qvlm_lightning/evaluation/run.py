@@ -1,14 +1,24 @@
 """Evaluate a variant and store its answers, with those it is compared with."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch import Trainer
 
 from qvlm_lightning.data.base import QuestionBatches, VQADataModule
 from qvlm_lightning.data.controls import blind_answers, shuffle_images
+from qvlm_lightning.data.sample import Sample
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.evaluation.journal import Journal
 from qvlm_lightning.evaluation.module import VQAEvaluation
-from qvlm_lightning.evaluation.predictions import Control, Predictions, file_name, is_stored
+from qvlm_lightning.evaluation.predictions import (
+    Control,
+    Predictions,
+    file_name,
+    is_stored,
+    plain_scores,
+)
+from qvlm_lightning.evaluation.questions import SharedQuestions
 
 
 def evaluate(
@@ -21,73 +31,124 @@ def evaluate(
 ) -> Predictions:
     """Answer all questions and store the answers under ``<default_root_dir>/predictions``.
 
+    An evaluation that was interrupted goes on where it was. Several processes share the questions;
+    the folder must be one that all of them see.
+
     Args:
         trainer: runs the test loop.
         module: the variant.
         data: the questions.
         reference: for an artifact, also evaluate full precision unless its answers are stored.
-        controls: with full precision, also evaluate the blind guesser and shuffled images.
-        again: answer even if the variant's answers are stored.
+        controls: with full precision, also evaluate the blind guesser and shuffled images unless
+            their answers are stored.
+        again: answer even if all of the variant's answers are stored.
 
     Returns:
-        The variant's answers.
+        The variant's answers, in every process.
+
+    Raises:
+        InputError: the trainer would leave questions out or convert the model.
     """
+    _check_trainer(trainer)
     folder = Path(trainer.default_root_dir) / "predictions"
     module.build(data)
     if reference and module.artifact is not None:
-        full = VQAEvaluation(module.family, max_new_tokens=module.max_new_tokens)
+        full = VQAEvaluation(
+            module.family,
+            max_new_tokens=module.max_new_tokens,
+            stop=module.stop,
+            keep_log_probs=module.keep_log_probs,
+        )
         evaluate(trainer, full, data, controls=controls, again=False)
-    run = _Run(trainer, module, data, folder, again)
+    run = _Run(trainer, module, data, folder)
     if controls and module.artifact is None:
         run.blind()
         run.shuffled()
-    return run.plain()
+    return run.plain(again)
+
+
+def _check_trainer(trainer: Trainer) -> None:
+    limit = trainer.limit_test_batches
+    if not isinstance(limit, float) or limit != 1.0:
+        raise InputError(
+            "trainer.fast_dev_run and trainer.limit_test_batches leave questions out; ask fewer "
+            "with data.evaluation_count"
+        )
+    if trainer.precision != "32-true":
+        raise InputError(
+            f"trainer.precision is {trainer.precision!r}; leave it out and give model.precision"
+        )
 
 
 class _Run:
     def __init__(
-        self,
-        trainer: Trainer,
-        module: VQAEvaluation,
-        data: VQADataModule,
-        folder: Path,
-        again: bool,
+        self, trainer: Trainer, module: VQAEvaluation, data: VQADataModule, folder: Path
     ) -> None:
-        self.trainer, self.module, self.data = trainer, module, data
-        self.folder, self.again = folder, again
+        self.trainer, self.module, self.data, self.folder = trainer, module, data, folder
 
-    def plain(self) -> Predictions:
-        name = file_name(self.module.variant)
-        if self._done("", self.data.evaluation_ids):
-            return Predictions.load(self.folder, name)
-        self._test(self.data.test_dataloader())
-        found = self.module.answered(self.data.evaluation)
-        found.save(self.folder)
-        return found
+    def plain(self, again: bool) -> Predictions:
+        if not again and self._done(self.data.evaluation):
+            return Predictions.load(self.folder, self.module.variant.name)
+        return self._answer(self.data.evaluation)
 
     def blind(self) -> None:
         asked = self.data.evaluation
-        if self._done("blind", self.data.evaluation_ids):
+        if self._done(asked, "blind"):
             return
-        texts = blind_answers(self.data.blind_samples(), asked)
-        about: dict[str, Any] = {"variant": self.module.variant, "control": "blind"}
-        about |= {"source": self.module.source, "base": self.module.base, "seconds": 0.0}
-        Predictions.of(asked, texts, **about).save(self.folder)
+        known = self.data.blind_samples()
+        if known and self.trainer.is_global_zero:
+            self._predictions(asked, blind_answers(known, asked), 0.0, "blind").save(self.folder)
 
     def shuffled(self) -> None:
         images = {id(s.image) for s in self.data.evaluation if s.image is not None}
         if len(images) < 2:
             return
         samples = shuffle_images(self.data.evaluation)
-        if self._done("shuffled", [s.id for s in samples]):
-            return
-        size = self.data.evaluation_batch_size
-        self._test(QuestionBatches(samples, self.data.processor, size))
-        self.module.answered(samples, "shuffled").save(self.folder)
+        if not self._done(samples, "shuffled"):
+            self._answer(samples, "shuffled")
 
-    def _done(self, control: Control, ids: list[str]) -> bool:
+    def _done(self, samples: Sequence[Sample], control: Control = "") -> bool:
         name = file_name(self.module.variant, control)
-        return not self.again and is_stored(self.folder, name, self.module.source, ids)
+        asked = self.module.asked(samples, control)
+        ids = [sample.id for sample in samples]
+        found = is_stored(self.folder, name, self.module.source, ids, asked)
+        # once there are several processes: one looks, all do the same
+        return self.trainer.strategy.broadcast(found)
 
-    def _test(self, batches: QuestionBatches) -> None:
-        self.trainer.test(self.module, dataloaders=batches, verbose=False)
+    def _answer(self, samples: Sequence[Sample], control: Control = "") -> Predictions:
+        name = file_name(self.module.variant, control)
+        journal = Journal(self.folder / f"{name}.partial")
+        batches = QuestionBatches(samples, self.data.processor, self.data.evaluation_batch_size)
+        asked = self.module.asked(samples, control)
+        self.module.questions = questions = SharedQuestions(batches, journal, asked)
+        self.trainer.test(self.module, dataloaders=questions, verbose=False)
+        self.trainer.strategy.barrier()
+        if self.trainer.is_global_zero:
+            texts = journal.texts()
+            told = [texts[sample.id] for sample in samples]
+            found = self._predictions(samples, told, round(journal.seconds(), 3), control)
+            if asked["log_probs"]:
+                found.log_probs = journal.log_probs(found.ids)
+            found.save(self.folder)
+            journal.remove()
+        self.trainer.strategy.barrier()
+        return found if self.trainer.is_global_zero else Predictions.load(self.folder, name)
+
+    def _predictions(
+        self, samples: Sequence[Sample], texts: list[str], seconds: float, control: Control
+    ) -> Predictions:
+        module, data = self.module, self.data
+        return Predictions.of(
+            samples,
+            texts,
+            [data.judge(sample, text) for sample, text in zip(samples, texts, strict=True)],
+            variant=module.variant,
+            source=module.source,
+            base=module.base,
+            asked=module.asked(samples, control),
+            seconds=seconds,
+            control=control,
+            benchmark=data.benchmark,
+            mode=data.mode,
+            scores=plain_scores(data.scores(samples, texts)),
+        )

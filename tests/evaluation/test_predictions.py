@@ -22,7 +22,10 @@ def test_what_is_stored_comes_back(answered, tmp_path):
 def test_lines_are_plain_for_other_programs(answered, tmp_path):
     answered("fp").save(tmp_path)
     first = json.loads((tmp_path / "fp-k1.jsonl").read_text().splitlines()[0])
-    assert first == {"id": "q0", "text": "red", "answer": "red", "choices": 0, "family": "color"}
+    assert first == {
+        **{"id": "q0", "text": "red", "answer": "red", "choices": 0, "family": "color"},
+        **{"points": 10, "parsed": "red", "groups": ["color"], "cluster": ""},
+    }
 
 
 def test_control_lies_beside_its_variant(answered, tmp_path):

@@ -1,0 +1,89 @@
+"""The questions of one pass, dealt to the processes, less what an interrupted pass answered."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from qvlm_lightning.data.base import QuestionBatches
+from qvlm_lightning.data.collate import Batch, prompt_text
+from qvlm_lightning.data.sample import Sample
+from qvlm_lightning.evaluation.journal import Asked, Journal
+
+
+class SharedQuestions:
+    """Batches of questions for one process.
+
+    Whole batches are dealt, and they are those of a single process: an answer does not depend on
+    who gives it, not even in its last bit. Processes without a batch left get an empty one, so that
+    all take equally many steps; no question is repeated.
+
+    Args:
+        batches: all questions in batches.
+        journal: what was answered so far, and where answers go.
+        asked: what an answer depends on (see :meth:`Journal.open`).
+    """
+
+    def __init__(self, batches: QuestionBatches, journal: Journal, asked: Asked) -> None:
+        self.batches = batches
+        self.journal = journal
+        self.asked = asked
+        self.samples = batches.samples
+        self.session = 0
+        self.done: dict[int, str] = {}
+        self._mine: list[list[int]] = []
+        self._steps = 0
+
+    def open(self, strategy: Any) -> str:
+        """Find out what is left and which part of it this process has; all processes call this.
+
+        Args:
+            strategy: Lightning's strategy: rank, number of processes and broadcast.
+
+        Returns:
+            What to tell the user (empty: nothing).
+        """
+        told: tuple[int, dict[int, str], str] = (0, {}, "")
+        if strategy.is_global_zero:
+            session, note = self.journal.open(self.asked)
+            texts = self.journal.texts()
+            answered = {i: texts[s.id] for i, s in enumerate(self.samples) if s.id in texts}
+            told = session, answered, note
+        # one process reads: another may be writing by the time a slower one looks
+        self.session, self.done, note = strategy.broadcast(told)
+        left = [c for c in self.batches.indices if any(i not in self.done for i in c)]
+        world = strategy.world_size
+        self._mine = left[strategy.global_rank :: world]
+        self._steps = max(1, -(-len(left) // world))
+        return note
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def __iter__(self) -> Iterator[Batch]:
+        for step in range(self._steps):
+            yield self.batches.make(self._mine[step]) if step < len(self._mine) else {}
+
+
+def digest_questions(samples: Sequence[Sample], processor: Any) -> str:
+    """Hash what is asked and expected; images count by the ids of their questions.
+
+    Args:
+        samples: the questions.
+        processor: its chat template is part of what is asked.
+
+    Returns:
+        16 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    for shown in (True, False):
+        first = next((s for s in samples if (s.image is not None) is shown), None)
+        if first is not None:
+            digest.update(prompt_text(first, processor).encode())
+    for sample in samples:
+        row: list[Any] = [sample.id, sample.question, sample.choices, sample.answer, sample.family]
+        target = sample.target
+        if target is not None:
+            row += [target.answers, target.choices, target.groups, target.cluster]
+        digest.update(json.dumps([*row, sample.image is not None]).encode())
+    return digest.hexdigest()[:16]
