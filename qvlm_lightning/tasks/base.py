@@ -25,10 +25,10 @@ class Question:
     target: Target
     """What is expected."""
     row: Row = field(default_factory=dict)
-    """What prompts are made of: ``question`` and what the benchmark adds, such as ``hint``."""
+    """What prompts are made of: ``question`` and what the benchmark adds, such as ``hint``; and
+    ``has_image``, False for a question that never had an image."""
     image: Path | Image.Image | LazyImage | None = None
-    """The image or its file; None for a question without one, or where only annotations lie (a
-    row of a question that should have one then says so under ``image``)."""
+    """The image or its file; None for a question without one, or where only annotations lie."""
 
 
 Prompt = Callable[[Row], str]
@@ -55,8 +55,6 @@ class Task(ABC):
     """Splits of the release that have answers, the one to evaluate by default first."""
     train_split: ClassVar[str | None] = "train"
     """Split to calibrate on; None where the release has none."""
-    text_questions: ClassVar[bool] = False
-    """Whether some questions have no image, and an empty ``image`` in their row."""
     layout: ClassVar[str]
     """What a local folder holds, in one sentence, for messages."""
     max_new_tokens: int = 16
