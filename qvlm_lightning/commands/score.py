@@ -1,5 +1,6 @@
 """Score anybody's predictions against a benchmark's annotations, without a model."""
 
+import inspect
 import json
 import math
 import sys
@@ -60,7 +61,7 @@ def main(argv: Sequence[str]) -> int:
             predictions of other questions.
     """
     options = _parser().parse_args(list(argv))
-    task = find_task(options.task)(mode=options.mode)
+    task = _make(find_task(options.task), options.mode, options.option)
     predictions = read_predictions(options.predictions)
     if not options.annotations.exists():
         raise InputError(f"annotations {str(options.annotations)!r} do not exist; {task.layout}")
@@ -79,6 +80,21 @@ def main(argv: Sequence[str]) -> int:
             print(f"{len(ids):,} id{'s'[: len(ids) > 1]} {what}: {_some(ids)}", file=sys.stderr)
     _show(score.values)
     return 0
+
+
+def _make(kind: type[Task], mode: str | None, options: Sequence[str]) -> Task:
+    given: dict[str, Any] = {}
+    taken = [name for name in inspect.signature(kind).parameters if name not in ("mode", "prompt")]
+    for option in options:
+        name, equals, value = option.partition("=")
+        if not equals or name not in taken:
+            allowed = ", ".join(f"{known}=VALUE" for known in taken) or "none"
+            raise InputError(f"option of {kind.name} is {option!r}; allowed are {allowed}")
+        try:
+            given[name] = json.loads(value)
+        except ValueError:  # a word, not a number or a list
+            given[name] = value
+    return kind(mode=mode, **given)
 
 
 def _parser() -> PlainParser:
@@ -101,6 +117,13 @@ def _parser() -> PlainParser:
     )
     parser.add_argument("--split", help="split in that folder; the task's own default otherwise")
     parser.add_argument("--mode", help="scoring rule; the task's first one otherwise")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="argument of the task's class, such as random_fallback=0 of scienceqa; repeatable",
+    )
     parser.add_argument("--json", type=Path, metavar="OUT", help="where to write all figures")
     return parser
 

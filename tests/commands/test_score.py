@@ -195,6 +195,8 @@ def test_predictions_of_something_else(refused) -> None:
         (["--predictions=nowhere.jsonl"], "predictions 'nowhere.jsonl' are not there"),
         (["--annotations=nowhere"], "annotations 'nowhere' do not exist; a folder with"),
         (["--split=moon"], "moon.jsonl"),
+        (["--option=seed=3"], "option of counting is 'seed=3'; allowed are none"),
+        (["--task=scienceqa", "--option=random_fallback"], "allowed are random_fallback=VALUE"),
         (["--modes=exact"], "unrecognized arguments: --modes=exact"),
         (["--task=sing"], "task is 'sing'; allowed are "),
         (["--task=no.such.Task"], "task is 'no.such.Task', but there is no module no"),
