@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from PIL import Image
+from tqdm import tqdm
 
 from qvlm_lightning.data.image import LazyImage, check_image, decoded
 from qvlm_lightning.errors import InputError
@@ -58,9 +59,13 @@ def check_samples(samples: Sequence[Sample], what: str, need: int, answers: bool
     for sample in samples:
         if answers and not sample.answer.strip():
             raise InputError(f"{what} sample {sample.id!r} has no answer; every one needs a text")
-    for image, name in {id(s.image): (s.image, s.id) for s in samples}.values():
-        if image is not None:
-            check_image(image, f"image of {what} sample {name!r}")
+    first: dict[int, Sample] = {}
+    for sample in samples:
+        if sample.image is not None:
+            first.setdefault(id(sample.image), sample)
+    # a bar only for what takes long: large sets from disk
+    for sample in tqdm(first.values(), f"checking {what} images", delay=5, leave=False):
+        check_image(sample.image, f"image of {what} sample {sample.id!r}")
 
 
 def check_disjoint(calibration: Sequence[Sample], evaluation: Sequence[Sample]) -> None:

@@ -174,12 +174,21 @@ class Rows:
         except (OSError, ValueError, DatasetsError) as error:
             remote = self.source.here is None
             kind, other = ("hub repository", "a folder") if remote else ("data in", "one")
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
             also = ", or a copy of the repository with its parquet files" if remote else ""
             raise InputError(
-                f"{kind} {self.source} cannot be read ({reason}); give {other} with {self.hint}"
-                f"{also}"
+                f"{kind} {self.source} cannot be read ({_reason(error)}); give {other} with "
+                f"{self.hint}{also}"
             ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Say in one line what ``datasets`` says in many, or only in the cause of its error."""
+    from datasets.exceptions import DatasetGenerationError
+
+    told = (error.__cause__ or error) if isinstance(error, DatasetGenerationError) else error
+    lines = str(told).strip().splitlines() or [type(told).__name__]
+    ends = lines if len(lines) < 3 else [lines[0], "...", lines[-1]]
+    return " ".join(line.strip() for line in ends).rstrip(".")
 
 
 def _load(source: Source) -> Any:

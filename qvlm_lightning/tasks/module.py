@@ -161,14 +161,13 @@ class TaskData(VQADataModule):
         for row in rows:
             try:
                 yield self.task.from_hub(row)
-            except KeyError as error:
+            except InputError:
+                raise
+            except (LookupError, TypeError, AttributeError, ValueError) as error:
+                lacking = isinstance(error, KeyError) and error.args
+                reason = f"it lacks {error.args[0]!r}" if lacking else error
                 raise InputError(
-                    f"{source} has no column {error.args[0]!r}, which {self.task.name} needs; it "
-                    f"has {', '.join(row)}"
-                ) from error
-            except (TypeError, AttributeError, IndexError, ValueError) as error:
-                raise InputError(
-                    f"a row of {source} is no question of {self.task.name} ({error}); its columns "
+                    f"a row of {source} is no question of {self.task.name} ({reason}); its columns "
                     f"are {', '.join(row)}"
                 ) from error
 
