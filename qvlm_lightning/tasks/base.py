@@ -26,7 +26,7 @@ class Question:
     """What is expected."""
     row: Row = field(default_factory=dict)
     """What prompts are made of: ``question`` and what the benchmark adds, such as ``hint``; and
-    ``has_image``, False for a question that never had an image."""
+    an empty ``image`` for a question that never had one."""
     image: Path | Image.Image | LazyImage | None = None
     """The image or its file; None for a question without one, or where only annotations lie."""
 

@@ -228,7 +228,7 @@ def _with_split(source: Source, split: str | None) -> Source:
 
 def _has_image(question: Question) -> bool:
     """Say whether a question that came without an image should have one."""
-    return bool(question.row.get("has_image", True))
+    return bool(question.row.get("image", True))
 
 
 def _expected(target: Target) -> str:

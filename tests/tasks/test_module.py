@@ -44,7 +44,7 @@ class Colors(Task):
         return self.question(row, row["image"])
 
     def question(self, row, image) -> Question:
-        given = {"question": row["question"], "has_image": bool(row["file"])}
+        given = {"question": row["question"], "image": row["file"]}
         kind = "seen" if row["file"] else "known"
         target = Target((row["answer"], "other", row["answer"]), groups=(f"kind/{kind}", "all"))
         return Question(row["id"], target, given, image)
