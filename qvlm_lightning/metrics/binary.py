@@ -7,7 +7,6 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import binary_auroc
 
 from qvlm_lightning.metrics.grouped import OVERALL
 
@@ -142,10 +141,17 @@ def auroc(confidences: Sequence[float | None], expected: Sequence[bool]) -> floa
     """
     if len(set(expected)) < 2:
         return math.nan
-    known = {x for x in confidences if x is not None and not math.isnan(x)}
-    place: dict[float | None, int] = {x: 1 + i for i, x in enumerate(sorted(known))}
-    worst = {True: 0, False: len(place) + 1}
-    # places instead of values: torchmetrics would squash values outside [0, 1] until they tie
-    places = [place.get(x, worst[y]) for x, y in zip(confidences, expected, strict=True)]
-    ranks = torch.tensor(places, dtype=torch.float64) / (len(place) + 1)
-    return 100 * float(binary_auroc(ranks, torch.tensor(expected, dtype=torch.long)))
+    lowest, highest = (0, 0.0), (2, 0.0)
+    counts: dict[tuple[int, float], list[int]] = {}
+    for confidence, truth in zip(confidences, expected, strict=True):
+        if confidence is None or math.isnan(confidence):
+            place = lowest if truth else highest
+        else:
+            place = (1, confidence)
+        counts.setdefault(place, [0, 0])[truth] += 1
+    # twice the number of pairs in the right order, in integers: exact whatever the order
+    twice, below = 0, 0
+    for _, (negative, positive) in sorted(counts.items()):
+        twice += positive * (2 * below + negative)
+        below += negative
+    return 100 * twice / (2 * below * (len(expected) - below))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torchmetrics.functional.classification import binary_auroc
 
 from qvlm_lightning.metrics.binary import BinaryCounts, BinaryTable, auroc
 
@@ -91,9 +92,19 @@ def test_auroc_is_how_often_a_positive_ranks_above(rows) -> None:
         assert math.isnan(found)
         return
     pairs = [(p > n) + (p == n) / 2 for p in positive for n in negative]
-    assert found == pytest.approx(100 * sum(pairs) / len(pairs), abs=1e-4)
+    assert found == pytest.approx(100 * sum(pairs) / len(pairs), abs=1e-9)
 
 
-def test_auroc_keeps_what_a_sigmoid_would_tie() -> None:
-    """torchmetrics squashes logits: 40 and 41 would both become 1."""
+@given(st.lists(st.tuples(st.integers(0, 9), st.booleans()), min_size=2, max_size=30))
+def test_auroc_is_torchmetrics_in_more_digits(rows) -> None:
+    expected = torch.tensor([y for _, y in rows])
+    confidences = torch.tensor([x / 10 for x, _ in rows], dtype=torch.float64)
+    if len(set(expected.tolist())) == 2:
+        theirs = 100 * binary_auroc(confidences, expected.long()).item()
+        assert auroc(confidences.tolist(), expected.tolist()) == pytest.approx(theirs, abs=1e-4)
+
+
+def test_auroc_takes_any_scale() -> None:
+    """torchmetrics squashes what lies outside [0, 1]: 40 and 41 would tie."""
     assert auroc([41.0, 40.0], [True, False]) == 100
+    assert auroc([-math.inf, math.inf, math.nan], [False, True, True]) == 50
