@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 # room of configs/ -> program that reads it; a new room needs a line here and a test below
 CALIBRATION = {"", "methods", "schemes", "models", "data", "trainer"}
-EVALUATION = {"eval", "table"}
+EVALUATION = {"eval", "table", "tasks"}  # tasks: tests/tasks/test_presets.py
 
 SMALL = [
     "--trainer.fast_dev_run=true",

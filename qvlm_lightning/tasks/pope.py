@@ -62,12 +62,12 @@ class POPE(Task):
     name = "pope"
     modes = ("official", "exact")
     prompts: ClassVar[Mapping[str, Prompt]] = MappingProxyType({"short": short})
-    splits = ("official", "llava_copy")
+    splits = ("test", "llava_copy")
     train_split = None
     layout = (
         "a folder with coco_pope_adversarial.json, coco_pope_popular.json and "
-        "coco_pope_random.json, or with such folders named after the splits, and COCO's images in "
-        "val2014/"
+        "coco_pope_random.json, or with official/ and llava_copy/ that hold them, and COCO's "
+        "images in val2014/"
     )
 
     def read(self, path: Path, split: str | None = None) -> list[Question]:
@@ -75,13 +75,15 @@ class POPE(Task):
 
         Args:
             path: the file or folder.
-            split: the copy, a folder below ``path``; ``official`` by default.
+            split: ``test`` for the official files, in ``official/`` if there are several copies;
+                ``llava_copy`` for those that LLaVA was scored with.
 
         Raises:
             InputError: nothing readable there.
         """
         split = self.split(split)
-        folder = path / split if (path / split).is_dir() else path
+        copy = path / {"test": "official"}.get(split, split)
+        folder = copy if copy.is_dir() else path
         files = sorted(folder.glob("coco_pope_*.json")) if folder.is_dir() else [path]
         if not files:
             raise InputError(f"{str(folder)!r} holds no questions; needed is {self.layout}")

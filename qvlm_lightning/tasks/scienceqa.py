@@ -106,7 +106,6 @@ class ScienceQA(Task):
         {p.__name__: p for p in (llava, qwen_vl, qcm_lepa, qcm_ale)}
     )
     splits = ("test", "val", "train", "minitest", "minival", "minitrain", "trainval")
-    text_questions = True
     layout = (
         "a folder with problems.json, pid_splits.json and images/<split>/<pid>/image.png "
         "(instead of problems.json also problems_subset.json, test_labels.json and "

@@ -44,5 +44,5 @@ def test_faults(tmp_path: Path, name: str, data: bytes, message: str) -> None:
 def test_a_bad_line_is_named_by_its_number(tmp_path: Path) -> None:
     file = tmp_path / "a.jsonl"
     file.write_text('{"x": 1}\n3')
-    with pytest.raises(InputError, match="line 2 .* is not a JSON object"):
+    with pytest.raises(InputError, match=r"line 2 .* is not a JSON object"):
         read_json_lines(file, "")
