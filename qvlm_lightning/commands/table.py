@@ -195,6 +195,7 @@ class TableRun:
                 step.skip()
             found = evaluate(trainer, module, data, reference=False, again=False)
             if calibration is None:
+                program.save()
                 self.known |= load_answers(folder)
             self.known[found.name] = found
             self.rows += variant_rows(found, self.known)

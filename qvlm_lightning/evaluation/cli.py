@@ -21,6 +21,9 @@ from qvlm_lightning.evaluation.report import load_answers, report_rows, write_re
 from qvlm_lightning.evaluation.run import evaluate
 from qvlm_lightning.exits import user_faults
 
+CONFIG = "eval.yaml"
+"""What was evaluated, in the run folder: ``compare`` finds the questions by it."""
+
 _NOTES = (
     r"isinstance\(treespec, LeafSpec\)",
     "does not have many workers",
@@ -81,6 +84,13 @@ class EvaluationCLI(LightningCLI):
             callbacks += [] if own else [QuestionBar()]
         return super().instantiate_trainer(**(kwargs | {"callbacks": callbacks}))
 
+    def save(self) -> None:
+        """Write the configuration into the run folder, as a whole."""
+        path = Path(self.trainer.default_root_dir) / CONFIG
+        scratch = path.with_name(f".{path.name}.part")
+        self.parser.save(self.config, scratch, skip_none=False, overwrite=True, multifile=False)
+        scratch.replace(path)
+
 
 def eval_main(args: ArgsType = None) -> EvaluationCLI:
     """Evaluate a variant, compare it with what the run folder holds, print and store the result.
@@ -98,6 +108,7 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         if not cli.trainer.is_global_zero:
             return cli
         root = Path(cli.trainer.default_root_dir)
+        cli.save()
         rows = report_rows(load_answers(root / "predictions"))
         write_results(root / "results.json", rows)
         drawn = grids(rows)

@@ -93,14 +93,14 @@ def _main(made: list[Group]) -> Grid:
         lines.append(
             [
                 group.label,
-                _cell(accuracy, _points),
-                _cell(group.find("accuracy_minus_fp"), _signed),
-                _cell(group.find("accuracy_minus_rtn"), _signed),
-                _cell(group.find("kl"), _nats),
-                _cell(group.find("agreement"), _points, interval=False),
-                _cell(group.find("parse_failures"), _points, interval=False),
+                cell(accuracy, points),
+                cell(group.find("accuracy_minus_fp"), signed),
+                cell(group.find("accuracy_minus_rtn"), signed),
+                cell(group.find("kl"), nats),
+                cell(group.find("agreement"), points, interval=False),
+                cell(group.find("parse_failures"), points, interval=False),
                 f"{accuracy[0]['n']:,}",
-                _cell(group.find("seconds"), _points, interval=False),
+                cell(group.find("seconds"), points, interval=False),
             ]
         )
     seeds = {row["seed"] for group in made for row in group.rows} - {None}
@@ -125,25 +125,35 @@ def _families(made: list[Group]) -> Grid:
             ("accuracy_shuffled", "  shuffled images"),
         ):
             if group.find(metric):
-                cells = [_cell(group.find(metric, task), _points, interval=False) for task in tasks]
-                lines.append([label, _cell(group.find(metric), _points, interval=False), *cells])
+                cells = [cell(group.find(metric, task), points, interval=False) for task in tasks]
+                lines.append([label, cell(group.find(metric), points, interval=False), *cells])
     note = "Percent correct. Shuffled images: only questions that have an image."
     return Grid("Accuracy per family", ["variant", "all", *tasks], lines, note)
 
 
-def _points(value: float) -> str:
+def points(value: float) -> str:
+    """Write percent."""
     return f"{value:.1f}"
 
 
-def _signed(value: float) -> str:
+def signed(value: float) -> str:
+    """Write a difference of percentages."""
     return f"{value:+.1f}"
 
 
-def _nats(value: float) -> str:
+def nats(value: float) -> str:
+    """Write a divergence."""
     return f"{value:.4f}" if value < 0.1 else f"{value:.3f}"
 
 
-def _cell(found: list[Row], number: Number, interval: bool = True) -> str:
+def cell(found: Sequence[Row], number: Number, interval: bool = True) -> str:
+    """Write a figure: its value with its interval and p-value, or mean and range of several.
+
+    Args:
+        found: rows of the figure, one per calibration seed; none is a dash.
+        number: writes a value.
+        interval: whether to write the interval or range.
+    """
     if not found:
         return NONE
     values = [row["value"] for row in found]

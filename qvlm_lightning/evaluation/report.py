@@ -43,13 +43,15 @@ def load_answers(*folders: Path) -> dict[str, Predictions]:
     """
     names = [(folder, name) for folder in folders for name in stored(folder)]
     found = [Predictions.load(folder, name) for folder, name in names]
-    found.sort(key=lambda p: (p.variant.outlier_scale, p.variant.scheme, _rank(p), p.name))
+    found.sort(key=sort_key)
     return {predictions.name: predictions for predictions in found}
 
 
-def _rank(predictions: Predictions) -> int:
-    method = predictions.variant.method
-    return METHODS.index(method) if method in METHODS else len(METHODS)
+def sort_key(predictions: Predictions) -> tuple[float, str, int, str]:
+    """Put full precision first, then by scheme and in the order of METHODS."""
+    variant = predictions.variant
+    rank = METHODS.index(variant.method) if variant.method in METHODS else len(METHODS)
+    return variant.outlier_scale, variant.scheme, rank, predictions.name
 
 
 def report_rows(known: Known) -> list[Row]:

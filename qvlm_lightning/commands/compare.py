@@ -1,0 +1,93 @@
+"""Compare models on the same questions: differences, intervals, p-values, and an HTML report."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from qvlm_lightning.commands._parser import PlainParser
+from qvlm_lightning.errors import InputError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Compare stored answers, print tables and write them as JSON, Markdown and HTML.
+
+    Args:
+        argv: options of the verb.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        InputError: nothing is stored there, no such reference, or answers that cannot be compared.
+    """
+    options = _parser().parse_args(list(argv))
+    if options.examples < 0:
+        raise InputError(f"examples is {options.examples}; allowed are 0 and more")
+    # seconds of imports: not before the options are known to be right
+    from qvlm_lightning.evaluation.compare import compare
+    from qvlm_lightning.evaluation.compare_examples import Pictures, changed_examples
+    from qvlm_lightning.evaluation.compare_tables import comparison_grids
+    from qvlm_lightning.evaluation.entries import load_entries
+    from qvlm_lightning.evaluation.html import comparison_html
+    from qvlm_lightning.evaluation.opened import open_questions, open_questions_of_runs
+    from qvlm_lightning.evaluation.predictions import write_whole
+    from qvlm_lightning.evaluation.render import markdown, show
+    from qvlm_lightning.evaluation.report import write_results
+
+    comparisons = compare(load_entries(options.runs), options.reference)
+    samples, notes = open_questions_of_runs(options.runs if options.examples else [])
+    samples = {**samples, **open_questions(options.data)}
+    for note in notes:
+        print(note, file=sys.stderr)
+    picture = Pictures()
+    changes = {
+        c.benchmark: {
+            entry.label: changed_examples(
+                c, entry, samples.get(c.benchmark, {}), picture, options.examples
+            )
+            for entry in c.others
+        }
+        for c in comparisons
+    }
+    write_results(options.out / "compare.json", [row for c in comparisons for row in c.rows])
+    text = "\n\n".join(markdown(grid) for c in comparisons for grid in comparison_grids(c))
+    write_whole(options.out / "compare.md", f"{text}\n")
+    write_whole(options.out / "compare.html", comparison_html(comparisons, changes))
+    for grid in (g for c in comparisons for g in comparison_grids(c, intervals=False)):
+        if len(grid.rows) <= options.groups:
+            show(grid)
+        else:
+            print(f"{grid.title}: {len(grid.rows)} rows, in compare.md")
+    print(f"compare.json, compare.md and compare.html are in {options.out}")
+    return 0
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(prog="qvlm compare", description=__doc__)
+    parser.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="run folders of eval.py, or single predictions without their ending",
+    )
+    parser.add_argument(
+        "--reference", help="label, name or path of the model to compare with; the first otherwise"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/compare"), help="folder of what is written"
+    )
+    parser.add_argument(
+        "--data",
+        nargs="+",
+        default=[],
+        metavar="CONFIG",
+        help="configurations of eval.py whose data has the images of examples; those that eval.py "
+        "left in the run folders are found without",
+    )
+    parser.add_argument(
+        "--examples", type=int, default=6, help="changed answers shown per model and direction"
+    )
+    parser.add_argument(
+        "--groups", type=int, default=16, help="longest table that is printed; files have all"
+    )
+    return parser
