@@ -36,6 +36,8 @@ class AnswerabilityScore(AnnotatorScore):
 
     def __init__(self, groups: Iterable[str] = ()) -> None:
         super().__init__(groups)
+        # what torchmetrics gathers from a process without questions takes this type
+        self.set_dtype(torch.float64)
         self.add_state("unanswerable", [], dist_reduce_fx="cat")
         self.add_state("positive", [], dist_reduce_fx="cat")
 
@@ -61,9 +63,9 @@ class AnswerabilityScore(AnnotatorScore):
                 said = float(judgement.parsed == _SAID_UNANSWERABLE)
                 scores.append(said if confidence is None else 1 - confidence)
                 labels.append(UNANSWERABLE in names)
-        device = self.points.device
-        self.unanswerable.append(torch.tensor(scores, dtype=torch.float64, device=device))
-        self.positive.append(torch.tensor(labels, dtype=torch.bool, device=device))
+        kept = torch.tensor([scores, labels], dtype=torch.float64, device=self.points.device)
+        self.unanswerable.append(kept[0])
+        self.positive.append(kept[1])
 
     def compute(self) -> dict[str, Tensor]:
         """Return percentages; nan for a group without questions, or without answerability."""

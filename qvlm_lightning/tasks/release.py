@@ -54,7 +54,9 @@ def rows_of(path: Path, layout: str) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyError, IndexError, TypeError, AttributeError) as error:
+    except InputError:
+        raise
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         what = f"no {error.args[0]!r}" if isinstance(error, KeyError) else str(error)
         raise InputError(f"{str(path)!r} is of another kind ({what}); give {layout}") from error
 

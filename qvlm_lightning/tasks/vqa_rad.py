@@ -5,8 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from PIL import Image
-
+from qvlm_lightning.data.image import LazyImage
 from qvlm_lightning.metrics.normalise import evalai_answer
 from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
@@ -61,7 +60,12 @@ class VQARad(Task):
 
 def _digest(row: Row) -> str:
     image = row.get("image")
-    pixels = image.tobytes() if isinstance(image, Image.Image) else b""
+    pixels = b""
+    if isinstance(image, LazyImage):
+        encoded = image.encoded()  # the file as it is: decoding would cost more
+        pixels = encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
+    elif image is not None:
+        pixels = image.tobytes()
     words = f"{row['question']}\n{row['answer']}\n".encode()
     return hashlib.blake2b(words + pixels, digest_size=8).hexdigest()
 

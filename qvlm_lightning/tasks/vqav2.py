@@ -106,6 +106,8 @@ def _names(kind: str, split: str) -> list[str]:
 
 def _siblings(name: str, kind: str) -> list[str]:
     other = _OTHER[kind]
+    if kind not in name:  # a file of any other name has no known sibling
+        return []
     plain = name.removesuffix(".gz").replace(kind, other)
     if other == "questions":
         official = plain.replace("v2_mscoco", "v2_OpenEnded_mscoco")
