@@ -1,0 +1,167 @@
+"""One row of your own data: a chat or a question, its answer if there is one, its image."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from string import ascii_uppercase
+from typing import Any
+
+from qvlm_lightning.data.image import LazyImage
+from qvlm_lightning.errors import InputError
+
+PLACEHOLDER = "<image>"
+
+_ASKS = ("user", "human")
+_ANSWERS = ("assistant", "gpt")
+_FORMS = "messages, conversations, or question"
+
+ImageName = str | LazyImage
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A question and what was answered."""
+
+    question: str
+    """The text that the model sees after the image."""
+    answer: str = ""
+    """The answer; empty where there is none."""
+    image: ImageName | None = None
+    """The image, or the name of its file."""
+    choices: tuple[str, ...] = ()
+    """Options of a multiple choice, already part of the question."""
+
+
+def read_exchange(row: Mapping[str, Any], where: str) -> Exchange:
+    """Read the first question and answer of a row.
+
+    Three forms are read: ``messages`` with ``role`` and ``content`` (a text, or a list of parts of
+    type ``text`` and ``image``); ``conversations`` with ``from`` and ``value``; or ``question``
+    with ``answer``. The image is ``image``, the one of ``images``, or a part of the message.
+
+    Args:
+        row: the row.
+        where: its place, for messages.
+
+    Returns:
+        The question, stripped of image placeholders.
+
+    Raises:
+        InputError: the row has none of these forms, several images, or a message that is not
+            understood.
+
+    Example:
+        >>> read_exchange({"question": "What?", "answer": "A cat.", "image": "1.png"}, "line 1")
+        Exchange(question='What?', answer='A cat.', image='1.png', choices=())
+    """
+    images = _images(row, where)
+    answer = ""
+    if row.get("messages") is not None:
+        turns = [_turn(x, "role", "content", where) for x in _list(row["messages"], where)]
+    elif row.get("conversations") is not None:
+        turns = [_turn(x, "from", "value", where) for x in _list(row["conversations"], where)]
+    elif isinstance(row.get("question"), str):
+        answer = row.get("answer") or ""
+        turns = [("user", row["question"])]
+    else:
+        raise InputError(f"{where} has {', '.join(row) or 'nothing'}; needed is {_FORMS}")
+    text, own = _asked(turns, where)
+    images += own
+    if len(images) > 1:
+        raise InputError(f"{where} has {len(images)} images; allowed is one, or none")
+    question, holes = _without_placeholders(text)
+    if holes > len(images):
+        raise InputError(f"{where} has {PLACEHOLDER} in its text, but no image")
+    if not question:
+        raise InputError(f"{where} has an empty question; needed is a text")
+    if len(turns) > 1:
+        answer = _answered(turns[1], where)
+    if not isinstance(answer, str):
+        raise InputError(f"{where} has an answer of type {type(answer).__name__}; allowed is text")
+    choices = _choices(row, answer.strip(), where)
+    return Exchange(question, answer.strip(), images[0] if images else None, choices)
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list) or not value:
+        raise InputError(f"{where} has no list of messages; needed are a user's and an assistant's")
+    return value
+
+
+def _images(row: Mapping[str, Any], where: str) -> list[ImageName]:
+    many = row.get("images")
+    given = [row.get("image"), *(many if isinstance(many, list) else [many])]
+    found = [x for x in given if x is not None and x != ""]
+    for image in found:
+        if not isinstance(image, str | LazyImage):
+            kind = type(image).__name__
+            raise InputError(f"{where} has an image of type {kind}; needed is the name of its file")
+    return found
+
+
+def _turn(message: Any, role: str, content: str, where: str) -> tuple[str, Any]:
+    if not isinstance(message, Mapping) or not {role, content} <= set(message):
+        raise InputError(f"{where} has a message without {role!r} and {content!r}")
+    return str(message[role]), message[content]
+
+
+def _asked(turns: list[tuple[str, Any]], where: str) -> tuple[str, list[ImageName]]:
+    role, content = turns[0]
+    if role not in _ASKS:
+        advice = "; put its text into the question" if role == "system" else ""
+        raise InputError(
+            f"{where} begins with a message of {role!r}; allowed is {' or '.join(_ASKS)}{advice}"
+        )
+    return _parts(content, where)
+
+
+def _answered(turn: tuple[str, Any], where: str) -> str:
+    role, content = turn
+    if role not in _ANSWERS:
+        raise InputError(
+            f"{where} has a second message of {role!r}; allowed is {' or '.join(_ANSWERS)}"
+        )
+    text, images = _parts(content, where)
+    if images:
+        raise InputError(f"{where} answers with an image; allowed is text")
+    return text
+
+
+def _parts(content: Any, where: str) -> tuple[str, list[ImageName]]:
+    """Return the text of a message and the images it names."""
+    if isinstance(content, str):
+        return content, []
+    texts, images = [], []
+    for item in content if isinstance(content, list) else [None]:
+        part = item if isinstance(item, Mapping) else {}
+        kind = part.get("type")
+        if kind == "text" and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        elif kind == "image":
+            # datasets fills the keys that other rows have with None
+            named = [part[k] for k in ("image", "path") if part.get(k) is not None]
+            images += [name for name in named if isinstance(name, str | LazyImage)]
+        else:
+            raise InputError(
+                f"{where} has a part of type {kind!r} in a message; allowed are text, and image "
+                "with the path of a file"
+            )
+    return "\n".join(texts), images
+
+
+def _without_placeholders(text: str) -> tuple[str, int]:
+    pieces = text.split(PLACEHOLDER)
+    return "\n".join(p.strip() for p in pieces if p.strip()), len(pieces) - 1
+
+
+def _choices(row: Mapping[str, Any], answer: str, where: str) -> tuple[str, ...]:
+    given = row.get("choices") or []
+    if not isinstance(given, list) or not all(isinstance(choice, str) for choice in given):
+        raise InputError(f"{where} has choices that are no list of texts")
+    choices = tuple(given)
+    letters = ascii_uppercase[: len(choices)]
+    if choices and answer and (len(answer) > 1 or answer not in letters):
+        raise InputError(
+            f"{where} has {len(choices)} choices and the answer {answer!r}; allowed are the "
+            f"letters {letters[0]} to {letters[-1]}"
+        )
+    return choices

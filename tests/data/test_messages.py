@@ -1,0 +1,120 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qvlm_lightning.data.image import LazyImage
+from qvlm_lightning.data.messages import Exchange, read_exchange
+from qvlm_lightning.errors import InputError
+
+LAZY = LazyImage.of("a.png")
+SEEN = Exchange("What is it?", "A cat.", "a.png")
+
+
+def user(content) -> dict:
+    return {"role": "user", "content": content}
+
+
+def assistant(content) -> dict:
+    return {"role": "assistant", "content": content}
+
+
+TEXT = {"type": "text", "text": "What is it?"}
+ANSWER = assistant([{"type": "text", "text": "A cat."}])
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"image": "a.png", "question": "What is it?", "answer": " A cat. "},
+        {"image": "a.png", "messages": [user("What is it?"), assistant("A cat.")]},
+        {"image": "a.png", "messages": [user("<image>\nWhat is it?"), assistant("A cat.")]},
+        {"images": ["a.png"], "messages": [user([{"type": "image"}, TEXT]), ANSWER]},
+        {"messages": [user([{"type": "image", "image": "a.png"}, TEXT]), ANSWER]},
+        {"messages": [user([TEXT, {"type": "image", "path": "a.png", "text": None}]), ANSWER]},
+        {
+            "image": "a.png",
+            "conversations": [
+                {"from": "human", "value": "What is it?\n<image>"},
+                {"from": "gpt", "value": "A cat."},
+                {"from": "human", "value": "Really?"},
+            ],
+        },
+        {"question": None, "images": None, "image": "a.png", "messages": [user([TEXT]), ANSWER]},
+    ],
+)
+def test_every_form_says_the_same(row):
+    assert read_exchange(row, "here") == SEEN
+
+
+def test_answer_and_image_are_optional():
+    assert read_exchange({"messages": [user("Why?")]}, "here") == Exchange("Why?")
+    assert read_exchange({"question": "Why?", "answer": None}, "here") == Exchange("Why?")
+
+
+def test_an_image_of_a_table_is_kept():
+    assert read_exchange({"question": "Why?", "image": LAZY}, "here").image is LAZY
+
+
+def test_choices_want_a_letter():
+    row = {"question": "Which?\nA. x\nB. y", "choices": ["x", "y"]}
+    assert read_exchange(row | {"answer": "B"}, "here").choices == ("x", "y")
+    assert read_exchange(row, "here").answer == ""
+    for answer in ("y", "C", "AB"):
+        with pytest.raises(InputError, match=f"answer '{answer}'; allowed are the letters A to B"):
+            read_exchange(row | {"answer": answer}, "here")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({}, "has nothing; needed is messages, conversations, or question"),
+        ({"text": "x"}, "has text; needed is messages"),
+        ({"question": 3}, "has question; needed is"),
+        ({"question": " "}, "empty question"),
+        ({"question": "Q", "answer": 3}, "answer of type int"),
+        ({"question": "Q", "choices": True}, "choices that are no list of texts"),
+        ({"question": "Q", "image": 3}, "image of type int"),
+        ({"question": "Q", "images": ["a", "b"]}, "2 images; allowed is one"),
+        ({"question": "<image> Q"}, "<image> in its text, but no image"),
+        ({"messages": []}, "no list of messages"),
+        ({"messages": "Q"}, "no list of messages"),
+        ({"messages": ["Q"]}, "without 'role' and 'content'"),
+        ({"messages": [user(None)]}, "part of type None"),
+        ({"messages": [user([{"type": "video"}])]}, "part of type 'video'"),
+        ({"messages": [{"role": "system", "content": "x"}]}, "'system'; .* into the question"),
+        ({"messages": [assistant("x")]}, "begins with a message of 'assistant'"),
+        ({"messages": [user("Q"), user("Q")]}, "second message of 'user'"),
+        (
+            {"messages": [user("Q"), assistant([{"type": "image", "image": "a.png"}])]},
+            "answers with an image",
+        ),
+    ],
+)
+def test_what_cannot_be_read_is_named(row, message):
+    with pytest.raises(InputError, match=f"^line 7 .*{message}"):
+        read_exchange(row, "line 7")
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "type", "text", "image", "from", "value"]), inner
+        )
+    ),
+    max_leaves=8,
+)
+keys = st.sampled_from(
+    ["messages", "conversations", "question", "answer", "image", "images", "choices"]
+)
+
+
+@given(st.dictionaries(keys, values, max_size=4))
+def test_arbitrary_json_is_read_or_refused_in_a_sentence(row):
+    try:
+        found = read_exchange(row, "here")
+    except InputError:
+        return
+    assert found.question
+    assert found.image is None or isinstance(found.image, str)
