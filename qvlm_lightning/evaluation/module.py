@@ -104,8 +104,7 @@ class VQAEvaluation(LightningModule):
         model = self.family.load_model()
         self.source = self.base = self.family.fingerprint(model)
         scheme = "fp"
-        if self.precision not in (None, precision_of(model)):
-            assert self.precision is not None
+        if self.precision is not None and self.precision != precision_of(model):
             cast(model, self.precision)
             scheme = self.precision
             self.source += f"-{scheme}"
@@ -114,7 +113,7 @@ class VQAEvaluation(LightningModule):
         return model
 
     def _check_precision(self, model: nn.Module) -> None:
-        if self.precision not in (None, exported := precision_of(model)):
+        if self.precision is not None and self.precision != (exported := precision_of(model)):
             raise InputError(
                 f"precision is {self.precision!r}, but artifact {self.artifact!r} was exported in "
                 f"{exported} and answers in it; leave precision out, or calibrate in that type"

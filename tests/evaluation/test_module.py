@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +12,8 @@ from qvlm_lightning.data import TinyVQA
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation import Predictions, VQAEvaluation, evaluate
 from qvlm_lightning.evaluation.cli import eval_main
+from qvlm_lightning.evaluation.generate import generate
+from qvlm_lightning.evaluation.progress import QuestionBar
 from qvlm_lightning.models import Llava
 from qvlm_lightning.models.tiny import WEIGHTS
 
@@ -118,6 +121,157 @@ def test_answers_of_no_tokens_are_refused(family):
         VQAEvaluation(family, max_new_tokens=0)
 
 
+def test_empty_stop_strings_are_refused(family):
+    with pytest.raises(InputError, match="stop has an empty string; allowed are strings"):
+        VQAEvaluation(family, stop=["\n", ""])
+
+
+def test_length_and_stop_strings_are_the_benchmarks_unless_given(trainer, family, data, tmp_path):
+    class Brief(TinyVQA):
+        max_new_tokens, stop, benchmark, mode = 3, ("e",), "brief", "lmms"
+
+        def scores(self, samples, texts):
+            return {"overall": 12.5, "group/empty": float("nan")}
+
+    brief = Brief(family, evaluation_count=COUNT, evaluation_batch_size=8)
+    found = evaluate(trainer, VQAEvaluation(family), brief, controls=False)
+    assert not any("e" in text for text in found.texts)
+    assert (found.asked["max_new_tokens"], found.asked["stop"]) == (3, ["e"])
+    about = json.loads((tmp_path / "predictions" / "fp-k1.json").read_text())
+    assert (about["benchmark"], about["mode"]) == ("brief", "lmms")
+    assert about["scores"] == {"overall": 12.5, "group/empty": None}
+    told = VQAEvaluation(family, max_new_tokens=4, stop=[])
+    assert any("e" in text for text in evaluate(trainer, told, brief, controls=False).texts)
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_stored_answers_do_not_depend_on_the_batch_size(trainer, family, data, size):
+    expected = evaluate(trainer, VQAEvaluation(family), data, controls=False)
+    data.evaluation_batch_size = size
+    found = evaluate(trainer, VQAEvaluation(family), data, controls=False)
+    assert (found.texts, found.points) == (expected.texts, expected.points)
+    assert torch.allclose(found.log_probs, expected.log_probs, atol=1e-4)
+
+
+def test_logged_accuracy_is_that_of_the_stored_answers(trainer, family, data):
+    found = evaluate(trainer, VQAEvaluation(family), data, controls=False)
+    expected = 10 * sum(found.points) / COUNT
+    assert trainer.callback_metrics["eval/accuracy"].item() == pytest.approx(expected)
+
+
+def test_log_probabilities_are_kept_on_request(trainer, family, data, tmp_path):
+    found = evaluate(trainer, VQAEvaluation(family, keep_log_probs=False), data, controls=False)
+    assert found.log_probs is None
+    assert not list((tmp_path / "predictions").glob("*.safetensors"))
+
+
+def test_another_precision_is_another_variant(trainer, family, data, tmp_path):
+    full = evaluate(trainer, VQAEvaluation(family, precision="fp32"), data, controls=False)
+    half = evaluate(trainer, VQAEvaluation(family, precision="bf16"), data, controls=False)
+    assert names(tmp_path) == ["fp-bf16-k1", "fp-k1"]
+    assert (half.base, half.source) == (full.base, f"{full.source}-bf16")
+    assert not torch.equal(half.log_probs, full.log_probs)
+
+
+def test_an_artifact_answers_in_its_own_precision(family, data, artifact):
+    folder, _ = artifact
+    VQAEvaluation(family, str(folder), precision="fp32").build(data)
+    with pytest.raises(
+        InputError, match=r"was exported in fp32 and answers in it; leave precision"
+    ):
+        VQAEvaluation(family, str(folder), precision="bf16").build(data)
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ({"limit_test_batches": 1}, "leave questions out; ask fewer with data.evaluation_count"),
+        ({"fast_dev_run": True}, "leave questions out"),
+        ({"precision": "bf16-true"}, "trainer.precision is 'bf16-true'; leave it out and give"),
+    ],
+)
+def test_trainers_that_would_falsify_results_are_refused(family, data, tmp_path, option, sentence):
+    trainer = Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path, **option)
+    with pytest.raises(InputError, match=sentence):
+        evaluate(trainer, VQAEvaluation(family), data)
+
+
+@pytest.fixture
+def stopping(monkeypatch):
+    """Let generation fail after some batches, and count those that were made."""
+    made: list[int] = []
+
+    def after(batches: int | None) -> list[int]:
+        def counted(model, batch, *args, **kwargs):
+            if batches is not None and len(made) == batches:
+                raise RuntimeError("interrupted")
+            made.append(len(batch["input_ids"]))
+            return generate(model, batch, *args, **kwargs)
+
+        made.clear()
+        monkeypatch.setattr(under_test, "generate", counted)
+        return made
+
+    return after
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Everything that is stored, without wall times."""
+    found: dict[str, object] = {p.name: p.read_bytes() for p in folder.glob("*.*[sl]")}
+    for path in folder.glob("*.json"):
+        found[path.name] = json.loads(path.read_text()) | {"seconds": 0}
+    return found
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(trainer, family, data, tmp_path, stopping):
+    folder = tmp_path / "predictions"
+    made = stopping(None)
+    evaluate(trainer, VQAEvaluation(family), data)
+    whole, undisturbed = len(made), contents(folder)
+    accuracy = trainer.callback_metrics["eval/accuracy"]
+    shutil.rmtree(folder)
+    stopping(whole - 2)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        evaluate(trainer, VQAEvaluation(family), data)
+    assert names(tmp_path) == ["fp-k1.blind", "fp-k1.shuffled"]
+    assert (folder / "fp-k1.partial").is_dir()
+    made = stopping(None)
+    evaluate(trainer, VQAEvaluation(family), data)
+    assert len(made) == 2
+    assert contents(folder) == undisturbed
+    assert trainer.callback_metrics["eval/accuracy"] == accuracy
+    assert not (folder / "fp-k1.partial").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"max_new_tokens": 2}, "max_new_tokens was 4, now it is 2"),
+        ({"stop": ["e"]}, "stop was [], now it is ['e']"),
+        ({"keep_log_probs": False}, "log_probs was True, now it is False"),
+    ],
+)
+def test_another_evaluation_does_not_go_on(trainer, family, data, stopping, capsys, change, words):
+    stopping(1)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        evaluate(trainer, VQAEvaluation(family), data, controls=False)
+    made = stopping(None)
+    evaluate(trainer, VQAEvaluation(family, **change), data, controls=False)
+    assert sum(made) == COUNT
+    assert words in capsys.readouterr().err
+
+
+def test_other_questions_do_not_go_on(trainer, family, data, stopping, capsys):
+    stopping(1)
+    with pytest.raises(RuntimeError, match="interrupted"):
+        evaluate(trainer, VQAEvaluation(family), data, controls=False)
+    made = stopping(None)
+    fewer = TinyVQA(family, evaluation_count=COUNT - 1, evaluation_batch_size=8)
+    evaluate(trainer, VQAEvaluation(family), fewer, controls=False)
+    assert sum(made) == COUNT - 1
+    assert "fp-k1: answers of an interrupted evaluation are dropped" in capsys.readouterr().err
+
+
 def test_changed_artifact_is_another_source(family, data, artifact):
     folder, _ = artifact
     sources = []
@@ -148,6 +302,16 @@ def test_program_writes_rows_and_prints_the_table(tmp_path, capsys):
     }
     assert "full precision" in capsys.readouterr().out
     assert "| full precision |" in (tmp_path / "results.md").read_text()
+
+
+def test_program_leaves_out_controls_and_shows_questions_per_second(tmp_path, capsys):
+    bar = "--trainer.enable_progress_bar=true"
+    cli = eval_main([*arguments(tmp_path), bar, "--controls=false"])
+    assert names(tmp_path) == ["fp-k1"]
+    assert isinstance(cli.trainer.progress_bar_callback, QuestionBar)
+    printed = capsys.readouterr().err
+    assert f"fp-k1: 100%|██████████| {COUNT}/{COUNT}" in printed
+    assert " questions/s]" in printed
 
 
 @pytest.mark.parametrize(
