@@ -31,4 +31,5 @@ class Judgement:
     points: int
     """0 to WHOLE."""
     parsed: str | None
-    """What was read from the text; None where nothing could be read, which is worth 0 points."""
+    """What was read from the text; None where nothing could be read, which is worth 0 points
+    unless a task was told to guess."""

@@ -62,7 +62,7 @@ class HatefulMemes(Task):
         file = path / f"{self.split(split)}.jsonl" if path.is_dir() else path
         questions = []
         for row in read_json_lines(file, self.layout):
-            missing = [key for key in ("id", "text", "label") if key not in row]
+            missing = [key for key in ("id", "text", "label") if row.get(key) is None]
             if missing:
                 raise InputError(f"a line of {str(file)!r} has no {missing[0]!r}")
             image = file.parent / row.get("img", f"img/{row['id']}.png")

@@ -4,7 +4,6 @@ import base64
 import binascii
 import csv
 import io
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
 from qvlm_lightning.tasks.files import read_json_lines, read_text
 from qvlm_lightning.tasks.prompts import ANSWER_LETTER, lettered
+from qvlm_lightning.tasks.release import rows_of
 
 _ROTATION = 1_000_000  # index = rotation * a million + index of the question
 _REFERENCE = 64  # a shorter image column names the row whose image it is
@@ -83,7 +83,8 @@ class MMBench(Task):
             if missing:
                 raise InputError(f"a row of {str(file)!r} has no {missing[0]!r}")
             index = _integer(row["index"], file)
-            questions.append(_question(index, row, _image(index, row, images)))
+            with rows_of(file, self.layout):
+                questions.append(_question(index, row, _image(index, row, images)))
         if not questions:
             raise InputError(f"{str(file)!r} holds no questions; needed is {self.layout}")
         return questions
@@ -172,7 +173,6 @@ def _integer(value: object, file: Path) -> int:
 
 def _options(row: Row) -> tuple[str, ...]:
     options = row.get("options", row)
-    options = json.loads(options) if isinstance(options, str) else options
     found: list[str] = []
     for letter in ascii_uppercase:
         if _empty(options.get(letter)):

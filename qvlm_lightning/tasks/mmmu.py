@@ -13,6 +13,7 @@ from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
 from qvlm_lightning.tasks.files import read_json
 from qvlm_lightning.tasks.prompts import ANSWER_LETTER, ANSWER_SHORT, lettered
+from qvlm_lightning.tasks.release import rows_of
 
 _MULTIPLE_CHOICE = "multiple-choice"
 _DOMAINS = {
@@ -85,15 +86,10 @@ class MMMU(Task):
         """
         split = self.split(split)
         held = read_json(path / "answer_dict_val.json" if path.is_dir() else path, self.layout)
-        try:
+        with rows_of(path, self.layout):
             outputs = {x["id"]: x for file in _outputs(path) for x in _listed(read_json(file, ""))}
             rows = _answers(held, outputs)
             questions = [_question(row) for row in rows]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{str(path)!r} is not in the form of MMMU's release "
-                f"({type(error).__name__}: {error}); needed is {self.layout}"
-            ) from error
         if path.is_dir():
             questions = [q for q in questions if q.id.startswith(f"{split}_")]
         if not questions:

@@ -99,7 +99,7 @@ class POPE(Task):
                     f"{', '.join(f'_{name}.json' for name in _CATEGORIES)}"
                 )
             for row in read_json_lines(file, self.layout):
-                missing = [key for key in ("image", "text", "label") if key not in row]
+                missing = [key for key in ("image", "text", "label") if row.get(key) is None]
                 if missing:
                     raise InputError(f"a line of {str(file)!r} has no {missing[0]!r}")
                 image = images / row["image"] if images else None
@@ -165,5 +165,5 @@ def _groups(targets: Iterable[Target]) -> list[str]:
 
 
 def _question(category: str, name: str, text: str, label: str, image: Any) -> Question:
-    target = Target(answers=(label.strip().lower(),), groups=(f"category/{category}",))
+    target = Target(answers=(str(label).strip().lower(),), groups=(f"category/{category}",))
     return Question(f"{category}:{name}:{text}", target, {"question": text, "image": name}, image)

@@ -15,8 +15,10 @@ from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
 from qvlm_lightning.tasks.files import read_json
 from qvlm_lightning.tasks.prompts import ANSWER_LETTER, bracketed, lettered
+from qvlm_lightning.tasks.release import rows_of
 
 _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
+_GRADES = {f"grade{i}": "G1-6" if i <= 6 else "G7-12" for i in range(1, 13)}
 _REASONING_TOKENS = 1024  # what LLaVA generates at most; a chain ends with the answer
 # Prompts that ask for an answer of a certain form -> the parser of that form.
 _FORMS = {"qcm_lepa": "qcm_lepa", "qcm_ale": "answer_is"}
@@ -135,13 +137,8 @@ class ScienceQA(Task):
         """
         split = self.split(split)
         release = _Release(path, self.layout)
-        try:
+        with rows_of(path, self.layout):
             questions = list(release.questions(split))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise InputError(
-                f"{str(path)!r} is not in the form of ScienceQA's release "
-                f"({type(error).__name__}: {error}); needed is {self.layout}"
-            ) from error
         if not questions:
             raise InputError(f"{str(path)!r} holds no question of split {split}")
         return questions
@@ -163,11 +160,12 @@ class ScienceQA(Task):
             text: what was generated.
             target: what is expected.
         """
-        parsed = PARSERS[self.mode](text, len(target.choices))
+        letters = ascii_uppercase[: len(target.choices)]
+        parsed = PARSERS[self.mode](text, len(letters))
         letter = parsed
-        if parsed is None and self.random_fallback is not None:
+        if parsed is None and letters and self.random_fallback is not None:
             draw = random.Random(f"{self.random_fallback}:{target.extra.get('pid')}")
-            letter = draw.choice(ascii_uppercase[: len(target.choices)])
+            letter = draw.choice(letters)
         return Judgement(WHOLE if letter in target.answers else 0, parsed)
 
 
@@ -248,7 +246,7 @@ def _question(pid: str, problem: Row, image: Any) -> Question:
     contexts = {"TXT": hint, "IMG": has_image, "NO": not hint and not has_image}
     groups += [f"context/{name}" for name, given in contexts.items() if given]
     if grade:
-        groups.append(f"grade/{'G1-6' if int(grade.removeprefix('grade')) <= 6 else 'G7-12'}")
+        groups.append(f"grade/{_GRADES[grade]}")
     if topic:
         groups.append(f"topic/{topic}")
     target = Target(

@@ -143,6 +143,7 @@ def test_rows_of_the_hub() -> None:
     ("split", "text", "message"),
     [
         (None, '{"id": 1, "text": "x"}', "no 'label'"),
+        (None, '{"id": 1, "text": "x", "label": null}', "no 'label'"),
         (None, "", "holds no memes"),
         ("dev_unseen", "", "there is no file"),
         ("val", "", "allowed are dev_seen"),

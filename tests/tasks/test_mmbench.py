@@ -109,6 +109,12 @@ def test_any_text_is_judged(text: str, mode: str, count: int) -> None:
         ("a.jsonl", '{"index": "x", "question": "?", "answer": "A"}', "is no integer"),
         ("a.jsonl", "", "holds no questions"),
         ("a.tsv", "index\tquestion\n1\t?", "no 'answer'"),
+        ("a.tsv", "index\tquestion\tanswer\timage\n1\t?\tA\t" + "A" * 65, "not in base64"),
+        (
+            "a.jsonl",
+            '{"index": 1, "question": "?", "answer": "A", "options": ["x"]}',
+            "is of another kind",
+        ),
         ("a.txt", "", "holds 0 files"),
     ],
 )

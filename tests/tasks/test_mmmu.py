@@ -144,8 +144,8 @@ def test_any_text_is_judged(text: str, mode: str, target: Target) -> None:
     ("text", "message"),
     [
         ("{", "is not JSON"),
-        ("[1]", "not in the form"),
-        ('{"validation_Art_1": {}}', "not in the form"),
+        ("[1]", "is of another kind"),
+        ('{"validation_Art_1": {}}', "is of another kind"),
         ("{}", "holds no question"),
     ],
 )

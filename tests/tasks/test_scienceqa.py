@@ -214,9 +214,9 @@ def test_rows_of_the_hub() -> None:
         (lambda p: (p / "problems.json").unlink(), None, "holds no problems"),
         (lambda p: (p / "problems.json").write_text("{"), None, "is not JSON"),
         (lambda p: (p / "problems.json").write_text("[]"), None, "no object of problems"),
-        (lambda p: (p / "problems.json").write_text('{"3": {}}'), None, "not in the form"),
-        (lambda p: (p / "problems.json").write_text("{}"), None, "problem '3' of split test"),
-        (lambda p: None, "minitest", "not in the form"),
+        (lambda p: (p / "problems.json").write_text('{"3": {}}'), None, "is of another kind"),
+        (lambda p: (p / "problems.json").write_text("{}"), None, "^problem '3' of split test"),
+        (lambda p: None, "minitest", "is of another kind"),
         (lambda p: None, "dev", "allowed are test, val"),
     ],
 )
