@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
+from qvlm_lightning.calibration.answers import note_missing_answers
 from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.calibration.statistics import Batch, model_inputs
 from qvlm_lightning.calibration.taps import Seen, SoftEdges, run_and_see
@@ -140,6 +141,7 @@ class VisualEncoderOptimization(QuantModule):
         """
         super().on_train_start()
         calibrator = self._built()
+        note_missing_answers(self.structure, calibrator.batches)
         trainer: Any = self.trainer  # sets datamodule on itself, undeclared
         self.local_batches: list[Batch] = trainer.datamodule.rank_batches(*world())
         self.edges = SoftEdges(
@@ -201,8 +203,8 @@ class VisualEncoderOptimization(QuantModule):
         )
 
     def loss_terms(self, index: int, step: int) -> dict[str, Tensor]:
-        """Return ``reg``, ``ent``, ``err`` and ``total`` (eq. 8-10) of batch ``index``, over all
-        processes.
+        """Return ``reg`` (0 without answers), ``ent``, ``err`` and ``total`` (eq. 8-10) of batch
+        ``index``, over all processes.
 
         Args:
             index: which calibration batch.
