@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.experts import unfuse_experts
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.nn.adapters import merged_tensors
 from qvlm_lightning.nn.structure import Structure
@@ -164,6 +165,7 @@ def _empty_model(folder: Path, weights: dict[str, Tensor]) -> nn.Module:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"artifact {str(folder)!r} is broken: {CONFIG}: {reason}") from error
+    unfuse_experts(model)
     for name, parameter in model.named_parameters():
         if name in weights:
             parameter.data = parameter.data.to(weights[name].dtype)

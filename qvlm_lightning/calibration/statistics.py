@@ -3,15 +3,22 @@ dependency.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from qvlm_lightning.calibration.few_tokens import fill_from_layer
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.nn.distributed import gather_objects, world
-from qvlm_lightning.nn.structure import Site, Structure
-from qvlm_lightning.nn.taps import taps
+from qvlm_lightning.nn.routing import observed
+from qvlm_lightning.nn.structure import Site, Structure, Tower, Unit
 from qvlm_lightning.quant.observers import Granularity, RangeObserver
+from qvlm_lightning.quant.tables import RangeTable
+
+if TYPE_CHECKING:
+    from qvlm_lightning.calibration.passes import Passes
 
 Batch = dict[str, Tensor]
 Progress = Callable[[str, int, int], None]
@@ -53,6 +60,7 @@ class Statistics:
             site.name: RangeObserver(self._granularity(site), seed=seed, expected_samples=samples)
             for site in structure.sites
         }
+        self.tables: dict[str, RangeTable] = {}
 
     @staticmethod
     def _granularity(site: Site) -> Granularity:
@@ -60,51 +68,76 @@ class Statistics:
 
     @torch.no_grad()
     def collect(
-        self, model: nn.Module, batches: Sequence[Batch], progress: Progress | None = None
+        self,
+        passes: "Passes",
+        batches: Sequence[Batch],
+        progress: Progress | None = None,
+        percentiles: Sequence[float] | None = None,
     ) -> None:
         """Run the full-precision model over the batches; processes share them and merge exactly.
+
+        Args:
+            passes: run the model.
+            batches: all of them, in every process.
+            progress: called as ``progress(what, done, of)``.
+            percentiles: if given, a unit's reservoirs are let go as soon as no batch will reach it
+                any more, and only these percentiles can be asked for.
 
         Raises:
             InputError: an activation is NaN or infinite (names the layer).
         """
         rank, size = world()
-        device = next(model.parameters()).device
+        mine = {number: batch for number, batch in enumerate(batches) if number % size == rank}
         tower_of = {s.name: name for name, t in self.structure.towers.items() for s in t.sites}
+        route_of = {s.name: s.route for s in self.structure.sites}
         modules: dict[str, nn.Module] = {s.name: s.leader for s in self.structure.sites}
         failure: str | None = None
-        with self.structure.only(set()):
-            for count, batch in enumerate(batches):
-                if count % size != rank or failure:
-                    continue
-
-                def see(name: str, x: Tensor, batch: Batch = batch) -> None:
-                    rows, mask = rows_and_mask(tower_of[name], batch)
-                    try:
-                        self.observers[name].update(x, mask, rows)
-                    except InputError as error:
-                        raise InputError(f"calibration activations at {name}: {error}") from error
-
-                try:
-                    with taps(modules, see):
-                        model(**model_inputs(batch, device))
-                except InputError as error:
-                    failure = str(error)
-                if progress:
-                    progress("statistics", count + 1, len(batches))
-        self._merge(failure)
-
-    def _merge(self, failure: str | None) -> None:
-        """Merge over processes; all of them fail together, so that none waits for ever."""
         self._ranges.clear()
-        states = gather_objects((failure, {n: o.state() for n, o in self.observers.items()}))
+
+        def see(number: int, name: str, x: Tensor) -> None:
+            rows, mask = rows_and_mask(tower_of[name], mine[number])
+            x, mask = observed(route_of[name], x, mask)
+            try:
+                self.observers[name].update(x, mask, rows)
+            except InputError as error:
+                raise InputError(f"calibration activations at {name}: {error}") from error
+
+        def left(unit: Unit) -> None:
+            self._merge(None, unit)
+            for site in unit.sites:
+                table = RangeTable(self.observers.pop(site.name), percentiles or ())
+                self.tables[site.name] = table
+
+        done = partial(progress, "statistics") if progress else None
+        early = None if percentiles is None else left
+        try:
+            passes.watch(mine, modules, set(), see, left=early, done=done)
+        except InputError as error:
+            failure = str(error)
+        if percentiles is None:
+            self._merge(failure, self.structure)
+        elif failure:  # the other processes are at the merge of the same unit
+            self._merge(failure, Tower("", []))
+
+    def _merge(self, failure: str | None, part: Structure | Tower | Unit) -> None:
+        """Merge over processes; all of them fail together, so that none waits for ever."""
+        mine = {site.name: self.observers[site.name].state() for site in part.sites}
+        states = gather_objects((failure, mine))
         for message, _ in states:
             if message:
                 raise InputError(message)
-        for name in self.observers:
+        for name in mine:
             merged = RangeObserver.from_state(states[0][1][name])
             for _, other in states[1:]:
                 merged.merge(RangeObserver.from_state(other[name]))
             self.observers[name] = merged
+        for note in fill_from_layer(part, self.observers):
+            if note not in self.structure.notes:
+                self.structure.notes.append(note)
+
+    def observed(self, site: Site) -> RangeObserver | RangeTable:
+        """Return what is known about a site's activations."""
+        return self.tables.get(site.name) or self.observers[site.name]
 
     def ranges(self, site: Site, percentiles: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Return (low, high) candidates of a site, [P, *shape], on the quantizer's device.
@@ -118,7 +151,7 @@ class Statistics:
             return -ratio, ratio
         key = (site.name, tuple(percentiles))
         if key not in self._ranges:  # a quantile table costs a sort of the whole reservoir
-            low, high = self.observers[site.name].ranges(percentiles)
+            low, high = self.observed(site).ranges(percentiles)
             self._ranges[key] = low.to(device), high.to(device)
         return self._ranges[key]
 
@@ -126,7 +159,7 @@ class Statistics:
         """Return the exact per-channel range [D] of a site, used for the codes of the
         dependency.
         """
-        low, high = self.observers[site.name].channel_range()
+        low, high = self.observed(site).channel_range()
         device = site.quantizer.low.device
         return low.to(device), high.to(device)
 

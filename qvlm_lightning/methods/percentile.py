@@ -12,6 +12,7 @@ from qvlm_lightning.methods.base import Method, Solution
 from qvlm_lightning.nn.block import Block
 from qvlm_lightning.nn.distributed import world
 from qvlm_lightning.nn.replay import run_candidates
+from qvlm_lightning.nn.site_input import SiteInput
 from qvlm_lightning.quant.observers import check_percentiles
 
 
@@ -124,7 +125,7 @@ class SequentialSearch(Method):
         return choice
 
     def _score_site(
-        self, block: Block, unit: int, index: int, x_fp: list[Tensor], x_q: list[Tensor]
+        self, block: Block, unit: int, index: int, x_fp: list[SiteInput], x_q: list[SiteInput]
     ) -> Tensor:
         """Return per candidate the squared error at the output of the Linear layers that read the
         site.
@@ -133,13 +134,14 @@ class SequentialSearch(Method):
         count = len(self.percentiles)
         errors = block.error_table(count)
         for batch in block.mine():
-            mask, size = block.x_q[batch].mask, x_q[batch].shape[0]
-            stacked = x_q[batch].repeat(count, *[1] * (x_q[batch].dim() - 1))
+            hidden, size = x_q[batch].hidden, x_q[batch].hidden.shape[0]
+            mask = x_q[batch].shared_mask(x_fp[batch])
+            stacked = hidden.repeat(count, *[1] * (hidden.dim() - 1))
             with torch.no_grad(), site.quantizer.candidates(low, high):
                 outputs = [linear(stacked) for linear in site.linears.values()]
             block.cost.count(sites=count)
             for linear, output in zip(site.linears.values(), outputs, strict=True):
-                target = torch.nn.functional.linear(x_fp[batch], linear.weight, linear.bias)
+                target = torch.nn.functional.linear(x_fp[batch].hidden, linear.weight, linear.bias)
                 for candidate, part in enumerate(output.split(size)):
                     terms = output_error_terms(part, target, mask)
                     errors[batch, candidate] += torch.stack(
@@ -152,10 +154,8 @@ class JointSearch(Method):
     """Choose the percentiles of a block together, for the error at the block's output (eq. 3).
 
     All combinations are tried along a prefix tree where there are at most ``exhaustive_limit`` of
-    them;
-    beyond, coordinate descent from the better of the sequential and the min-max choice, sweep after
-    sweep
-    until nothing changes. Either way J is never above that of those two.
+    them; beyond, coordinate descent from the better of the sequential and the min-max choice, sweep
+    after sweep until nothing changes. Either way J is never above that of those two.
 
     Args:
         low, high, step, per: see :class:`SequentialSearch`.

@@ -10,9 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from qvlm_lightning.models.experts import Experts, find_experts, find_routers
+
 PAD, VISION, PROMPT, ANSWER = range(4)
 
 Named = tuple[str, nn.Module]
+
+BOOKKEEPING = ("labels", "sample_index", "has_image", "image_index", "image_rows")
+"""Entries of a batch that are not for the model; whatever else a processor makes is."""
+
+
+def model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what goes into ``model(**...)``: the batch without labels and bookkeeping.
+
+    Example:
+        >>> sorted(model_inputs({"input_ids": torch.ones(1, 2), "labels": torch.ones(1, 2)}))
+        ['input_ids']
+    """
+    return {name: value for name, value in batch.items() if name not in BOOKKEEPING}
 
 
 class VLMFamily(ABC):
@@ -47,6 +62,31 @@ class VLMFamily(ABC):
     def projector(self, model: nn.Module) -> Named:
         """Return the module between tower and language model."""
 
+    def projectors(self, model: nn.Module) -> dict[str, Named]:
+        """Return every projector by the name of its tower, in forward order.
+
+        One by default. Where features leave the tower at several depths, each way out is a tower of
+        its own, ``projector.<which>``: such modules follow each other in time, but do not feed each
+        other.
+        """
+        return {"projector": self.projector(model)}
+
+    def full_precision(self, model: nn.Module) -> list[tuple[str, nn.Module, str]]:
+        """Return (name, module, reason) of modules whose weights are no Linear layer and stay as
+        they are.
+
+        None by default: weights that a Linear swap would skip in silence stop the run.
+        """
+        return []
+
+    def image_rows(self, model: nn.Module, batch: dict[str, Tensor]) -> list[int]:
+        """Return how many rows of the tower's input belong to each sample with an image.
+
+        A row is what the tower's first dimension counts: an image (one each, the default), a tile,
+        or a patch where the tower takes packed patches without a batch dimension.
+        """
+        return [1] * int(batch["has_image"].sum())
+
     @abstractmethod
     def decoder_layers(self, model: nn.Module) -> list[Named]:
         """Return the language model's layers in forward order."""
@@ -59,6 +99,20 @@ class VLMFamily(ABC):
         The first site of a layer is its representative for the dependency between layers
         (docs/paper.md).
         """
+
+    def experts(self, layer: nn.Module) -> dict[str, Experts]:
+        """Return name -> experts inside ``layer``, if it is a mixture of experts.
+
+        Their Linear layers see the tokens that are routed to them, and have statistics of their
+        own.
+        """
+        return find_experts(layer)
+
+    def routers(self, layer: nn.Module) -> list[str]:
+        """Return the names of what decides between the experts of ``layer``; it is never
+        quantized.
+        """
+        return find_routers(layer)
 
     @abstractmethod
     def vision_positions(self, model: nn.Module) -> int | None:
@@ -75,6 +129,18 @@ class VLMFamily(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return plain values that say which model this is (stored in reports and artifacts)."""
+
+    def empty_model(self, dtype: torch.dtype) -> nn.Module:
+        """Return the model of an artifact's folder with whatever weights, in ``eval()`` mode.
+
+        Args:
+            dtype: type of its weights.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not load artifacts")
+
+    def of_artifact(self) -> "type[VLMFamily]":
+        """Return the class that reads an artifact of this model, from ``class(folder)``."""
+        return type(self)
 
     def fingerprint(self, model: nn.Module) -> str:
         """Return a short hash over names, shapes and a sample of every weight of ``model``."""

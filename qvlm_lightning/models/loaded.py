@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.experts import unfuse_experts
 from qvlm_lightning.models.llava import Llava
 
 
@@ -25,5 +26,6 @@ class LoadedLlava(Llava):
         self._model, self._processor = model, processor
 
     def load_model(self) -> nn.Module:
-        """Return the model itself, frozen."""
+        """Return the model itself, frozen; fused experts are un-fused in place."""
+        unfuse_experts(self._model)
         return self._model.eval().requires_grad_(False)

@@ -4,15 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qvlm_lightning.losses import output_error_terms
 from qvlm_lightning.nn.distributed import all_sum, is_main, world
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.replay import UnitInput, run_candidates, run_unit
+from qvlm_lightning.nn.site_input import SiteInput, site_inputs
 from qvlm_lightning.nn.structure import Site, Unit
-from qvlm_lightning.nn.taps import taps
 
 
 @dataclass
@@ -135,19 +135,21 @@ class Block:
     def reduce(errors: Tensor) -> Tensor:
         """Return J [C] from the table that the processes filled in shares; the order of the sum is
         fixed.
+
+        An expert that no token of the search reached has J = 0 for every candidate.
         """
         total = all_sum(errors).sum(dim=0)
-        return total[:, 0] / total[:, 1]
+        return total[:, 0] / total[:, 1].clamp_min(1)
 
     @torch.no_grad()
-    def full_precision_site_inputs(self, unit: int, hidden: Sequence[Tensor]) -> list[list[Tensor]]:
+    def full_precision_site_inputs(
+        self, unit: int, hidden: Sequence[Tensor]
+    ) -> list[list[SiteInput]]:
         """Return per batch the input of every site of a unit in the full-precision chain."""
         owner = self.units[unit]
-        modules: dict[str, nn.Module] = {site.name: site.leader for site in owner.sites}
         inputs = []
         for h, call in zip(hidden, self.x_fp, strict=True):
-            seen: dict[str, Tensor] = {}
-            with taps(modules, seen.__setitem__):
+            with site_inputs(owner.sites, h, call.mask) as seen:
                 self._run_full_precision(owner, h, call)
             self.cost.count(layers=1, repeated=True)
             inputs.append([seen[site.name] for site in owner.sites])
@@ -156,18 +158,17 @@ class Block:
     @torch.no_grad()
     def quantized_site_input(
         self, unit: int, hidden: Sequence[Tensor], choice: Tensor, site: int
-    ) -> list[Tensor]:
+    ) -> list[SiteInput]:
         """Return per batch the input of one site in the quantized chain, the unit's earlier sites
         at ``choice``.
         """
         owner = self.units[unit]
         inputs = []
         for h, call in zip(hidden, self.x_q, strict=True):
-            seen: dict[str, Tensor] = {}
-            with taps({"site": owner.sites[site].leader}, seen.__setitem__):
+            with site_inputs([owner.sites[site]], h, call.mask) as seen:
                 run_candidates(owner, h, call, self.tables[unit], choice[None])
             self.cost.count(layers=1, repeated=True)
-            inputs.append(seen["site"])
+            inputs.append(seen[owner.sites[site].name])
         return inputs
 
     @torch.no_grad()

@@ -8,15 +8,19 @@ from torch import nn
 
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
+from qvlm_lightning.nn.routing import Route
 
 
 @dataclass
 class Site:
-    """Linear layers that share one input, and the quantizer of that input."""
+    """Linear layers that share one input, the quantizer of that input, and for those of an expert
+    which tokens it sees.
+    """
 
     name: str
     quantizer: ActivationQuantizer
     linears: dict[str, QuantLinear]
+    route: Route | None = None
 
     @property
     def leader(self) -> QuantLinear:

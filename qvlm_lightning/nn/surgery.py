@@ -11,10 +11,12 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
+from qvlm_lightning.nn.routing import Route
 from qvlm_lightning.nn.structure import Site, Structure, Tower, Unit
 from qvlm_lightning.quant.scheme import Scheme
 
 _LEFT_IN_FULL_PRECISION = (nn.Embedding, nn.modules.conv._ConvNd)
+_ROUTER = "router of experts, kept in full precision"
 
 
 def quantize_model(model: nn.Module, family: VLMFamily, scheme: Scheme) -> Structure:
@@ -46,7 +48,7 @@ def quantize_model(model: nn.Module, family: VLMFamily, scheme: Scheme) -> Struc
     for part, named in layers.items():
         structure.towers[part] = Tower(part, [Unit(name, module) for name, module in named])
         for unit in structure.towers[part].units:
-            _check_weights(unit, part, scheme, structure, used_patterns)
+            _check_weights(family, unit, part, scheme, structure, used_patterns)
             plans.append((part, unit, _plan(family, unit, part, scheme, structure, used_patterns)))
     _account_for_the_rest(model, family, structure)
     for pattern in scheme.ignore:
@@ -80,6 +82,7 @@ def _plan(
     groups = family.input_groups(unit.module)
     named = {name for names in groups.values() for name in names}
     groups = groups | {name: [name] for name in plain if name not in named}
+    routers = set(family.routers(unit.module))
     plan: dict[str, list[str]] = {}
     for site, names in groups.items():
         for name in (n for n in names if n in plain):
@@ -88,6 +91,8 @@ def _plan(
             if pattern is not None:
                 used.add(pattern)
                 structure.ignored[full] = f"ignore pattern {pattern!r}"
+            elif name in routers:
+                structure.ignored[full] = _ROUTER
             elif _off(scheme, part):
                 structure.ignored[full] = f"part {part!r} is at 16 bits"
             else:
@@ -131,7 +136,17 @@ def _quantize_site(
         )
         model.set_submodule(f"{unit.name}.{name}", new)
         linears[f"{unit.name}.{name}"] = new
-    return Site(f"{unit.name}.{site_name}", quantizer, linears)
+    route = _route(family, unit, names[0], site_name)
+    return Site(f"{unit.name}.{site_name}", quantizer, linears, route)
+
+
+def _route(family: VLMFamily, unit: Unit, linear: str, site_name: str) -> Route | None:
+    """Return which expert a Linear layer belongs to, if any."""
+    for name, experts in family.experts(unit.module).items():
+        if linear.startswith(f"{name}."):
+            index, _, role = site_name.removeprefix(f"{name}.").partition(".")
+            return Route(experts, int(index), f"{unit.name}.{name}", role)
+    return None
 
 
 def _range_shape(
@@ -161,17 +176,26 @@ def _off(scheme: Scheme, part: str) -> bool:
 
 
 def _check_weights(
-    unit: Unit, part: str, scheme: Scheme, structure: Structure, used: set[str]
+    family: VLMFamily,
+    unit: Unit,
+    part: str,
+    scheme: Scheme,
+    structure: Structure,
+    used: set[str],
 ) -> None:
     """Refuse weights that a Linear swap would skip in silence (fused experts, packed
     projections).
     """
+    routers = set(family.routers(unit.module))
     for name, module in unit.module.named_modules():
         own = [n for n, p in module.named_parameters(recurse=False) if p.dim() >= 2]
         if not own or type(module) is nn.Linear or isinstance(module, _LEFT_IN_FULL_PRECISION):
             continue
         full = f"{unit.name}.{name}" if name else unit.name
         pattern = next((p for p in scheme.ignore if re.search(p, full)), None)
+        if pattern is None and name in routers:
+            structure.ignored[full] = _ROUTER
+            continue
         if pattern is None and _off(scheme, part):
             structure.ignored[full] = f"part {part!r} is at 16 bits"
             continue

@@ -64,6 +64,7 @@ class RangeObserver:
         self._channel: tuple[Tensor, Tensor] | None = None  # [D], [D]
         self._position: tuple[Tensor, Tensor] | None = None  # [T], [T]
         self._kept: dict[int, Tensor] = {}  # sample -> [N, D]; per position [T, N]
+        self._seen: dict[int, int] = {}  # sample -> tokens that counted
 
     def update(self, x_BTD: Tensor, mask_BT: Tensor | None, sample_index: Sequence[int]) -> None:
         """Take in the activations of some samples.
@@ -107,6 +108,12 @@ class RangeObserver:
             low_T, high_T = torch.aminmax(x_TD, dim=1)
             self._position = _union(self._position, (low_T, high_T), "positions")
         self._kept[index] = self._choose(x_TD, index)
+        self._seen[index] = x_TD.shape[0]
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens observed."""
+        return sum(self._seen.values())
 
     def _choose(self, x_TD: Tensor, index: int) -> Tensor:
         generator = torch.Generator().manual_seed(Random(f"{self.seed}/{index}").getrandbits(62))
@@ -130,6 +137,25 @@ class RangeObserver:
         if other._position is not None:
             self._position = _union(self._position, other._position, "positions")
         self._kept |= other._kept
+        self._seen |= other._seen
+
+    @classmethod
+    def pooled(cls, parts: Sequence["RangeObserver"]) -> "RangeObserver":
+        """Return an observer of all that ``parts`` have seen of the same samples.
+
+        Where :meth:`merge` unites different samples of one site, this unites different sites, such
+        as those of the experts of a layer; granularity is not ``position``.
+        """
+        first = parts[0]
+        new = cls(first.granularity, first.seed, first.max_tokens, first.expected_samples)
+        for part in parts:
+            if part._channel is not None:
+                new._channel = _union(new._channel, part._channel, "channels")
+            for index, rows in part._kept.items():
+                known = new._kept.get(index)
+                new._kept[index] = rows if known is None else torch.cat([known, rows])
+                new._seen[index] = new._seen.get(index, 0) + part._seen[index]
+        return new
 
     def ranges(self, percentiles: Sequence[float]) -> tuple[Tensor, Tensor]:
         """Return the range at each percentile p, from the (1-p)- to the p-quantile.
@@ -200,6 +226,7 @@ class RangeObserver:
             "position": None if self._position is None else list(self._position),
             "samples": sorted(self._kept),
             "kept": [self._kept[index] for index in sorted(self._kept)],
+            "seen": [self._seen[index] for index in sorted(self._kept)],
         }
 
     @classmethod
@@ -210,6 +237,7 @@ class RangeObserver:
         new._channel = None if state["channel"] is None else tuple(state["channel"])
         new._position = None if state["position"] is None else tuple(state["position"])
         new._kept = dict(zip(state["samples"], state["kept"], strict=True))
+        new._seen = dict(zip(state["samples"], state["seen"], strict=True))
         return new
 
 
