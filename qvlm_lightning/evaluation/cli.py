@@ -19,6 +19,7 @@ from qvlm_lightning.evaluation.progress import QuestionBar
 from qvlm_lightning.evaluation.render import grids, markdown, show
 from qvlm_lightning.evaluation.report import load_answers, report_rows, write_results
 from qvlm_lightning.evaluation.run import evaluate
+from qvlm_lightning.evaluation.scores import score_grids
 from qvlm_lightning.exits import user_faults
 
 CONFIG = "eval.yaml"
@@ -109,9 +110,10 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
             return cli
         root = Path(cli.trainer.default_root_dir)
         cli.save()
-        rows = report_rows(load_answers(root / "predictions"))
+        known = load_answers(root / "predictions")
+        rows = report_rows(known)
         write_results(root / "results.json", rows)
-        drawn = grids(rows)
+        drawn = [*grids(rows), *score_grids(known)]
         (root / "results.md").write_text("\n\n".join(map(markdown, drawn)) + "\n")
         for grid in drawn:
             show(grid)

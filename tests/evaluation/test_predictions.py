@@ -1,11 +1,20 @@
 import json
+import math
 from dataclasses import fields
 
 import pytest
 import torch
 
+from qvlm_lightning.data import Sample
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.evaluation.predictions import Predictions, is_stored, stored, write_whole
+from qvlm_lightning.evaluation.predictions import (
+    Predictions,
+    is_stored,
+    plain_scores,
+    stored,
+    write_whole,
+)
+from qvlm_lightning.metrics.target import Judgement, Target
 
 
 def test_what_is_stored_comes_back(answered, tmp_path):
@@ -66,3 +75,37 @@ def test_files_appear_whole(tmp_path):
     write_whole(tmp_path / "a.json", b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "new"
+
+
+def test_what_the_rule_says_is_stored_with_the_answer(tmp_path, variants):
+    target = Target(("red", "crimson"), groups=("colour", "hue"), cluster="7")
+    samples = [Sample("q0", None, "?", answer="red", family="colour", target=target)]
+    samples.append(Sample("q1", None, "?", ("a", "b"), answer="B"))
+    about = {"variant": variants["fp"], "source": "w", "base": "w", "seconds": 1.0}
+    about |= {"benchmark": "vqav2", "mode": "official", "asked": {"stop": ["\n"]}}
+    scores = plain_scores({"overall": 15.0, "group/none": math.nan})
+    judged = [Judgement(3, "crimson"), Judgement(0, None)]
+    made = Predictions.of(samples, ["Crimson.", "what"], judged, scores=scores, **about)
+    made.save(tmp_path)
+    lines = (tmp_path / "fp-k1.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {
+            **{"id": "q0", "text": "Crimson.", "answer": "red", "choices": 0, "family": "colour"},
+            **{"points": 3, "parsed": "crimson", "groups": ["colour", "hue"], "cluster": "7"},
+        },
+        {
+            **{"id": "q1", "text": "what", "answer": "B", "choices": 2, "family": ""},
+            **{"points": 0, "parsed": None, "groups": [], "cluster": ""},
+        },
+    ]
+    back = Predictions.load(tmp_path, "fp-k1")
+    assert back == made
+    assert back.scores == {"overall": 15.0, "group/none": None}
+
+
+def test_only_answers_to_the_same_count_as_stored(answered, tmp_path):
+    made = answered("qvlm", asked={"mode": "official"})
+    made.save(tmp_path)
+    given = (tmp_path, made.name, "qvlm", made.ids)
+    assert is_stored(*given, {"mode": "official"})
+    assert not is_stored(*given, {"mode": "lmms"})

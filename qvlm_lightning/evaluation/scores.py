@@ -1,0 +1,33 @@
+"""A benchmark's own figures as tables: one row per figure, one column per variant."""
+
+from collections.abc import Mapping
+
+from qvlm_lightning.evaluation.predictions import Predictions
+from qvlm_lightning.evaluation.render import NONE, Grid
+
+
+def score_grids(known: Mapping[str, Predictions]) -> list[Grid]:
+    """Lay out the figures of each benchmark and scoring rule; none where only points are known.
+
+    Args:
+        known: stored answers by name.
+    """
+    made: dict[tuple[str, str], list[Predictions]] = {}
+    for answered in known.values():
+        if answered.scores:
+            made.setdefault((answered.benchmark, answered.mode), []).append(answered)
+    grids = []
+    for (benchmark, mode), members in made.items():
+        names = dict.fromkeys(name for p in members for name in p.scores)
+        rows = [[name, *(_figure(p.scores.get(name)) for p in members)] for name in names]
+        note = "Percent by the benchmark's own rule; unparsed is a count."
+        grids.append(
+            Grid(f"{benchmark}: {mode}", ["figure", *(p.name for p in members)], rows, note)
+        )
+    return grids
+
+
+def _figure(value: float | None) -> str:
+    if value is None:
+        return NONE
+    return f"{value}" if isinstance(value, int) else f"{value:.2f}"
