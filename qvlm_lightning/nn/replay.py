@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,24 +13,47 @@ from qvlm_lightning.nn.taps import stop_at
 
 
 @dataclass
+class Call:
+    """How one unit is called where that differs from the tower's first.
+
+    Attributes:
+        args, kwargs: masks and positions of this unit.
+        added: [B, T, D] float64, what the model adds to the previous unit's output on the way here
+            (features that enter the decoder at several depths); ``None`` for nothing.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    added: Tensor | None = None
+
+
+@dataclass
 class UnitInput:
     """What the first unit of a tower was called with for one batch; ``hidden`` advances unit by
     unit.
 
     Attributes:
-        hidden: [B, T, D].
-        kwargs: masks and positions, the same for every unit of the tower.
+        hidden: [B, T, D], or [patches, D] of a tower without a batch dimension.
+        args: positional arguments after ``hidden``.
+        kwargs: masks and positions, the same for every unit of the tower that ``others`` does not
+            name.
         mask: [B, T] bool, tokens that count; ``None`` for all.
+        others: unit name -> its own call.
     """
 
     hidden: Tensor
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     mask: Tensor | None = None
+    others: dict[str, Call] = field(default_factory=dict)
 
     def advanced(self, hidden: Tensor) -> "UnitInput":
         """Return the same call with another hidden state."""
-        return UnitInput(hidden, self.args, self.kwargs, self.mask)
+        return replace(self, hidden=hidden)
+
+    def of(self, unit: str) -> Call:
+        """Return how a unit is called."""
+        return self.others.get(unit) or Call(self.args, self.kwargs)
 
 
 @torch.no_grad()
@@ -42,17 +65,82 @@ def catch_inputs(model: nn.Module, first: nn.Module, inputs: dict[str, Tensor]) 
     caught: list[UnitInput] = []
 
     def see(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        kwargs = dict(kwargs)
-        hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
-        if "past_key_values" in kwargs:
-            kwargs["past_key_values"] = None
-        if "use_cache" in kwargs:
-            kwargs["use_cache"] = False
-        caught.append(UnitInput(hidden.detach(), rest, kwargs))
+        caught.append(_call_of(args, kwargs))
 
     with stop_at(first, see):
         model(**inputs)
     return caught[0] if caught else None
+
+
+@torch.no_grad()
+def catch_calls(
+    model: nn.Module, units: Sequence[Unit], inputs: dict[str, Tensor]
+) -> UnitInput | None:
+    """Run ``model(**inputs)`` up to the last of ``units`` and return how all of them are called;
+    ``None`` if they never are.
+
+    Args:
+        model: runs as it stands.
+        units: of one tower, in forward order.
+        inputs: of the model.
+    """
+    found: list[UnitInput] = []
+    added: list[Tensor | None] = []
+    previous: list[Tensor] = []
+
+    def see(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        call = _call_of(args, kwargs)
+        found.append(call)
+        moved = bool(previous) and not torch.equal(call.hidden, previous[0])
+        # float64 holds the difference of two floats exactly: x + (y - x) is y again
+        added.append(call.hidden.double() - previous[0].double() if moved else None)
+
+    def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        see(args, kwargs)
+
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        previous[:] = [output[0] if isinstance(output, tuple) else output]
+
+    with ExitStack() as stack:
+        for unit in units[:-1]:
+            handle = unit.module.register_forward_pre_hook(before, with_kwargs=True)
+            stack.callback(handle.remove)
+            stack.callback(unit.module.register_forward_hook(after).remove)
+        stack.enter_context(stop_at(units[-1].module, see))
+        model(**inputs)
+    if not found:
+        return None
+    assert len(found) == len(units), "the units of a tower run once each, in order"
+    first = found[0]
+    for unit, own, extra in zip(units[1:], found[1:], added[1:], strict=True):
+        alike = _same(own.args, first.args) and _same(own.kwargs, first.kwargs)
+        if not alike or extra is not None:
+            first.others[unit.name] = Call(own.args, own.kwargs, extra)
+    return first
+
+
+def _call_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> UnitInput:
+    """Return a call without its cache, which a replay must not fill."""
+    kwargs = dict(kwargs)
+    hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+    if "past_key_values" in kwargs:
+        kwargs["past_key_values"] = None
+    if "use_cache" in kwargs:
+        kwargs["use_cache"] = False
+    return UnitInput(hidden.detach(), rest, kwargs)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two arguments are equal, tensors by value."""
+    if one is other:
+        return True
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and torch.equal(one, other)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_same(one[k], other[k]) for k in one)
+    return type(one) is type(other) and bool(one == other)
 
 
 def run_unit(unit: Unit, hidden: Tensor, call: UnitInput, copies: int = 1) -> Tensor:
@@ -61,21 +149,23 @@ def run_unit(unit: Unit, hidden: Tensor, call: UnitInput, copies: int = 1) -> Te
     """
     size = call.hidden.shape[0]
 
-    def spread(value: Any) -> Any:
-        if (
-            isinstance(value, Tensor)
-            and copies > 1
-            and value.dim()
-            and value.shape[0] == size
-            and size > 1
-        ):
-            return value.repeat(copies, *[1] * (value.dim() - 1))
-        if isinstance(value, tuple):
-            return tuple(spread(v) for v in value)
-        return value
+    def spread(value: Any, rotary: bool = False) -> Any:
+        if isinstance(value, tuple | list):
+            return type(value)(spread(v, rotary) for v in value)
+        if not isinstance(value, Tensor) or copies == 1 or size == 1:
+            return value
+        # positions of several axes (M-RoPE) may come first: [3, B, T, head]
+        axis = max(value.dim() - 3, 0) if rotary else 0
+        if value.dim() <= axis or value.shape[axis] != size:
+            return value
+        return value.repeat(*[1] * axis, copies, *[1] * (value.dim() - axis - 1))
 
-    args = tuple(spread(v) for v in call.args)
-    kwargs = {name: spread(v) for name, v in call.kwargs.items()}
+    own = call.of(unit.name)
+    if own.added is not None:
+        added = own.added.repeat(copies, *[1] * (own.added.dim() - 1))
+        hidden = (hidden.double() + added).to(hidden.dtype)
+    args = tuple(spread(v) for v in own.args)
+    kwargs = {n: spread(v, n == "position_embeddings") for n, v in own.kwargs.items()}
     output = unit.module(hidden, *args, **kwargs)
     return output[0] if isinstance(output, tuple) else output
 
@@ -89,6 +179,8 @@ def run_candidates(
 ) -> Tensor:
     """Run one unit for C candidates stacked in the batch dimension.
 
+    Packed patches [P, D] have no batch dimension: their candidates run one after another.
+
     Args:
         unit: the unit.
         hidden: [C * B, T, D].
@@ -99,6 +191,9 @@ def run_candidates(
     Returns:
         [C * B, T, D]
     """
+    if hidden.dim() == 2 and len(choice) > 1:
+        parts = zip(hidden.chunk(len(choice)), choice, strict=True)
+        return torch.cat([run_candidates(unit, h, call, tables, c[None]) for h, c in parts])
     with ExitStack() as stack:
         for column, (site, (low, high)) in enumerate(zip(unit.sites, tables, strict=True)):
             rows = choice[:, column]

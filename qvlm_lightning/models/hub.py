@@ -1,0 +1,194 @@
+"""What families share whose models come from a transformers folder: loading, places, token kinds.
+
+A family below is little more than names: where layers are, and which Linear layers share an input.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.experts import expert_groups, unfuse_experts
+from qvlm_lightning.models.family import ANSWER, PAD, PROMPT, VISION, Named, VLMFamily
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class HubFamily(VLMFamily):
+    """A family whose models and processors transformers loads from a local folder or a hub name.
+
+    Args:
+        path: folder in the Hugging Face layout, or a repository id on the hub.
+        dtype: ``float32``, ``bfloat16`` or ``float16``.
+    """
+
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """``model_type`` of the configurations that are of this family."""
+    tower: ClassVar[str] = "model.vision_tower.encoder.layers"
+    """Where the tower's layers are."""
+    connector: ClassVar[str] = "model.multi_modal_projector"
+    """Where the projector is."""
+    decoder: ClassVar[str] = "model.language_model.layers"
+    """Where the decoder layers are."""
+    sites: ClassVar[dict[str, tuple[str, ...]]] = {
+        "attn_in": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "o_in": ("self_attn.o_proj", "self_attn.out_proj"),
+        "mlp_in": ("mlp.gate_proj", "mlp.up_proj", "mlp.fc1"),
+        "down_in": ("mlp.down_proj", "mlp.fc2"),
+        "first_in": ("linear_1",),
+        "second_in": ("linear_2",),
+    }
+    """Site -> Linear layers of any layer or projector that share its input, if they exist."""
+
+    def __init__(self, path: str, dtype: str = "float32") -> None:
+        if dtype not in _DTYPES:
+            raise InputError(f"dtype {dtype!r} is not known; allowed: {', '.join(_DTYPES)}")
+        self.path = str(path)
+        self.dtype = dtype
+        self._processor: Any = None
+
+    # --- loading ----------------------------------------------------------------------------------
+
+    def load_model(self) -> nn.Module:
+        """Load, freeze and return the model (see :class:`VLMFamily`)."""
+        from safetensors import SafetensorError
+
+        self._check_folder("config.json")
+        try:
+            model = self.read_model(_DTYPES[self.dtype])
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            raise InputError(f"no usable model in {self.path!r}: {first_line(error)}") from error
+        self.check_type(model.config.model_type, repr(self.path))
+        unfuse_experts(model)
+        return model.eval().requires_grad_(False)
+
+    def read_model(self, dtype: torch.dtype) -> Any:
+        """Read the model from the folder."""
+        from transformers import AutoModelForImageTextToText
+
+        return AutoModelForImageTextToText.from_pretrained(self.path, dtype=dtype)
+
+    def empty_model(self, dtype: torch.dtype) -> nn.Module:
+        """Build the model from the folder's configuration (see :class:`VLMFamily`)."""
+        from transformers import AutoConfig, AutoModelForImageTextToText
+
+        config = AutoConfig.from_pretrained(self.path)
+        model = AutoModelForImageTextToText.from_config(config, dtype=dtype)
+        unfuse_experts(model)
+        return model.eval()
+
+    @classmethod
+    def check_type(cls, found: Any, where: str) -> None:
+        """Refuse a model of another family.
+
+        Raises:
+            InputError: ``found`` is not one of ``model_types``.
+        """
+        if found not in cls.model_types:
+            allowed = ", ".join(map(repr, cls.model_types))
+            raise InputError(f"{where} holds a {found!r} model; allowed: {allowed}")
+
+    def load_processor(self) -> Any:
+        """Load the processor once (see :class:`VLMFamily`)."""
+        if self._processor is None:
+            self._check_folder("config.json")
+            try:
+                self._processor = self.read_processor()
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
+                raise InputError(
+                    f"no usable processor in {self.path!r}: {first_line(error)}"
+                ) from error
+        return self._processor
+
+    def read_processor(self) -> Any:
+        """Read the processor from the folder."""
+        from transformers import AutoProcessor
+
+        return AutoProcessor.from_pretrained(self.path)
+
+    def _check_folder(self, required: str) -> None:
+        looks_local = self.path.startswith((".", "/", "~")) or Path(self.path).exists()
+        if looks_local and not (Path(self.path) / required).is_file():
+            raise InputError(
+                f"model folder {self.path!r} has no {required}; give a Hugging Face model folder"
+            )
+
+    # --- places -----------------------------------------------------------------------------------
+
+    def vision_layers(self, model: Any) -> list[Named]:
+        """Return the tower layers up to ``vision_feature_layer``, all where there is none."""
+        layers = named_layers(model, self.tower)
+        return layers[: self._reached(model, len(layers))]
+
+    def unreachable_layers(self, model: Any) -> list[tuple[str, nn.Module, str]]:
+        """Return the tower layers behind ``vision_feature_layer``."""
+        layers = named_layers(model, self.tower)
+        chosen = getattr(model.config, "vision_feature_layer", None)
+        reason = f"cannot reach the output: vision_feature_layer is {chosen}"
+        return [
+            (name, layer, reason) for name, layer in layers[self._reached(model, len(layers)) :]
+        ]
+
+    @staticmethod
+    def _reached(model: Any, count: int) -> int:
+        chosen = getattr(model.config, "vision_feature_layer", -1)
+        if not isinstance(chosen, int):
+            raise InputError(f"vision_feature_layer {chosen} is a list; allowed: one integer")
+        # hidden state 0 is the embedding, hidden state k the output of layer k-1
+        return chosen if chosen >= 0 else count + 1 + chosen
+
+    def projector(self, model: Any) -> Named:
+        """Return the projector."""
+        return self.connector, model.get_submodule(self.connector)
+
+    def decoder_layers(self, model: Any) -> list[Named]:
+        """Return the decoder layers."""
+        return named_layers(model, self.decoder)
+
+    def input_groups(self, layer: nn.Module) -> dict[str, list[str]]:
+        """Return the sites of a layer or of the projector, those that exist."""
+        present = dict(layer.named_modules())
+        groups = {site: [n for n in names if n in present] for site, names in self.sites.items()}
+        groups |= expert_groups(layer)
+        return {site: names for site, names in groups.items() if names}
+
+    def vision_positions(self, model: Any) -> int | None:
+        """Return ``None``: the number of tokens follows the image."""
+        return None
+
+    # --- tokens -----------------------------------------------------------------------------------
+
+    def token_kind(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return [B, T] kinds from the mask, the image token id and the labels."""
+        ids = batch["input_ids"]
+        kind = torch.full_like(ids, PROMPT)
+        kind[ids == self._image_token_id()] = VISION
+        if "labels" in batch:
+            kind[batch["labels"] != -100] = ANSWER
+        kind[batch["attention_mask"] == 0] = PAD
+        return kind
+
+    def _image_token_id(self) -> int:
+        processor = self.load_processor()
+        return int(processor.tokenizer.convert_tokens_to_ids(processor.image_token))
+
+    def describe(self) -> dict[str, Any]:
+        """Return class, path and dtype."""
+        return {"family": type(self).__name__, "path": self.path, "dtype": self.dtype}
+
+
+def named_layers(model: nn.Module, place: str) -> list[Named]:
+    """Return (name, module) of the layers in the list at ``place``."""
+    return [(f"{place}.{name}", x) for name, x in model.get_submodule(place).named_children()]
+
+
+def patches(vision: Any) -> int:
+    """Return the patches of one image of fixed size, from the tower's configuration."""
+    return (vision.image_size // vision.patch_size) ** 2
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
