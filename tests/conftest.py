@@ -5,11 +5,13 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before any import that reads it
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +39,22 @@ def test_data() -> Path:
     if not Path(folder).is_dir():
         pytest.fail(f"QVLM_TEST_DATA is {folder!r}, which is not a folder")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """Questions about images on disk: easy-VQA's layout, and as chats in ``<split>.jsonl``."""
+    root = tmp_path_factory.mktemp("shapes")
+    for split, side in (("train", 40), ("test", 56)):
+        (root / split / "images").mkdir(parents=True)
+        questions, chats = [], []
+        for place, color in enumerate(("red", "green", "blue", "yellow", "black", "gray") * 2):
+            size = (side + place, side)  # no two images are equal
+            Image.new("RGB", size, color).save(root / split / "images" / f"{place}.png")
+            questions.append([f"what color is shape {place % 5}?", color, place])
+            turns = [("user", questions[-1][0]), ("assistant", color)]
+            messages = [{"role": role, "content": text} for role, text in turns]
+            chats.append({"image": f"{split}/images/{place}.png", "messages": messages})
+        (root / split / "questions.json").write_text(json.dumps(questions))
+        (root / f"{split}.jsonl").write_text("".join(f"{json.dumps(c)}\n" for c in chats))
+    return root

@@ -1,6 +1,7 @@
 """Every YAML in configs/ is parsed by the program it belongs to and runs for a step."""
 
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,9 +28,22 @@ SMALL = [
 ]
 
 
-def presets(room: str) -> list[str]:
+# presets for data that lies outside of the package, by the stem of their names
+OUTSIDE = ("chat", "task")
+
+
+def presets(room: str, outside: bool = False) -> list[str]:
     """Names like ``methods/qvlm.yaml``, sorted."""
-    return sorted(str(p.relative_to(CONFIGS)) for p in (CONFIGS / room).glob("*.yaml"))
+    files = [p for p in (CONFIGS / room).glob("*.yaml") if (p.stem in OUTSIDE) == outside]
+    return sorted(str(p.relative_to(CONFIGS)) for p in files)
+
+
+def told(name: str, folder: Path) -> list[str]:
+    """What a preset for data outside has to be told: where it lies, and which benchmark it is."""
+    source = folder if (task := "task" in name) else folder / "{}.jsonl"
+    paths = {"calibration": str(source).format("train"), "evaluation": str(source).format("test")}
+    benchmark = [f"--config={CONFIGS / 'tasks' / 'easy_vqa.yaml'}"] if task else []
+    return [*benchmark, *(f"--data.{part}.path={path}" for part, path in paths.items())]
 
 
 def fit(*names: str, options: list[str]) -> None:
@@ -66,6 +80,12 @@ def test_a_calibration_runs_for_a_step(names: tuple[str, ...], tmp_path) -> None
     fit(*names, options=[*SMALL, f"--trainer.default_root_dir={tmp_path}"])
 
 
+@pytest.mark.parametrize("name", presets("data", outside=True))
+def test_a_calibration_on_other_data_runs_for_a_step(name: str, shapes, tmp_path) -> None:
+    parts = ("base.yaml", "methods/rtn.yaml", "schemes/w8a8.yaml", "models/tiny.yaml", name)
+    fit(*parts, options=[*told(name, shapes), *SMALL, f"--trainer.default_root_dir={tmp_path}"])
+
+
 def test_the_demo_runs_for_a_step(tmp_path) -> None:
     fit("demo.yaml", options=[*SMALL, f"--trainer.default_root_dir={tmp_path}"])
 
@@ -95,6 +115,15 @@ def test_an_evaluation_runs_for_a_step(name: str, tmp_path) -> None:
     options = ["--trainer.accelerator=cpu", "--data.init_args.evaluation_count=12"]
     eval_main([f"--config={CONFIGS / name}", f"--trainer.default_root_dir={tmp_path}", *options])
     assert (tmp_path / "results.json").is_file()
+
+
+@pytest.mark.parametrize("name", presets("eval", outside=True))
+def test_an_evaluation_of_other_data_runs(name: str, shapes, tmp_path) -> None:
+    parts = [f"--config={CONFIGS / part}" for part in (name, "models/tiny.yaml")]
+    options = ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
+    eval_main([*parts, *told(name, shapes), *options])
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert {row["n"] for row in rows} == {12}
 
 
 @pytest.mark.parametrize("name", presets("table"))

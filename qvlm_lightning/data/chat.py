@@ -89,8 +89,9 @@ class ChatData(VQADataModule):
         return self._samples(self.evaluation_source, "evaluation", "test")
 
     def blind_samples(self) -> list[Sample]:
-        """Return the calibration samples that have an answer."""
-        known = [] if self.calibration_source is None else self.calibration
+        """Return all samples of the calibration source that have an answer."""
+        source = self.calibration_source
+        known = [] if source is None else self._samples(source, "calibration", "train")
         return [sample for sample in known if sample.answer]
 
     def _samples(self, source: Source | None, what: str, split: str) -> list[Sample]:

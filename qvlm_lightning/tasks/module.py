@@ -104,24 +104,30 @@ class TaskData(VQADataModule):
                 f"there is nothing to calibrate on; give data.calibration, such as the path of "
                 f"{self.task.name} and a split that is not evaluated"
             )
-        drawn = []
+        drawn = self._drawn(source)
+        if len(drawn) < self.calibration_pairs:
+            raise InputError(
+                f"{len(drawn)} questions in {source} have an image there, but calibration_pairs is "
+                f"{self.calibration_pairs}; give more data or ask for fewer"
+            )
+        return drawn
+
+    def _drawn(self, source: Source) -> list[Sample]:
+        drawn: list[Sample] = []
         for question in self._shuffled(source):
             if (image := self._image(question)) is not None:
                 drawn.append(self._sample(question, image))
             if len(drawn) == self.calibration_pairs:
-                return drawn
-        raise InputError(
-            f"{len(drawn)} questions in {source} have an image there, but calibration_pairs is "
-            f"{self.calibration_pairs}; give more data or ask for fewer"
-        )
+                break
+        return drawn
 
     def blind_samples(self) -> list[Sample]:
-        """Return all questions of the calibration source, without their images."""
+        """Return all questions of the calibration source without images; of a stream, a draw."""
         source = self.calibration_source
         if source is None:
             return []
         if source.streaming:
-            return self.calibration
+            return self._drawn(source)
         if source.is_release:
             questions: Iterable[Question] = self._questions(source)
         else:

@@ -58,7 +58,7 @@ def test_lines_beside_images(folder):
     assert (sample.question, sample.answer) == ("what color is the test?", "blue")
     assert sample.image.open().getpixel((0, 0)) == (0, 0, 255)
     assert (given.calibration_batches()[0]["labels"] != -100).any(1).all()
-    assert [s.answer for s in given.blind_samples()] == [s.answer for s in given.calibration]
+    assert [s.answer for s in given.blind_samples()] == COLORS
 
 
 def test_a_list_in_one_file_and_images_elsewhere(folder):
