@@ -1,0 +1,44 @@
+"""MoE-LLaVA, converted from its authors' layout (docs/moe.md)."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from qvlm_lightning.models.llava import Llava
+
+
+class MoeLlava(Llava):
+    """MoE-LLaVA with a StableLM, Phi-2 or Qwen decoder.
+
+    Args:
+        path: folder that ``qvlm convert`` has written.
+        dtype: ``float32``, ``bfloat16`` or ``float16``; routers stay in float32.
+    """
+
+    model_types = ("moe_llava",)
+
+    def read_model(self, dtype: torch.dtype) -> Any:
+        """Read the model from the folder."""
+        from qvlm_lightning.models.moe_llava_model import MoeLlavaForConditionalGeneration
+
+        return MoeLlavaForConditionalGeneration.from_pretrained(self.path, dtype=dtype)
+
+    def empty_model(self, dtype: torch.dtype) -> nn.Module:
+        """Build the model from the folder's configuration (see :class:`VLMFamily`)."""
+        from qvlm_lightning.models.moe_llava_model import (
+            MoeLlavaConfig,
+            MoeLlavaForConditionalGeneration,
+        )
+
+        config = MoeLlavaConfig.from_pretrained(self.path)
+        return MoeLlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
+
+    def input_groups(self, layer: nn.Module) -> dict[str, list[str]]:
+        """Add Phi's names; its attention and its MLP read the same norm."""
+        groups = super().input_groups(layer)
+        present = dict(layer.named_modules())
+        if "self_attn.dense" not in present:
+            return groups
+        attn_in = [*groups.pop("attn_in"), *groups.pop("mlp_in", [])]
+        return {"attn_in": attn_in, "o_in": ["self_attn.dense"], **groups}
