@@ -129,7 +129,7 @@ class MMMU(Task):
             found = open_answers(text)
             right = matches(found, target.answers)
             parsed = "; ".join(str(answer) for answer in found) if text.strip() else None
-            return Judgement(WHOLE if right and parsed is not None else 0, parsed)
+            return Judgement(WHOLE if right else 0, parsed)
         if self.mode == "official":
             letter = choice(text, target.choices)
         else:

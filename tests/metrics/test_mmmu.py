@@ -19,6 +19,7 @@ OPTIONS = ("a red fox", "two blue birds", "no animal")
         ("A or rather C", "C"),  # the last one mentioned
         ("(A), and not C", "A"),  # brackets go first
         ("(C) or (A)", "A"),
+        ("(A) or (B), rather (A)", "A"),
         ("I think there are two blue birds here", "B"),  # more than five words
         ("two blue birds", None),  # too short to quote an option
         ("First a red fox, then two blue birds", "B"),
