@@ -1,6 +1,7 @@
 """Evaluate: ``python eval.py --config configs/eval/tiny.yaml --model.artifact runs/demo/artifact``.
 
-Without an artifact the model answers in full precision.
+Without an artifact the model answers in full precision. The same command resumes an interrupted
+evaluation; ``--trainer.strategy ddp --trainer.devices 2`` shares it between processes.
 """
 
 from qvlm_lightning.evaluation.cli import eval_main

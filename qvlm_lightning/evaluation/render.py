@@ -203,9 +203,10 @@ def show(grid: Grid, console: Console | None = None) -> None:
     """
     # a pipe has no width of its own; 80 columns would fold every cell
     screen = console or Console(width=None if sys.stdout.isatty() else 132)
-    table = Table(title=grid.title, caption=grid.note, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    title, caption = escape(grid.title), escape(grid.note)
+    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for place, name in enumerate(grid.header):
-        table.add_column(name.replace("_", " "), justify="right" if place else "left")
+        table.add_column(escape(name.replace("_", " ")), justify="right" if place else "left")
     for row in grid.rows:
         style = "dim" if "stress" in row[0] or row[0].startswith("  ") else None
         cells = [cell.replace(" [", "\n[").replace("] ", "]\n") for cell in row]

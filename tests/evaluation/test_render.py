@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from qvlm_lightning.evaluation.figure import results_figure
-from qvlm_lightning.evaluation.render import grids, groups, markdown, show
+from qvlm_lightning.evaluation.render import Grid, grids, groups, markdown, show
 
 
 def row(method, value, metric="accuracy", task="overall", scale=1.0, seed=0, **other):
@@ -91,3 +91,11 @@ def test_picture_has_both_panels_and_every_variant(rows):
 def test_picture_of_full_precision_alone():
     figure = results_figure([row("fp", 90.0)])
     assert figure.axes[1].get_xscale() == "linear"
+
+
+def test_brackets_are_text_wherever_they_stand():
+    """Two folders of one model are told apart by their path, in brackets."""
+    screen = Console(width=100, record=True, file=io.StringIO())
+    show(Grid("of [/a]", ["model", "fp [/b]"], [["fp [/c]", "1"]], "like [/d]"), screen)
+    printed = screen.export_text()
+    assert all(f"[/{name}]" in printed for name in "abcd")
