@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -10,22 +11,20 @@ import torch
 from torch import nn
 
 from qvlm_lightning.calibration.dependency import dependency_counts
-from qvlm_lightning.calibration.search_progress import SearchProgress, search_key
+from qvlm_lightning.calibration.passes import Passes, WholeModel
+from qvlm_lightning.calibration.samples import with_image_rows
+from qvlm_lightning.calibration.search_progress import SearchProgress, decide, search_key
 from qvlm_lightning.calibration.state import CalibrationState
-from qvlm_lightning.calibration.statistics import (
-    Batch,
-    Progress,
-    Statistics,
-    model_inputs,
-    rows_and_mask,
-)
+from qvlm_lightning.calibration.statistics import Batch, Progress, Statistics
+from qvlm_lightning.calibration.stream import StreamedModel
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.proxies import Evidence, Proxy
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.block import Block
-from qvlm_lightning.nn.distributed import all_sum, gather_objects, is_main
-from qvlm_lightning.nn.replay import UnitInput, catch_inputs, run_unit
+from qvlm_lightning.nn.distributed import gather_objects, is_main
+from qvlm_lightning.nn.replay import UnitInput, run_unit
+from qvlm_lightning.nn.streamed import StreamedWeights
 from qvlm_lightning.nn.structure import Tower
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.entropy import conditional_entropy
@@ -53,6 +52,8 @@ class Calibrator:
         progress_folder: where an interrupted search finds its finished blocks; ``None`` keeps
             nothing.
         progress: called as ``progress(what, done, of)``.
+        weights: where the weights of a model without any come from, layer by layer; default: the
+            model is in memory as a whole.
 
     Example:
         >>> # calibrator = Calibrator(model, family, Scheme.parse("w4a4"), batches, batches[:2])
@@ -69,6 +70,7 @@ class Calibrator:
         seed: int = 0,
         progress_folder: Path | None = None,
         progress: Progress | None = None,
+        weights: StreamedWeights | None = None,
     ) -> None:
         if not batches or not search_batches:
             raise InputError("the calibration set is empty; at least one sample is needed")
@@ -77,9 +79,18 @@ class Calibrator:
                 "no calibration sample used by the search has an image; at least one is needed"
             )
         self.model, self.family, self.scheme, self.seed = model, family, scheme, seed
-        self.batches, self.search_batches = list(batches), list(search_batches)
-        self.fingerprint = family.fingerprint(model)
-        self.structure = quantize_model(model, family, scheme)
+        self.batches, self.search_batches = (
+            [with_image_rows(family, model, b) for b in some] for some in (batches, search_batches)
+        )
+        self.passes: Passes
+        if weights is None:
+            self.fingerprint = family.fingerprint(model)
+            self.structure = quantize_model(model, family, scheme)
+            self.passes = WholeModel(model, self.structure)
+        else:
+            self.fingerprint = family.fingerprint(model, weights.sample)
+            self.structure = quantize_model(model, family, scheme, weights.device)
+            self.passes = StreamedModel(model, self.structure, weights)
         self.state = CalibrationState()
         samples = sum(len(b["sample_index"]) for b in self.batches)
         self.statistics = Statistics(self.structure, samples, seed)
@@ -88,14 +99,17 @@ class Calibrator:
 
     @property
     def device(self) -> torch.device:
-        """Device of the model."""
-        return next(self.model.parameters()).device
+        """Where layers run."""
+        return self.passes.device
 
-    def collect(self) -> None:
+    def collect(self, percentiles: Sequence[float] | None = None) -> None:
         """Collect the full-precision statistics; on a fresh calibration put every range on
         min-max.
+
+        Args:
+            percentiles: see :meth:`Statistics.collect`.
         """
-        self.statistics.collect(self.model, self.batches, self.progress)
+        self.statistics.collect(self.passes, self.batches, self.progress, percentiles)
         if not self.state.initialised:
             self.statistics.initialise()
             self.state.initialised = True
@@ -126,7 +140,7 @@ class Calibrator:
                 self.state.partition[name] = [[i, i] for i in range(len(tower.units))]
                 continue
             counts = dependency_counts(
-                self.model,
+                self.passes,
                 self.family,
                 self.structure,
                 tower,
@@ -139,9 +153,9 @@ class Calibrator:
             joints = {
                 kind: c.double() / c.sum(dim=(1, 2), keepdim=True) for kind, c in counts.items()
             }
-            evidence = Evidence(joints["all"], partial(self._pair, tower, proxy=proxy))
-            with self.structure.only({name}):  # what costly proxies run
-                edges = proxy.edges(evidence)
+            with self.structure.only({name}), ExitStack() as held:  # what costly proxies run
+                pair = partial(self._pair, tower, proxy=proxy, held=held)
+                edges = proxy.edges(Evidence(joints["all"], pair))
             h0 = resolve_threshold(threshold, edges)
             blocks = _ALGORITHMS[algorithm](edges, h0, max_depth)
             self.state.dependency[name] = edges
@@ -188,7 +202,7 @@ class Calibrator:
         taken.
         """
         earlier = set(self.state.searched) - {tower.name, *self._after(tower)}
-        exact, quantized = self._calls(tower, set()), self._calls(tower, earlier)
+        exact, quantized = self.passes.calls(tower, self.search_batches, [set(), earlier])
         blocks = self.state.partition.setdefault(
             tower.name, [[i, i] for i in range(len(tower.units))]
         )
@@ -203,35 +217,22 @@ class Calibrator:
         objective = [o for o in self.state.objective if o["tower"] != tower.name]
         with self.structure.only({tower.name}):
             for index, (first, last) in enumerate(blocks):
-                started = time.perf_counter()
-                block = self._block(tower, first, last, exact, quantized, method.percentiles)
-                if index >= len(decided):
-                    solution = method.solve(block)
-                    cost = torch.tensor([block.cost.layer_forwards, block.cost.site_forwards])
-                    layers, sites = all_sum(cost).tolist()
-                    decided.append(
-                        {
-                            "choice": solution.choice.tolist(),
-                            "objective": solution.objective,
-                            "layer_forwards": layers,
-                            "site_forwards": sites,
-                            "seconds": time.perf_counter() - started,
-                        }
-                    )
-                    if is_main():
-                        self.stored.write(f"{name}-{tower.name}", key, decided)
-                self._commit(block, decided[index]["choice"])
-                objective.append(
-                    {
-                        "tower": tower.name,
-                        "first": first,
-                        "last": last,
-                        **decided[index]["objective"],
-                    }
-                )
-                exact = [c.advanced(t) for c, t in zip(exact, block.targets, strict=True)]
-                for unit in block.units:
-                    quantized = [c.advanced(run_unit(unit, c.hidden, c)) for c in quantized]
+                units = tower.units[first : last + 1]
+                with self.passes.held(units):
+                    started = time.perf_counter()
+                    block = self._block(tower, first, last, exact, quantized, method.percentiles)
+                    if index >= len(decided):
+                        decided.append(decide(block, method, started))
+                        if is_main():
+                            self.stored.write(f"{name}-{tower.name}", key, decided)
+                    self._commit(block, decided[index]["choice"])
+                    place = {"tower": tower.name, "first": first, "last": last}
+                    objective.append(place | decided[index]["objective"])
+                    targets = map(self.passes.keep, block.targets)
+                    exact = [c.advanced(t) for c, t in zip(exact, targets, strict=True)]
+                    for unit in units:
+                        quantized = [c.advanced(run_unit(unit, c.hidden, c)) for c in quantized]
+                quantized = [c.advanced(self.passes.keep(c.hidden)) for c in quantized]
                 if self.progress:
                     self.progress(f"search {tower.name}", index + 1, len(blocks))
         self.state.objective = objective
@@ -266,34 +267,27 @@ class Calibrator:
         return block
 
     @torch.no_grad()
-    def _pair(self, tower: Tower, edge: int, proxy: Proxy) -> Block:
+    def _pair(self, tower: Tower, edge: int, proxy: Proxy, held: ExitStack) -> Block:
         """Return the block of two neighbouring units for costly proxies: as for the entropy, the
         tower runs in full precision up to the pair, what comes before it as it stands.
+
+        The pair can be run until ``held`` is closed or given to the next one.
         """
+        held.close()
         exact = self._calls(tower, set(self.state.searched) - {tower.name, *self._after(tower)})
         for unit in tower.units[:edge]:
-            with self.structure.only(set()):
+            with self.structure.only(set()), self.passes.held([unit]):
                 exact = [c.advanced(run_unit(unit, c.hidden, c)) for c in exact]
+        held.enter_context(self.passes.held(tower.units[edge : edge + 2]))
         search = getattr(proxy, "search", None)
         percentiles = search.percentiles if search is not None else [1.0]
         return self._block(tower, edge, edge + 1, exact, exact, percentiles)
 
-    @torch.no_grad()
     def _calls(self, tower: Tower, quantized: set[str]) -> list[UnitInput]:
         """Return per search batch the call of the tower's first unit, with ``quantized`` towers
         before it.
         """
-        calls = []
-        with self.structure.only(quantized):
-            for batch in self.search_batches:
-                call = catch_inputs(
-                    self.model, tower.units[0].module, model_inputs(batch, self.device)
-                )
-                if call is not None:
-                    mask = rows_and_mask(tower.name, batch)[1]
-                    call.mask = None if mask is None else mask.to(self.device)
-                    calls.append(call)
-        return calls
+        return self.passes.calls(tower, self.search_batches, [quantized])[0]
 
     def _after(self, tower: Tower) -> list[str]:
         names = list(self.structure.towers)

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from qvlm_lightning.calibration.statistics import Batch, Statistics, model_inputs, rows_and_mask
+from qvlm_lightning.calibration.passes import Passes
+from qvlm_lightning.calibration.samples import Batch, by_sample, rows_and_mask
+from qvlm_lightning.calibration.statistics import Statistics
 from qvlm_lightning.models.family import VISION, VLMFamily
 from qvlm_lightning.nn.distributed import all_sum, world
 from qvlm_lightning.nn.structure import Structure, Tower
-from qvlm_lightning.nn.taps import taps
 from qvlm_lightning.quant.entropy import joint_counts, real_codes
 
 ENTROPY_BITS = 4  # M = 16 levels: the plug-in estimate needs 50 M^2 samples (A2)
@@ -54,7 +55,7 @@ def pick_tokens(mask: Tensor | None, row: Tensor, fraction: Tensor, length: int)
 
 @torch.no_grad()
 def dependency_counts(
-    model: nn.Module,
+    passes: Passes,
     family: VLMFamily,
     structure: Structure,
     tower: Tower,
@@ -71,7 +72,7 @@ def dependency_counts(
     first site of every unit, on its per-channel range (A2), with 16 levels.
 
     Args:
-        model: the model with quantized layers.
+        passes: run the model.
         family: names the image tokens.
         structure: its towers.
         tower: the tower to look at; its units have equal width.
@@ -92,43 +93,39 @@ def dependency_counts(
     seen_rows = [rows_and_mask(tower.name, batch)[0] for batch in batches]
     first = [0, *torch.tensor([len(r) for r in seen_rows]).cumsum(0).tolist()]
     sample, fraction, channel = draw_triples(first[-1], ranges[0][0].numel(), samples, seed)
-    counts = torch.zeros(3, edges, levels, levels, dtype=torch.int64)
     rank, size = world()
-    device = next(model.parameters()).device
-    for index in range(rank, len(batches), size):
-        mine = (sample >= first[index]) & (sample < first[index + 1])
-        if not mine.any():
-            continue
-        row, where, column = sample[mine] - first[index], fraction[mine], channel[mine]
-        mask = rows_and_mask(tower.name, batches[index])[1]
-        codes: dict[int, Tensor] = {}
+    drawn = {
+        index: (sample >= first[index]) & (sample < first[index + 1])
+        for index in range(rank, len(batches), size)
+    }
+    mine = {index: batches[index] for index, chosen in drawn.items() if chosen.any()}
+    codes: dict[int, dict[int, Tensor]] = {index: {} for index in mine}
 
-        def see(
-            name: str,
-            x: Tensor,
-            row: Tensor = row,
-            where: Tensor = where,
-            column: Tensor = column,
-            mask: Tensor | None = mask,
-            codes: dict[int, Tensor] = codes,
-        ) -> None:
-            low, high = (r.cpu()[column] for r in ranges[int(name)])
-            token = pick_tokens(mask, row, where, x.shape[1])
-            u = real_codes(x.cpu()[row, token, column], low, high, levels)
-            codes[int(name)] = u.round().clamp(0, levels - 1).to(torch.int64)
+    def place(index: int, length: int, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return row and token of the triples of a batch."""
+        row = sample[drawn[index]] - first[index]
+        return row, pick_tokens(mask, row, fraction[drawn[index]], length)
 
-        with structure.only(quantized - {tower.name}), taps(modules, see):
-            model(**model_inputs(batches[index], device))
+    def see(index: int, name: str, x: Tensor) -> None:
+        column = channel[drawn[index]]
+        low, high = (r.cpu()[column] for r in ranges[int(name)])
+        x, mask = by_sample(tower.name, x, mine[index])
+        row, token = place(index, x.shape[1], mask)
+        u = real_codes(x.cpu()[row, token, column], low, high, levels)
+        codes[index][int(name)] = u.round().clamp(0, levels - 1).to(torch.int64)
+
+    passes.watch(mine, modules, quantized - {tower.name}, see, last=tower.name)
+    counts = torch.zeros(3, edges, levels, levels, dtype=torch.int64)
+    for index, batch in mine.items():
+        row, token = place(index, *batch["attention_mask"].shape[1:], batch["attention_mask"] > 0)
         slots = [torch.ones_like(row, dtype=torch.bool)]
         if tower.name == "language":
-            assert mask is not None
-            token = pick_tokens(mask, row, where, mask.shape[1])
-            image = family.token_kind(batches[index])[row, token] == VISION
+            image = family.token_kind(batch)[row, token] == VISION
             slots += [image, ~image]
         for edge in range(edges):
             for slot, chosen in enumerate(slots):
                 counts[slot, edge] += joint_counts(
-                    codes[edge][chosen], codes[edge + 1][chosen], levels
+                    codes[index][edge][chosen], codes[index][edge + 1][chosen], levels
                 )
     counts = all_sum(counts)
     result = {"all": counts[0]}

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from qvlm_lightning.calibration.state import write_json
 from qvlm_lightning.methods.base import Method
+from qvlm_lightning.nn.block import Block
+from qvlm_lightning.nn.distributed import all_sum
 
 _FORMAT = 2
 """Of the files: counts the changes of what a decision holds."""
@@ -64,3 +67,23 @@ def search_key(
     for x in (*inputs, *ranges):
         digest.update(x.detach().to("cpu", torch.float32).contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def decide(block: Block, method: Method, started: float) -> dict[str, Any]:
+    """Return what ``method`` decides for a block and what that cost, as plain values.
+
+    Args:
+        block: with its targets.
+        method: chooses.
+        started: when work on the block began (``time.perf_counter()``).
+    """
+    solution = method.solve(block)
+    cost = torch.tensor([block.cost.layer_forwards, block.cost.site_forwards])
+    layers, sites = all_sum(cost).tolist()
+    return {
+        "choice": solution.choice.tolist(),
+        "objective": solution.objective,
+        "layer_forwards": layers,
+        "site_forwards": sites,
+        "seconds": time.perf_counter() - started,
+    }

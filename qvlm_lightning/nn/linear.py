@@ -41,6 +41,7 @@ class QuantLinear(nn.Linear):
         weight_bits: int,
         group_size: int | None,
         symmetric: bool,
+        device: torch.device | None = None,
     ) -> "QuantLinear":
         """Wrap ``linear``.
 
@@ -51,6 +52,7 @@ class QuantLinear(nn.Linear):
             weight_bits: 2-8, or 16 for a weight left alone.
             group_size: inputs that share a weight scale; ``None`` for one scale per output channel.
             symmetric: symmetric weight codes.
+            device: of what calibration learns; default that of the weight.
         """
         new = cls.__new__(cls)
         nn.Module.__init__(new)
@@ -59,7 +61,8 @@ class QuantLinear(nn.Linear):
         new.weight_bits, new.group_size, new.weight_symmetric = weight_bits, group_size, symmetric
         new.enabled = False
         new.clip_ratio = nn.Parameter(
-            torch.ones(linear.out_features, 1, device=linear.weight.device), requires_grad=False
+            torch.ones(linear.out_features, 1, device=device or linear.weight.device),
+            requires_grad=False,
         )
         new.adapter = None
         new._weight_cache = None
@@ -88,6 +91,10 @@ class QuantLinear(nn.Linear):
             with torch.inference_mode(False), torch.no_grad():
                 kept = self._weight_cache = (key, self._fake_quantized_weight())
         return kept[1]
+
+    def forget(self) -> None:
+        """Let the kept quantized weight go; for whoever puts another weight in place."""
+        self._weight_cache = None
 
     def adapter_parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the adapter, if there is one."""

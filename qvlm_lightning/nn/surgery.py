@@ -5,6 +5,7 @@ weight.
 import re
 from typing import Any
 
+import torch
 from torch import nn
 
 from qvlm_lightning.errors import InputError
@@ -19,7 +20,9 @@ _LEFT_IN_FULL_PRECISION = (nn.Embedding, nn.modules.conv._ConvNd)
 _ROUTER = "router of experts, kept in full precision"
 
 
-def quantize_model(model: nn.Module, family: VLMFamily, scheme: Scheme) -> Structure:
+def quantize_model(
+    model: nn.Module, family: VLMFamily, scheme: Scheme, device: torch.device | None = None
+) -> Structure:
     """Swap the Linear layers of tower, projector and decoder for :class:`QuantLinear`; quantizers
     stay off.
 
@@ -27,6 +30,7 @@ def quantize_model(model: nn.Module, family: VLMFamily, scheme: Scheme) -> Struc
         model: a full-precision model; changed in place.
         family: names the parts.
         scheme: widths per part, activation mode, groups and the ignore list.
+        device: of the quantizers; default that of the weights, which may be missing (meta).
 
     Returns:
         The towers with their sites, the names of the quantized modules (-> part) and of the ignored
@@ -39,15 +43,17 @@ def quantize_model(model: nn.Module, family: VLMFamily, scheme: Scheme) -> Struc
     """
     layers = {
         "vision": family.vision_layers(model),
-        "projector": [family.projector(model)],
+        **{tower: [named] for tower, named in family.projectors(model).items()},
         "language": family.decoder_layers(model),
     }
-    structure = Structure(towers={}, quantized={}, ignored={})
+    kept = {name: reason for name, _, reason in family.full_precision(model)}
+    structure = Structure(towers={}, quantized={}, ignored=dict(kept))
     used_patterns: set[str] = set()
     plans: list[tuple[str, Unit, dict[str, list[str]]]] = []
-    for part, named in layers.items():
-        structure.towers[part] = Tower(part, [Unit(name, module) for name, module in named])
-        for unit in structure.towers[part].units:
+    for tower, named in layers.items():
+        part = tower.partition(".")[0]  # projector.deepstack_0 is a projector
+        structure.towers[tower] = Tower(tower, [Unit(name, module) for name, module in named])
+        for unit in structure.towers[tower].units:
             _check_weights(family, unit, part, scheme, structure, used_patterns)
             plans.append((part, unit, _plan(family, unit, part, scheme, structure, used_patterns)))
     _account_for_the_rest(model, family, structure)
@@ -63,7 +69,7 @@ def quantize_model(model: nn.Module, family: VLMFamily, scheme: Scheme) -> Struc
     # only now, so that a refused model is left as it was
     for part, unit, plan in plans:
         unit.sites = [
-            _quantize_site(model, family, unit, part, scheme, structure, site, names)
+            _quantize_site(model, family, unit, part, scheme, structure, site, names, device)
             for site, names in plan.items()
         ]
     return structure
@@ -111,13 +117,14 @@ def _quantize_site(
     structure: Structure,
     site_name: str,
     names: list[str],
+    device: torch.device | None,
 ) -> Site:
     widths = scheme.part(part)
     plain: dict[str, Any] = dict(unit.module.named_modules())
     shape = _range_shape(model, family, part, scheme, plain[names[0]].in_features, structure)
     mode = scheme.activation_mode
     quantizer = ActivationQuantizer(widths.activation_bits, mode, shape, len(names))
-    quantizer.to(plain[names[0]].weight.device)
+    quantizer.to(device or plain[names[0]].weight.device)
     linears = {}
     for name in names:
         group = scheme.weight_groups(plain[name].in_features)
@@ -133,6 +140,7 @@ def _quantize_site(
             widths.weight_bits,
             group,
             scheme.weight_symmetric,
+            device,
         )
         model.set_submodule(f"{unit.name}.{name}", new)
         linears[f"{unit.name}.{name}"] = new
@@ -192,6 +200,8 @@ def _check_weights(
         if not own or type(module) is nn.Linear or isinstance(module, _LEFT_IN_FULL_PRECISION):
             continue
         full = f"{unit.name}.{name}" if name else unit.name
+        if full in structure.ignored:
+            continue
         pattern = next((p for p in scheme.ignore if re.search(p, full)), None)
         if pattern is None and name in routers:
             structure.ignored[full] = _ROUTER

@@ -23,7 +23,7 @@ def counts_of(
     calibrator: Calibrator, tower: str = "language", quantized: tuple[str, ...] = ()
 ) -> dict[str, Tensor]:
     return dependency_counts(
-        calibrator.model,
+        calibrator.passes,
         calibrator.family,
         calibrator.structure,
         calibrator.structure.towers[tower],
@@ -135,7 +135,7 @@ def test_a_counted_pair_is_the_pair_of_codes_of_neighbouring_layers(calibrated, 
             for a, b in pairs.T.tolist():
                 exact[a, b] += weight
     drawn = dependency_counts(
-        calibrator.model,
+        calibrator.passes,
         calibrator.family,
         calibrator.structure,
         calibrator.structure.towers["language"],

@@ -1,0 +1,135 @@
+"""Forward passes over the calibration set: of a model that is in memory, or of one that is not."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from qvlm_lightning.calibration.samples import Batch, rows_and_mask
+from qvlm_lightning.calibration.statistics import model_inputs
+from qvlm_lightning.nn.replay import UnitInput, catch_calls
+from qvlm_lightning.nn.structure import Structure, Tower, Unit
+from qvlm_lightning.nn.taps import taps
+
+See = Callable[[int, str, Tensor], None]
+Left = Callable[[Unit], None]
+Done = Callable[[int, int], None]
+
+
+class Passes(ABC):
+    """How a calibration runs the model; what it computes from what it sees is the same for all.
+
+    Args:
+        model: with quantized layers.
+        structure: its towers.
+    """
+
+    def __init__(self, model: nn.Module, structure: Structure) -> None:
+        self.model, self.structure = model, structure
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where layers run."""
+
+    @abstractmethod
+    def watch(
+        self,
+        batches: Mapping[int, Batch],
+        modules: dict[str, nn.Module],
+        quantized: set[str],
+        see: See,
+        last: str = "language",
+        left: Left | None = None,
+        done: Done | None = None,
+    ) -> None:
+        """Run the model over batches and look at the inputs of ``modules``, without gradients.
+
+        Args:
+            batches: number -> batch.
+            modules: name -> module; all lie in layers of towers up to ``last``.
+            quantized: towers whose quantizers are on.
+            see: called as ``see(number, name, input)`` before a module runs; batch after batch or
+                layer after layer.
+            last: what lies behind this tower need not run.
+            left: called with a unit that no batch will reach any more, by whoever can tell while
+                it runs.
+            done: progress, called as ``done(count, of)``.
+        """
+
+    @abstractmethod
+    def calls(
+        self, tower: Tower, batches: Sequence[Batch], variants: Sequence[set[str]]
+    ) -> list[list[UnitInput]]:
+        """Return per variant the call of the tower's first unit, for every batch that makes it.
+
+        Args:
+            tower: the tower.
+            batches: what to run.
+            variants: each names the towers whose quantizers are on.
+        """
+
+    def held(self, units: Sequence[Unit]) -> AbstractContextManager[None]:
+        """Within the block the weights of ``units`` can be used."""
+        return nullcontext()
+
+    def keep(self, hidden: Tensor) -> Tensor:
+        """Return a hidden state as it waits for the next block."""
+        return hidden
+
+    def masked(self, tower: Tower, batch: Batch, call: UnitInput) -> UnitInput:
+        """Note which tokens of a call count."""
+        mask = rows_and_mask(tower.name, batch)[1]
+        call.mask = None if mask is None else mask.to(self.device)
+        return call
+
+
+class WholeModel(Passes):
+    """Passes of a model that is in memory as a whole."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return next(self.model.parameters()).device
+
+    @torch.no_grad()
+    def watch(
+        self,
+        batches: Mapping[int, Batch],
+        modules: dict[str, nn.Module],
+        quantized: set[str],
+        see: See,
+        last: str = "language",
+        left: Left | None = None,
+        done: Done | None = None,
+    ) -> None:
+        """Run batch after batch through the model (see :meth:`Passes.watch`)."""
+        with self.structure.only(quantized):
+            for count, (number, batch) in enumerate(batches.items()):
+
+                def see_it(name: str, x: Tensor, number: int = number) -> None:
+                    see(number, name, x)
+
+                with taps(modules, see_it):
+                    self.model(**model_inputs(batch, self.device))
+                if done:
+                    done(count + 1, len(batches))
+
+    @torch.no_grad()
+    def calls(
+        self, tower: Tower, batches: Sequence[Batch], variants: Sequence[set[str]]
+    ) -> list[list[UnitInput]]:
+        """Run the model up to the tower (see :meth:`Passes.calls`)."""
+        found = []
+        for quantized in variants:
+            calls = []
+            with self.structure.only(quantized):
+                for batch in batches:
+                    inputs = model_inputs(batch, self.device)
+                    call = catch_calls(self.model, tower.units, inputs)
+                    if call is not None:
+                        calls.append(self.masked(tower, batch, call))
+            found.append(calls)
+        return found

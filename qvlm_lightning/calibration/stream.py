@@ -1,0 +1,203 @@
+"""Forward passes of a model that is larger than memory: layer after layer, all batches at once.
+
+One sweep reads every layer's weights once. A calibration makes one for the statistics, one per
+tower for the dependency (of the layers up to that tower) and one for the search, which also repeats
+the towers in front of the one it searches; the export reads the files once more.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qvlm_lightning.calibration.passes import Done, Left, Passes, See
+from qvlm_lightning.calibration.statistics import Batch, model_inputs
+from qvlm_lightning.nn.replay import UnitInput, catch_inputs, run_unit
+from qvlm_lightning.nn.streamed import StreamedWeights
+from qvlm_lightning.nn.structure import Structure, Tower, Unit
+from qvlm_lightning.nn.taps import taps
+
+Calls = dict[int, UnitInput]
+
+
+class StreamedModel(Passes):
+    """Passes of a model of which one block is in memory at a time.
+
+    What lies between towers (embeddings, picking features, putting them among the text) is the
+    model's own code: it runs up to the next tower with the towers behind it replaced by what they
+    gave.
+
+    Args:
+        model: with quantized layers, without weights.
+        structure: its towers.
+        weights: put the weights in place.
+        spill: folder for hidden states that wait for their next layer; ``None`` keeps them in RAM.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        structure: Structure,
+        weights: StreamedWeights,
+        spill: Path | None = None,
+    ) -> None:
+        super().__init__(model, structure)
+        self.weights, self.spill = weights, spill
+        self._numbers = itertools.count()
+        self._tuples: set[str] = set()
+        units = [unit for tower in structure.towers.values() for unit in tower.units]
+        self.of_unit = {unit.name: weights.below(unit.name) for unit in units}
+        head = model.get_output_embeddings()
+        streamed = {name for names in self.of_unit.values() for name in names}
+        streamed |= {
+            n for name, m in model.named_modules() if m is head for n in weights.below(name)
+        }
+        self.rest = [name for name in weights.dtypes if name not in streamed]
+        """Parameters between the towers, such as the embeddings: there while a tower is entered."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the block lies."""
+        return self.weights.device
+
+    def held(self, units: Sequence[Unit]) -> AbstractContextManager[None]:
+        """Put the weights of ``units`` in place."""
+        return self.weights.held([name for unit in units for name in self.of_unit[unit.name]])
+
+    def keep(self, hidden: Tensor) -> Tensor:
+        """Spill to disk, where that is asked for and the block runs on the CPU."""
+        return self._store(hidden) if self.device.type == "cpu" else hidden
+
+    @torch.no_grad()
+    def watch(
+        self,
+        batches: Mapping[int, Batch],
+        modules: dict[str, nn.Module],
+        quantized: set[str],
+        see: See,
+        last: str = "language",
+        left: Left | None = None,
+        done: Done | None = None,
+    ) -> None:
+        """Run layer after layer (see :meth:`Passes.watch`)."""
+        towers = self._up_to(last)
+        total, count = sum(len(tower.units) for tower in towers), 0
+        outputs: dict[str, dict[int, Tensor]] = {}
+        number = -1
+
+        def see_it(name: str, x: Tensor) -> None:
+            see(number, name, x)
+
+        with self.structure.only(quantized), taps(modules, see_it):
+            for tower in towers:
+                calls = self._enter(tower, batches, outputs)
+                for unit in tower.units:
+                    with self.held([unit]):
+                        for number in calls:
+                            calls[number] = self._step(unit, calls[number])
+                    if left:
+                        left(unit)
+                    count += 1
+                    if done:
+                        done(count, total)
+                outputs[tower.name] = {n: call.hidden for n, call in calls.items()}
+
+    @torch.no_grad()
+    def calls(
+        self, tower: Tower, batches: Sequence[Batch], variants: Sequence[set[str]]
+    ) -> list[list[UnitInput]]:
+        """Run the towers before ``tower`` layer by layer, every variant (see
+        :meth:`Passes.calls`).
+        """
+        numbered = dict(enumerate(batches))
+        outputs: list[dict[str, dict[int, Tensor]]] = [{} for _ in variants]
+        for earlier in self._up_to(tower.name)[:-1]:
+            entered = [self._enter(earlier, numbered, given) for given in outputs]
+            for unit in earlier.units:
+                with self.held([unit]):
+                    for quantized, calls in zip(variants, entered, strict=True):
+                        with self.structure.only(quantized):
+                            for number in calls:
+                                calls[number] = self._step(unit, calls[number])
+            for given, calls in zip(outputs, entered, strict=True):
+                given[earlier.name] = {n: call.hidden for n, call in calls.items()}
+        found = []
+        for given in outputs:
+            calls = self._enter(tower, numbered, given)
+            for number, call in calls.items():
+                call.hidden = call.hidden.to(self.device)
+                self.masked(tower, batches[number], call)
+            found.append(list(calls.values()))
+        return found
+
+    def _up_to(self, last: str) -> list[Tower]:
+        names = list(self.structure.towers)
+        chosen = names[: names.index(last) + 1]
+        return [self.structure.towers[n] for n in chosen if self.structure.towers[n].units]
+
+    def _step(self, unit: Unit, call: UnitInput) -> UnitInput:
+        """Run a unit on one batch."""
+
+        def note(_: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, tuple):
+                self._tuples.add(unit.name)
+
+        handle = unit.module.register_forward_hook(note)
+        try:
+            hidden = run_unit(unit, call.hidden.to(self.device), call)
+        finally:
+            handle.remove()
+        return call.advanced(self._store(hidden))
+
+    def _store(self, hidden: Tensor) -> Tensor:
+        """Return ``hidden`` in RAM, or in a mapped file that goes away with the last reference."""
+        if self.spill is None:
+            return hidden.cpu()
+        path = self.spill / f"hidden-{os.getpid()}-{next(self._numbers)}"
+        stored = torch.from_file(str(path), True, size=hidden.numel(), dtype=hidden.dtype)
+        path.unlink()
+        return stored.copy_(hidden.reshape(-1)).reshape(hidden.shape)
+
+    def _enter(
+        self, tower: Tower, batches: Mapping[int, Batch], outputs: dict[str, dict[int, Tensor]]
+    ) -> Calls:
+        """Return how every batch calls a tower, given what the towers before it gave."""
+        calls: Calls = {}
+        with ExitStack() as stack:
+            stack.enter_context(self.weights.held(self.rest))
+            number = -1
+            for name, given in outputs.items():
+                *inner, final = self.structure.towers[name].units
+                for unit in inner:
+                    stack.enter_context(self._instead(unit, lambda hidden: hidden))
+
+                def what_it_gave(_: Any, given: dict[int, Tensor] = given) -> Tensor:
+                    return given[number].to(self.device)
+
+                stack.enter_context(self._instead(final, what_it_gave))
+            for number, batch in batches.items():
+                inputs = model_inputs(batch, self.device)
+                call = catch_inputs(self.model, tower.units[0].module, inputs)
+                if call is not None:
+                    calls[number] = call.advanced(self._store(call.hidden))
+        return calls
+
+    @contextmanager
+    def _instead(self, unit: Unit, give: Any) -> Iterator[None]:
+        """Within the block, a unit returns ``give(hidden)`` and needs no weights."""
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            result = give(args[0] if args else kwargs.get("hidden_states"))
+            return (result,) if unit.name in self._tuples else result
+
+        module: Any = unit.module
+        module.forward = forward
+        try:
+            yield
+        finally:
+            del module.forward

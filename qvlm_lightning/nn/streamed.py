@@ -1,0 +1,80 @@
+"""Weights of a model without any, put in place for as long as they are needed."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.nn.shards import Shards
+
+
+class StreamedWeights:
+    """Parameters that lie in files until somebody needs them.
+
+    Args:
+        model: its parameters are on the meta device, its buffers are not; buffers that the files
+            hold are filled at once.
+        shards: hold every parameter by its name in ``model``.
+        device: where parameters come to lie.
+
+    Raises:
+        InputError: the files lack a parameter, or hold one of another shape.
+    """
+
+    def __init__(self, model: nn.Module, shards: Shards, device: torch.device) -> None:
+        self.model, self.shards, self.device = model, shards, device
+        self.dtypes = {n: p.dtype for n, p in model.named_parameters(remove_duplicate=False)}
+        for name, value in model.state_dict().items():
+            entry = shards.entries.get(name)
+            if entry is None or entry.shape != tuple(value.shape):
+                found = "is missing" if entry is None else f"has shape {list(entry.shape)}"
+                raise InputError(
+                    f"weight {name} {found} in the checkpoint; the model needs {list(value.shape)}"
+                )
+        for name, buffer in model.named_buffers():
+            if name in shards.entries:
+                buffer.copy_(shards.read(name))
+        for module in model.modules():
+            for name, held in module._buffers.items():
+                if held is not None:
+                    module._buffers[name] = held.to(device)
+
+    def read(self, name: str) -> Tensor:
+        """Return a parameter in the model's type, on the CPU."""
+        return self.shards.read(name).to(self.dtypes[name])
+
+    def sample(self, name: str, stride: int) -> Tensor:
+        """Return every ``stride``-th element of a flattened parameter in the model's type."""
+        return self.shards.sample(name, stride).to(self.dtypes[name])
+
+    def nbytes(self, names: Iterable[str]) -> int:
+        """Return how much memory parameters take."""
+        entries = [(self.shards.entries[n], self.dtypes[n]) for n in names]
+        return sum(e.nbytes // e.dtype.itemsize * dtype.itemsize for e, dtype in entries)
+
+    def below(self, prefix: str) -> list[str]:
+        """Return the names of a module's parameters."""
+        return [name for name in self.dtypes if name.startswith(f"{prefix}.")]
+
+    @contextmanager
+    def held(self, names: Iterable[str]) -> Iterator[None]:
+        """Within the block the named parameters are in place; those that already were stay."""
+        placed: list[tuple[nn.Module, str, nn.Parameter]] = []
+        try:
+            for name in names:
+                path, _, own = name.rpartition(".")
+                owner = self.model.get_submodule(path)
+                empty = owner._parameters[own]
+                if empty is not None and empty.is_meta:
+                    value = self.read(name).to(self.device)
+                    placed.append((owner, own, empty))
+                    owner._parameters[own] = nn.Parameter(value, requires_grad=False)
+            yield
+        finally:
+            for owner, own, empty in placed:
+                owner._parameters[own] = empty
+                if isinstance(owner, QuantLinear):
+                    owner.forget()
