@@ -71,13 +71,19 @@ def generate(
         first = model_inputs(batch)
     first["attention_mask"] = mask
     places = _positions(mask)
-    first["position_ids"] = places[:, -first["input_ids"].shape[1] :]
+    # patches at the image's own resolution have positions in three axes, which the model works out
+    grids = "image_grid_thw" in first
+    if not grids:
+        first["position_ids"] = places[:, -first["input_ids"].shape[1] :]
     out = model(**first, use_cache=True, logits_to_keep=1)
     log_probs = out.logits[:, -1].float().log_softmax(-1)
     token = log_probs.argmax(-1)
     written = _Written(len(mask), torch.tensor(sorted(end_tokens), device=mask.device), stopped)
     written.add(token)
     place = places[:, -1]
+    if grids:
+        inner: Any = model.model
+        place = place + inner.rope_deltas[:, 0]
     while len(written.tokens) < max_new_tokens and not bool(written.ended.all()):
         place = place + 1
         mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
@@ -152,7 +158,9 @@ def _positions(mask_BT: Tensor) -> Tensor:
 
 def _shared_prefix(batch: Batch, image_token: int | None) -> int:
     """Count the leading tokens that all rows share, 0 unless that saves work on images."""
-    if image_token is None or "image_index" not in batch or not bool(batch["has_image"].all()):
+    if image_token is None or "image_index" not in batch or "image_grid_thw" in batch:
+        return 0  # packed patches: the rows of an image are not one row
+    if not bool(batch["has_image"].all()):
         return 0
     index, ids, mask = batch["image_index"], batch["input_ids"], batch["attention_mask"]
     if len(index) != len(ids) or int(index.max()) + 1 == len(ids):
