@@ -12,10 +12,10 @@ from torch import nn
 
 from qvlm_lightning.calibration.dependency import dependency_counts
 from qvlm_lightning.calibration.passes import Passes, WholeModel
-from qvlm_lightning.calibration.samples import with_image_rows
+from qvlm_lightning.calibration.samples import Batch, with_image_rows
 from qvlm_lightning.calibration.search_progress import SearchProgress, decide, search_key
 from qvlm_lightning.calibration.state import CalibrationState
-from qvlm_lightning.calibration.statistics import Batch, Progress, Statistics
+from qvlm_lightning.calibration.statistics import Progress, Statistics
 from qvlm_lightning.calibration.stream import StreamedModel
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method

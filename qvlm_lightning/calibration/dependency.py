@@ -117,9 +117,10 @@ def dependency_counts(
     passes.watch(mine, modules, quantized - {tower.name}, see, last=tower.name)
     counts = torch.zeros(3, edges, levels, levels, dtype=torch.int64)
     for index, batch in mine.items():
-        row, token = place(index, *batch["attention_mask"].shape[1:], batch["attention_mask"] > 0)
-        slots = [torch.ones_like(row, dtype=torch.bool)]
+        slots = [torch.ones(int(drawn[index].sum()), dtype=torch.bool)]
         if tower.name == "language":
+            mask = batch["attention_mask"].bool()
+            row, token = place(index, mask.shape[1], mask)
             image = family.token_kind(batch)[row, token] == VISION
             slots += [image, ~image]
         for edge in range(edges):

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.progress import bar
 from qvlm_lightning.calibration.state import CalibrationState
-from qvlm_lightning.calibration.statistics import Batch, model_inputs
+from qvlm_lightning.calibration.samples import Batch
+from qvlm_lightning.calibration.statistics import model_inputs
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.proxies import Proxy
@@ -99,7 +100,7 @@ class QuantModule(LightningModule):
         """Return which towers a pass treats; after epoch 0 the tower's ranges belong to the
         optimisation.
         """
-        return ("vision", "projector", "language") if epoch == 0 else ("language",)
+        return tuple(self.structure.towers) if epoch == 0 else ("language",)
 
     def repartition(self, epoch: int, proxy: Proxy, **options: Any) -> None:
         """Measure the dependency and cut the towers into blocks; options of

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.calibration.few_tokens import fill_from_layer
+from qvlm_lightning.calibration.samples import Batch, by_sample, rows_and_mask
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.family import model_inputs as without_bookkeeping
 from qvlm_lightning.nn.distributed import gather_objects, world
 from qvlm_lightning.nn.routing import observed
 from qvlm_lightning.nn.structure import Site, Structure, Tower, Unit
@@ -20,7 +22,6 @@ from qvlm_lightning.quant.tables import RangeTable
 if TYPE_CHECKING:
     from qvlm_lightning.calibration.passes import Passes
 
-Batch = dict[str, Tensor]
 Progress = Callable[[str, int, int], None]
 
 _GRANULARITY: dict[int, Granularity] = {0: "tensor", 1: "channel", 2: "position"}
@@ -28,20 +29,7 @@ _GRANULARITY: dict[int, Granularity] = {0: "tensor", 1: "channel", 2: "position"
 
 def model_inputs(batch: Batch, device: torch.device) -> Batch:
     """Return what goes into ``model(**...)`` of a batch, on ``device``."""
-    names = ("input_ids", "attention_mask", "pixel_values")
-    return {name: batch[name].to(device) for name in names if name in batch}
-
-
-def rows_and_mask(tower: str, batch: Batch) -> tuple[list[int], Tensor | None]:
-    """Return which calibration samples a tower sees of a batch, and which tokens count ([B, T] bool
-    or all).
-
-    The vision tower and the projector see the samples that have an image, and all their tokens.
-    """
-    index = batch["sample_index"]
-    if tower == "language":
-        return index.tolist(), batch["attention_mask"].bool()
-    return index[batch["has_image"]].tolist(), None
+    return {name: value.to(device) for name, value in without_bookkeeping(batch).items()}
 
 
 class Statistics:
@@ -95,8 +83,9 @@ class Statistics:
         self._ranges.clear()
 
         def see(number: int, name: str, x: Tensor) -> None:
-            rows, mask = rows_and_mask(tower_of[name], mine[number])
-            x, mask = observed(route_of[name], x, mask)
+            batch = mine[number]
+            rows = rows_and_mask(tower_of[name], batch)[0]
+            x, mask = observed(route_of[name], *by_sample(tower_of[name], x, batch))
             try:
                 self.observers[name].update(x, mask, rows)
             except InputError as error:

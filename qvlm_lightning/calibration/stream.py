@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.calibration.passes import Done, Left, Passes, See
-from qvlm_lightning.calibration.statistics import Batch, model_inputs
+from qvlm_lightning.calibration.samples import Batch
+from qvlm_lightning.calibration.statistics import model_inputs
 from qvlm_lightning.nn.replay import UnitInput, catch_inputs, run_unit
 from qvlm_lightning.nn.streamed import StreamedWeights
 from qvlm_lightning.nn.structure import Structure, Tower, Unit
-from qvlm_lightning.nn.taps import taps
+from qvlm_lightning.nn.taps import stop_at, taps
 
 Calls = dict[int, UnitInput]
 
@@ -140,6 +141,11 @@ class StreamedModel(Passes):
         chosen = names[: names.index(last) + 1]
         return [self.structure.towers[n] for n in chosen if self.structure.towers[n].units]
 
+    def _behind(self, tower: Tower) -> list[Tower]:
+        names = list(self.structure.towers)
+        chosen = names[names.index(tower.name) + 1 :]
+        return [self.structure.towers[n] for n in chosen if self.structure.towers[n].units]
+
     def _step(self, unit: Unit, call: UnitInput) -> UnitInput:
         """Run a unit on one batch."""
 
@@ -180,6 +186,9 @@ class StreamedModel(Passes):
                     return given[number].to(self.device)
 
                 stack.enter_context(self._instead(final, what_it_gave))
+            # a batch without images passes by the tower; what comes behind has no weights
+            for later in self._behind(tower):
+                stack.enter_context(stop_at(later.units[0].module, lambda *_: None))
             for number, batch in batches.items():
                 inputs = model_inputs(batch, self.device)
                 call = catch_inputs(self.model, tower.units[0].module, inputs)

@@ -1,5 +1,6 @@
 """What visual-encoder optimisation looks at in one forward pass."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.calibration.dependency import draw_triples, pick_tokens
-from qvlm_lightning.calibration.statistics import Batch, Statistics, rows_and_mask
+from qvlm_lightning.calibration.samples import Batch, by_sample, rows_and_mask
+from qvlm_lightning.calibration.statistics import Statistics
 from qvlm_lightning.nn.distributed import all_sum_with_gradient
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.nn.taps import taps
@@ -55,6 +57,21 @@ def run_and_see(model: Any, structure: Structure, inputs: Batch, units: bool) ->
     return seen
 
 
+def gradients_by_sample(
+    seen: Seen, gradients: Sequence[Tensor | None], batch: Batch
+) -> tuple[list[Tensor | None], Tensor]:
+    """Return the gradients of all ``seen.units``, in their order, as [samples, T, D], and how many
+    samples each unit saw, [K] float64.
+    """
+    owner = [name for name, tower in seen.units.items() for _ in tower]
+    split = [
+        None if g is None else by_sample(name, g, batch)[0]
+        for name, g in zip(owner, gradients, strict=True)
+    ]
+    samples = [float(len(rows_and_mask(name, batch)[0])) for name in owner]
+    return split, torch.tensor(samples, dtype=torch.float64)
+
+
 class SoftEdges:
     """Differentiable joint distributions of neighbouring units on one batch (A2, A3).
 
@@ -99,32 +116,31 @@ class SoftEdges:
             sample, fraction, channel = draw_triples(
                 len(rows), ranges[0][0].numel(), self.samples, seed
             )
-            here, mask = rows_and_mask(tower, local)
+            here = rows_and_mask(tower, local)[0]
             place = {index: row for row, index in enumerate(here)}
             row = torch.tensor([place.get(rows[s], -1) for s in sample.tolist()])
             mine = row >= 0
-            sums = self._sums(
-                seen.units.get(tower, []), ranges, row[mine], fraction[mine], channel[mine], mask
-            )
+            units = [by_sample(tower, x, local) for x in seen.units.get(tower, [])]
+            sums = self._sums(units, ranges, row[mine], fraction[mine], channel[mine])
             result[tower] = list(all_sum_with_gradient(torch.stack(sums) + zero) / self.samples)
         return result
 
     def _sums(
         self,
-        units: list[Tensor],
+        units: list[tuple[Tensor, Tensor | None]],
         ranges: list[tuple[Tensor, Tensor]],
         row: Tensor,
         fraction: Tensor,
         channel: Tensor,
-        mask: Tensor | None,
     ) -> list[Tensor]:
         device = ranges[0][0].device
         if not len(row):  # none of this tower's samples is here
             return [torch.zeros(ENTROPY_LEVELS, ENTROPY_LEVELS, device=device) for _ in ranges[1:]]
-        token = pick_tokens(mask, row, fraction, units[0].shape[1]).to(device)
+        first, mask = units[0]
+        token = pick_tokens(mask, row, fraction, first.shape[1]).to(device)
         row, channel = row.to(device), channel.to(device)
         codes, delta = [], []
-        for x, (low, high) in zip(units, ranges, strict=True):
+        for (x, _), (low, high) in zip(units, ranges, strict=True):
             low, high = low[channel], high[channel]
             codes.append(real_codes(x[row, token, channel], low, high, ENTROPY_LEVELS))
             delta.append((high.clamp_min(0) - low.clamp_max(0)) / (ENTROPY_LEVELS - 1))

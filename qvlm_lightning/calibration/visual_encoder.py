@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from qvlm_lightning.calibration.answers import note_missing_answers
 from qvlm_lightning.calibration.module import QuantModule
-from qvlm_lightning.calibration.statistics import Batch, model_inputs
-from qvlm_lightning.calibration.taps import Seen, SoftEdges, run_and_see
+from qvlm_lightning.calibration.samples import Batch, with_image_rows
+from qvlm_lightning.calibration.statistics import model_inputs
+from qvlm_lightning.calibration.taps import Seen, SoftEdges, gradients_by_sample, run_and_see
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.losses import (
     entropy_loss,
@@ -117,7 +118,7 @@ class VisualEncoderOptimization(QuantModule):
     def quantizer_parameters(self) -> list[nn.Parameter]:
         """Return what is learned: bounds, weight clips and adapters of tower and projector."""
         parameters: list[nn.Parameter] = []
-        for name in ("vision", "projector"):
+        for name in (n for n in self.structure.towers if n != "language"):
             for site in self.structure.towers[name].sites:
                 if site.quantizer.num_bits < 16:
                     high = [site.quantizer.high_ratio]
@@ -132,8 +133,7 @@ class VisualEncoderOptimization(QuantModule):
         """AdamW without weight decay over :meth:`quantizer_parameters`."""
         return torch.optim.AdamW(self.quantizer_parameters(), lr=self.lr, weight_decay=0.0)
 
-    # --- data
-    # -----------------------------------------------------------------------------------------
+    # --- data -----------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         """Collect statistics, cache the full-precision targets X_v and X_n (they never change,
@@ -143,7 +143,10 @@ class VisualEncoderOptimization(QuantModule):
         calibrator = self._built()
         note_missing_answers(self.structure, calibrator.batches)
         trainer: Any = self.trainer  # sets datamodule on itself, undeclared
-        self.local_batches: list[Batch] = trainer.datamodule.rank_batches(*world())
+        self.local_batches: list[Batch] = [
+            with_image_rows(self.family, calibrator.model, batch)
+            for batch in trainer.datamodule.rank_batches(*world())
+        ]
         self.edges = SoftEdges(
             self.structure, calibrator.statistics, self.temperature, self.entropy_samples
         )
@@ -155,8 +158,7 @@ class VisualEncoderOptimization(QuantModule):
                 )
                 self.targets.append((seen.features, seen.last_hidden))
 
-    # --- one step
-    # -------------------------------------------------------------------------------------
+    # --- one step -------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Take one optimiser step on the batch that ``state.steps`` says; none in the final
@@ -263,9 +265,9 @@ class VisualEncoderOptimization(QuantModule):
             seen = run_and_see(self._built().model, self.structure, inputs, units=True)
             error = (seen.last_hidden - target).square().mean(dim=-1)[mask].sum()
             units = [x for tower in seen.units.values() for x in tower]
-            gradients = torch.autograd.grad(error, units, allow_unused=True)
+            found = torch.autograd.grad(error, units, allow_unused=True)
+        gradients, counts = gradients_by_sample(seen, found, batch)
         sums = gradient_norm_sums(gradients) / float(all_sum(mask.sum().double().cpu()))
-        counts = torch.tensor([float(x.shape[0]) for x in units], dtype=torch.float64)
         width = [sum(bool(unit.sites) for unit in tower.units) for tower in towers]
         if not seen.units["vision"]:  # a process whose share has no image still takes part
             nothing = torch.zeros(width[0], dtype=torch.float64)

@@ -1,0 +1,81 @@
+"""Processors of images and text alone, for families whose own also wants a video processor.
+
+Video processors need torchvision, which this project keeps out (CONTRIBUTING.md); nothing here sees
+a video. A folder saved with such a processor loads into transformers' own class where torchvision
+is installed.
+"""
+
+import inspect
+from functools import cache
+from typing import Any
+
+
+def load_image_processor_only(path: str) -> Any:
+    """Load the processor of a folder without its video processor.
+
+    Args:
+        path: folder in the Hugging Face layout, or a repository id on the hub.
+
+    Raises:
+        OSError, ValueError, ImportError: it has no processor, or one that cannot be made.
+    """
+    import transformers
+
+    name = processor_name(path)
+    if name is None:
+        raise ValueError("neither processor_config.json nor preprocessor_config.json names a class")
+    return image_only(getattr(transformers, name)).from_pretrained(path)
+
+
+def processor_name(path: str) -> str | None:
+    """Return the ``processor_class`` that a folder's files name; ``None`` if none does."""
+    import json
+
+    from transformers.utils import cached_file
+
+    for file in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json"):
+        found = cached_file(path, file, _raise_exceptions_for_missing_entries=False)
+        if found is not None:
+            with open(found, encoding="utf-8") as text:
+                name = json.load(text).get("processor_class")
+            if name is not None:
+                return str(name)
+    return None
+
+
+@cache
+def image_only(cls: Any) -> Any:
+    """Return ``cls``, a transformers processor class, without its video processor.
+
+    Its instances take images and text as before; they are saved under the name of ``cls``.
+    """
+    signature = inspect.signature(cls.__init__)
+    kept = [p for name, p in signature.parameters.items() if name != "video_processor"]
+    takes_default = signature.parameters["video_processor"].default is None
+
+    def start(self: Any, *args: Any, **options: Any) -> None:
+        check = type(self).check_argument_for_proper_class
+        # the base class asks of every part whether it is of its class: None is no video processor
+        self.check_argument_for_proper_class = lambda name, part: (
+            type(part) if name == "video_processor" else check(self, name, part)
+        )
+        given = dict(zip([p.name for p in kept[1:]], args, strict=False)) | options
+        try:
+            cls.__init__(self, **given, **({} if takes_default else {"video_processor": None}))
+        finally:
+            del self.__dict__["check_argument_for_proper_class"]
+
+    start.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+    made = type(cls.__name__, (cls,), {"__init__": start, "__module__": cls.__module__})
+    made.__qualname__ = cls.__qualname__
+    return made
+
+
+class ImageProcessorOnly:
+    """For families whose processor is loaded without its video processor."""
+
+    path: str
+
+    def read_processor(self) -> Any:
+        """Read the processor from the folder, images and text alone."""
+        return load_image_processor_only(self.path)
