@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.progress import bar
-from qvlm_lightning.calibration.state import CalibrationState
 from qvlm_lightning.calibration.samples import Batch
+from qvlm_lightning.calibration.state import CalibrationState
 from qvlm_lightning.calibration.statistics import model_inputs
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
