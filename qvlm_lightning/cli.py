@@ -9,6 +9,8 @@ import torch
 from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
 
 import qvlm_lightning.callbacks
+import qvlm_lightning.data.chat
+import qvlm_lightning.data.tiny
 import qvlm_lightning.methods
 import qvlm_lightning.models  # noqa: F401  short class names in YAML
 from qvlm_lightning.arguments import OneSentenceParser, usable_accelerator

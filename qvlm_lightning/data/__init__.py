@@ -1,12 +1,16 @@
 """Samples, batches and the data modules that supply them."""
 
-from qvlm_lightning.data.base import VQADataModule
-from qvlm_lightning.data.chat import ChatData
+from typing import TYPE_CHECKING, Any
+
 from qvlm_lightning.data.collate import Batch, collate, model_inputs
 from qvlm_lightning.data.image import LazyImage, decoded, open_image
 from qvlm_lightning.data.sample import Sample, check_samples
 from qvlm_lightning.data.source import Source
-from qvlm_lightning.data.tiny import TinyVQA
+
+if TYPE_CHECKING:
+    from qvlm_lightning.data.base import VQADataModule
+    from qvlm_lightning.data.chat import ChatData
+    from qvlm_lightning.data.tiny import TinyVQA
 
 __all__ = [
     "Batch",
@@ -22,3 +26,20 @@ __all__ = [
     "model_inputs",
     "open_image",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import Lightning's seconds only for who asks for a data module: scoring needs none."""
+    if name == "VQADataModule":
+        from qvlm_lightning.data.base import VQADataModule
+
+        return VQADataModule
+    if name == "ChatData":
+        from qvlm_lightning.data.chat import ChatData
+
+        return ChatData
+    if name == "TinyVQA":
+        from qvlm_lightning.data.tiny import TinyVQA
+
+        return TinyVQA
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,8 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningCLI
 
+import qvlm_lightning.data.chat
+import qvlm_lightning.data.tiny
 import qvlm_lightning.models  # noqa: F401  short class names in YAML
 from qvlm_lightning.arguments import OneSentenceParser
 from qvlm_lightning.data.base import VQADataModule
