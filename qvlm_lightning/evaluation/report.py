@@ -10,20 +10,14 @@ import numpy as np
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.predictions import Predictions, file_name, stored, write_whole
-from qvlm_lightning.metrics.answers import is_correct
-from qvlm_lightning.metrics.counts import (
-    OVERALL,
-    Agreement,
-    AnswerAccuracy,
-    FamilyRate,
-    ParseFailures,
-)
+from qvlm_lightning.metrics.counts import OVERALL
 from qvlm_lightning.metrics.divergence import AnswerKL, answer_kl
 from qvlm_lightning.metrics.intervals import (
-    accuracy_difference,
     bootstrap_interval,
+    score_difference,
     wilson_interval,
 )
+from qvlm_lightning.metrics.target import WHOLE
 
 Row = dict[str, Any]
 Known = Mapping[str, Predictions]
@@ -63,8 +57,9 @@ def variant_rows(answered: Predictions, known: Known) -> list[Row]:
     """Compute the rows of one variant.
 
     Accuracy, agreement, parse failures and differences in accuracy are percent, ``kl`` is nats at
-    the answer token. Rates have Wilson's interval, means and paired differences the bootstrap's;
-    a difference in accuracy also has McNemar's mid-p as ``p_value``.
+    the answer token. Accuracy is the mean of the points that the benchmark's rule gives, question
+    by question. Rates have Wilson's interval, means and paired differences the bootstrap's; a
+    difference in accuracy also has McNemar's mid-p as ``p_value``.
 
     Args:
         answered: the variant's answers.
@@ -84,7 +79,7 @@ def variant_rows(answered: Predictions, known: Known) -> list[Row]:
         for control in ("blind", "shuffled"):
             control_answers = known.get(file_name(variant, control))
             if control_answers is not None:
-                rows += _rates(_accuracy(control_answers), f"accuracy_{control}")
+                rows += _accuracy(control_answers, f"accuracy_{control}")
     else:
         reference = known.get(variant.reference.name)
         rounded = known.get(replace(variant, method="rtn").name)
@@ -124,34 +119,43 @@ def _row(task: str, metric: str, value: float, interval: tuple[float, float] | N
 
 
 def _own(answered: Predictions) -> Iterator[Row]:
-    yield from _rates(_accuracy(answered), "accuracy")
-    failures = ParseFailures(_families(answered))
-    failures.update(answered.texts, answered.choices, answered.families)
-    yield from _rates(failures, "parse_failures")
+    yield from _accuracy(answered, "accuracy")
+    unread = [parsed is None for parsed in answered.parsed]
+    yield from _rate(answered, unread, "parse_failures")
     yield _row(OVERALL, "seconds", answered.seconds, None, len(answered.ids))
 
 
-def _accuracy(answered: Predictions) -> AnswerAccuracy:
-    metric = AnswerAccuracy(_families(answered))
-    metric.update(answered.texts, answered.answers, answered.choices, answered.families)
-    return metric
+def _accuracy(answered: Predictions, name: str) -> Iterator[Row]:
+    points = np.array(answered.points)
+    for task, places in _tasks(answered):
+        total, n = int(points[places].sum()), len(places)
+        if _right_or_wrong(points):
+            low, high = wilson_interval(total // WHOLE, n)
+        else:
+            low, high = (x / WHOLE for x in bootstrap_interval(points[places], levels=WHOLE + 1))
+        yield _row(task, name, 100 * total / (WHOLE * n), (100 * low, 100 * high), n)
+
+
+def _right_or_wrong(points: np.ndarray) -> bool:
+    return bool(np.isin(points, (0, WHOLE)).all())
 
 
 def _families(answered: Predictions) -> list[str]:
     return list(dict.fromkeys(answered.families))
 
 
-def _rates(metric: FamilyRate, name: str) -> Iterator[Row]:
-    for task, (k, n) in metric.counts().items():
+def _rate(answered: Predictions, hits: list[bool], name: str) -> Iterator[Row]:
+    counted = np.array(hits)
+    for task, places in _tasks(answered):
+        k, n = int(counted[places].sum()), len(places)
         low, high = wilson_interval(k, n)
         yield _row(task, name, 100 * k / n, (100 * low, 100 * high), n)
 
 
 def _against_fp(answered: Predictions, reference: Predictions) -> Iterator[Row]:
     families = _families(answered)
-    agreement = Agreement(families)
-    agreement.update(answered.texts, reference.texts, answered.choices, answered.families)
-    yield from _rates(agreement, "agreement")
+    pairs = zip(answered.parsed, reference.parsed, strict=True)
+    yield from _rate(answered, [mine == theirs for mine, theirs in pairs], "agreement")
     yield from _differences(answered, reference, "accuracy_minus_fp")
     if answered.log_probs is not None and reference.log_probs is not None:
         metric = AnswerKL(families)
@@ -178,17 +182,15 @@ def _against_rtn(
 
 
 def _differences(answered: Predictions, other: Predictions, name: str) -> Iterator[Row]:
-    right, other_right = _correct(answered), _correct(other)
+    points, others = np.array(answered.points), np.array(other.points)
+    whole = WHOLE
+    if _right_or_wrong(points) and _right_or_wrong(others):
+        points, others, whole = points // WHOLE, others // WHOLE, 1
     for task, places in _tasks(answered):
-        found = accuracy_difference(right[places], other_right[places])
+        found = score_difference(points[places], others[places], whole)
         interval = 100 * found.ci_low, 100 * found.ci_high
         row = _row(task, name, 100 * found.value, interval, len(places))
         yield row | {"p_value": found.p_value, "won": found.won, "lost": found.lost}
-
-
-def _correct(answered: Predictions) -> np.ndarray:
-    asked = zip(answered.texts, answered.answers, answered.choices, strict=True)
-    return np.array([is_correct(text, answer, choices) for text, answer, choices in asked])
 
 
 def _tasks(answered: Predictions) -> Iterator[tuple[str, np.ndarray]]:

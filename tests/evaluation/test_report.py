@@ -134,3 +134,18 @@ def test_order_of_torch_generator_does_not_matter(table):
     first = report_rows(table)
     torch.rand(7)
     assert report_rows(table) == first
+
+
+def test_the_rule_of_the_benchmark_counts_not_the_letter_of_the_answer(answered, known):
+    """Points in between, and a text that the rule reads although it is not the answer."""
+    given = {"parsed": ["red", "blue", None, "B"]}
+    full = answered("fp", points=[10, 3, 0, 10], **given)
+    quantized = answered("qvlm", points=[10, 6, 0, 0], **given)
+    rows = report_rows(known(full, quantized))
+    accuracy = value(rows, "fp", "accuracy")
+    assert accuracy["value"] == 57.5
+    assert accuracy["ci_low"] < 57.5 < accuracy["ci_high"]
+    assert value(rows, "fp", "parse_failures")["value"] == 25.0
+    assert value(rows, "qvlm", "agreement")["value"] == 100.0
+    minus = value(rows, "qvlm", "accuracy_minus_fp")
+    assert (minus["value"], minus["won"], minus["lost"]) == (-17.5, 1, 1)
