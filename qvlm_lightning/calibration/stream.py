@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from qvlm_lightning.calibration.passes import Done, Left, Passes, See
 from qvlm_lightning.calibration.samples import Batch
 from qvlm_lightning.calibration.statistics import model_inputs
-from qvlm_lightning.nn.replay import UnitInput, catch_inputs, run_unit
+from qvlm_lightning.nn.replay import UnitInput, catch_calls, run_unit
 from qvlm_lightning.nn.streamed import StreamedWeights
 from qvlm_lightning.nn.structure import Structure, Tower, Unit
 from qvlm_lightning.nn.taps import stop_at, taps
 
 Calls = dict[int, UnitInput]
+Outputs = dict[str, dict[str, dict[int, Tensor]]]
+"""Tower -> unit -> batch -> what it gave, of those units that somebody else reads."""
 
 
 class StreamedModel(Passes):
@@ -51,8 +53,9 @@ class StreamedModel(Passes):
         self.weights, self.spill = weights, spill
         self._numbers = itertools.count()
         self._tuples: set[str] = set()
-        units = [unit for tower in structure.towers.values() for unit in tower.units]
-        self.of_unit = {unit.name: weights.below(unit.name) for unit in units}
+        self._exits: set[str] = set()
+        self._tower_of = {u.name: t.name for t in structure.towers.values() for u in t.units}
+        self.of_unit = {name: weights.below(name) for name in self._tower_of}
         head = model.get_output_embeddings()
         streamed = {name for names in self.of_unit.values() for name in names}
         streamed |= {
@@ -88,7 +91,7 @@ class StreamedModel(Passes):
         """Run layer after layer (see :meth:`Passes.watch`)."""
         towers = self._up_to(last)
         total, count = sum(len(tower.units) for tower in towers), 0
-        outputs: dict[str, dict[int, Tensor]] = {}
+        outputs: Outputs = {}
         number = -1
 
         def see_it(name: str, x: Tensor) -> None:
@@ -97,16 +100,17 @@ class StreamedModel(Passes):
         with self.structure.only(quantized), taps(modules, see_it):
             for tower in towers:
                 calls = self._enter(tower, batches, outputs)
+                outputs[tower.name] = {}
                 for unit in tower.units:
                     with self.held([unit]):
                         for number in calls:
                             calls[number] = self._step(unit, calls[number])
+                    self._note(tower, unit, calls, outputs)
                     if left:
                         left(unit)
                     count += 1
                     if done:
                         done(count, total)
-                outputs[tower.name] = {n: call.hidden for n, call in calls.items()}
 
     @torch.no_grad()
     def calls(
@@ -116,17 +120,19 @@ class StreamedModel(Passes):
         :meth:`Passes.calls`).
         """
         numbered = dict(enumerate(batches))
-        outputs: list[dict[str, dict[int, Tensor]]] = [{} for _ in variants]
+        outputs: list[Outputs] = [{} for _ in variants]
         for earlier in self._up_to(tower.name)[:-1]:
             entered = [self._enter(earlier, numbered, given) for given in outputs]
+            for given in outputs:
+                given[earlier.name] = {}
             for unit in earlier.units:
                 with self.held([unit]):
                     for quantized, calls in zip(variants, entered, strict=True):
                         with self.structure.only(quantized):
                             for number in calls:
                                 calls[number] = self._step(unit, calls[number])
-            for given, calls in zip(outputs, entered, strict=True):
-                given[earlier.name] = {n: call.hidden for n, call in calls.items()}
+                for given, calls in zip(outputs, entered, strict=True):
+                    self._note(earlier, unit, calls, given)
         found = []
         for given in outputs:
             calls = self._enter(tower, numbered, given)
@@ -135,6 +141,11 @@ class StreamedModel(Passes):
                 self.masked(tower, batches[number], call)
             found.append(list(calls.values()))
         return found
+
+    def _note(self, tower: Tower, unit: Unit, calls: Calls, outputs: Outputs) -> None:
+        """Keep what a unit gave, if more than the next unit reads it."""
+        if unit is tower.units[-1] or unit.name in self._exits:
+            outputs[tower.name][unit.name] = {n: call.hidden for n, call in calls.items()}
 
     def _up_to(self, last: str) -> list[Tower]:
         names = list(self.structure.towers)
@@ -169,29 +180,40 @@ class StreamedModel(Passes):
         path.unlink()
         return stored.copy_(hidden.reshape(-1)).reshape(hidden.shape)
 
-    def _enter(
-        self, tower: Tower, batches: Mapping[int, Batch], outputs: dict[str, dict[int, Tensor]]
-    ) -> Calls:
-        """Return how every batch calls a tower, given what the towers before it gave."""
+    def _enter(self, tower: Tower, batches: Mapping[int, Batch], outputs: Outputs) -> Calls:
+        """Return how every batch calls the units of a tower, given what earlier ones gave."""
         calls: Calls = {}
+        number = -1
         with ExitStack() as stack:
             stack.enter_context(self.weights.held(self.rest))
-            number = -1
-            for name, given in outputs.items():
-                *inner, final = self.structure.towers[name].units
-                for unit in inner:
-                    stack.enter_context(self._instead(unit, lambda hidden: hidden))
+            for unit in [u for name in outputs for u in self.structure.towers[name].units]:
+                given = outputs[self._tower_of[unit.name]].get(unit.name)
 
-                def what_it_gave(_: Any, given: dict[int, Tensor] = given) -> Tensor:
-                    return given[number].to(self.device)
+                def gave(hidden: Tensor, given: dict[int, Tensor] | None = given) -> Tensor:
+                    return hidden if given is None else given[number].to(self.device)
 
-                stack.enter_context(self._instead(final, what_it_gave))
-            # a batch without images passes by the tower; what comes behind has no weights
+                stack.enter_context(self._instead(unit, gave))
+            reached: list[Unit] = []
+            for unit in tower.units[:-1]:
+
+                def nothing(hidden: Tensor, unit: Unit = unit) -> Tensor:
+                    reached[:] = [unit]
+                    return torch.zeros_like(hidden)
+
+                stack.enter_context(self._instead(unit, nothing))
+
+            def way_out(hidden: Tensor) -> Tensor:
+                self._exits.update(unit.name for unit in reached)
+                return hidden[:0]
+
             for later in self._behind(tower):
-                stack.enter_context(stop_at(later.units[0].module, lambda *_: None))
+                if later.name == "language":  # a batch without images comes here at once
+                    stack.enter_context(stop_at(later.units[0].module, lambda *_: None))
+                else:
+                    stack.enter_context(self._instead(later.units[0], way_out))
             for number, batch in batches.items():
                 inputs = model_inputs(batch, self.device)
-                call = catch_inputs(self.model, tower.units[0].module, inputs)
+                call = catch_calls(self.model, tower.units, inputs)
                 if call is not None:
                     calls[number] = call.advanced(self._store(call.hidden))
         return calls

@@ -6,11 +6,13 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.experts import Experts, find_experts, find_routers
 
 PAD, VISION, PROMPT, ANSWER = range(4)
@@ -46,6 +48,18 @@ class VLMFamily(ABC):
         Raises:
             InputError: the folder is missing or broken.
         """
+
+    def streamed(self) -> tuple[nn.Module, dict[str, tuple[Path, str]]]:
+        """Return a model without weights, in ``eval()`` mode and frozen, and by the name of every
+        weight the safetensors file and the key in it that hold it.
+
+        Raises:
+            InputError: models of this family cannot be read layer by layer.
+        """
+        raise InputError(
+            f"{type(self).__name__} cannot be streamed; give a model in a folder, or streaming: "
+            "false"
+        )
 
     @abstractmethod
     def load_processor(self) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.experts import expert_groups, unfuse_experts
 from qvlm_lightning.models.family import ANSWER, PAD, PROMPT, VISION, Named, VLMFamily
+from qvlm_lightning.models.places import Place, weight_places, without_weights
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -69,6 +70,16 @@ class HubFamily(VLMFamily):
         from transformers import AutoModelForImageTextToText
 
         return AutoModelForImageTextToText.from_pretrained(self.path, dtype=dtype)
+
+    def streamed(self) -> tuple[nn.Module, dict[str, Place]]:
+        """Build the model without weights and find them (see :class:`VLMFamily`)."""
+        self._check_folder("config.json")
+        try:
+            model = without_weights(lambda: self.empty_model(_DTYPES[self.dtype]))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"no usable model in {self.path!r}: {first_line(error)}") from error
+        self.check_type(model.config.model_type, repr(self.path))
+        return model, weight_places(model, self.path)
 
     def empty_model(self, dtype: torch.dtype) -> nn.Module:
         """Build the model from the folder's configuration (see :class:`VLMFamily`)."""
@@ -187,6 +198,19 @@ def named_layers(model: nn.Module, place: str) -> list[Named]:
 def patches(vision: Any) -> int:
     """Return the patches of one image of fixed size, from the tower's configuration."""
     return (vision.image_size // vision.patch_size) ** 2
+
+
+def tiles_by_tokens(batch: dict[str, Tensor], image_token: int, tokens: int) -> list[int]:
+    """Return the tiles of each sample that has an image, where every tile leads to equally many
+    tokens.
+
+    Args:
+        batch: with ``input_ids`` [B, T] and ``has_image`` [B].
+        image_token: id of the tokens that stand for tiles.
+        tokens: how many of them a tile has.
+    """
+    counts = (batch["input_ids"] == image_token).sum(dim=1)[batch["has_image"]]
+    return (counts // tokens).tolist()
 
 
 def first_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """A LLaVA that is already in memory, for notebooks."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,14 @@ class LoadedLlava(Llava):
             raise InputError(f"a {kind!r} model was given; allowed: 'llava'")
         super().__init__(str(getattr(model.config, "_name_or_path", "") or "in memory"))
         self._model, self._processor = model, processor
+
+    def streamed(self) -> tuple[nn.Module, dict[str, tuple[Path, str]]]:
+        """Refuse: the model is in memory already.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError("a model that is in memory cannot be streamed; give its folder")
 
     def load_model(self) -> nn.Module:
         """Return the model itself, frozen; fused experts are un-fused in place."""

@@ -1,5 +1,6 @@
 """The embedded model as a family."""
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -24,6 +25,19 @@ class Tiny(Llava):
             raise InputError(f"outlier_scale {outlier_scale} is below 1; allowed: 1 (off) or more")
         super().__init__(str(WEIGHTS))
         self.outlier_scale = float(outlier_scale)
+
+    def streamed(self) -> tuple[nn.Module, dict[str, tuple[Path, str]]]:
+        """Find the shipped weights; outliers are injected into a model as a whole.
+
+        Raises:
+            InputError: the outlier scale is above 1.
+        """
+        if self.outlier_scale != 1:
+            raise InputError(
+                f"outlier_scale {self.outlier_scale:g} changes weights when the model is loaded, "
+                "which streaming cannot; allowed: 1, or streaming: false"
+            )
+        return super().streamed()
 
     def load_model(self) -> nn.Module:
         """Load the shipped weights and inject the outliers."""

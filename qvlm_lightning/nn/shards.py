@@ -125,7 +125,7 @@ def write_shard(
         for name, (dtype, shape) in tensors.items():
             value = read(name).detach().to("cpu").contiguous()
             assert (value.dtype, tuple(value.shape)) == (dtype, shape), name
-            file.write(value.reshape(-1).view(torch.uint8).numpy())
+            file.write(value.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 
 def _header(path: Path) -> dict[str, Entry]:

@@ -1,0 +1,93 @@
+"""Models without weights, and where a checkpoint keeps each weight that such a model lacks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.checkpoint import WeightReader
+
+Place = tuple[Path, str]
+
+
+def without_weights(build: Callable[[], Any]) -> Any:
+    """Return the frozen model that ``build`` makes, its parameters on the meta device.
+
+    Buffers are real: transformers computes those that no checkpoint holds (frequencies, positions).
+    """
+    with torch.device("meta"):
+        model = build()
+    for module in model.modules():
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
+    model.initialize_weights()
+    return model.eval().requires_grad_(False)
+
+
+def weight_places(model: Any, path: str) -> dict[str, Place]:
+    """Return by name in ``model`` the file and the key under which a checkpoint holds it.
+
+    Names change between a checkpoint and a model; which way, transformers says itself. Tied
+    parameters have the same place.
+
+    Args:
+        model: of transformers, with or without weights.
+        path: its folder, or a repository id on the hub.
+
+    Raises:
+        InputError: the checkpoint is not in safetensors, lacks a weight, or holds one that is
+            computed from several on loading.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        WeightConverter,
+        WeightRenaming,
+        rename_source_key,
+    )
+
+    mapping = get_model_conversion_mapping(model)
+    renamings = [step for step in mapping if isinstance(step, WeightRenaming)]
+    converters = [step for step in mapping if isinstance(step, WeightConverter)]
+    state = model.state_dict(keep_vars=True)
+    places: dict[str, Place] = {}
+    computed: dict[str, str] = {}
+    for key, file in WeightReader(_folder(path)).place.items():
+        if file.suffix != ".safetensors":
+            raise InputError(
+                f"{str(file)!r} cannot be read tensor by tensor; streaming needs safetensors: load "
+                "the model and save it with save_pretrained, or use the verb convert"
+            )
+        for steps in ((renamings, []), ([], []), (renamings, converters)):
+            name, converter = rename_source_key(key, *steps, model.base_model_prefix, state)
+            if name in state:
+                if converter is None:
+                    places.setdefault(name, (file, key))
+                else:
+                    computed[name] = key
+                break
+    stored = {id(state[name]): place for name, place in places.items()}
+    for name in state:
+        if id(state[name]) in stored:  # a tied parameter is stored under one of its names
+            places.setdefault(name, stored[id(state[name])])
+        elif name in computed:
+            raise InputError(
+                f"weight {name} is made from {computed[name]} and others when the model is loaded; "
+                "streaming reads only weights that are stored as they are used"
+            )
+        else:
+            raise InputError(f"{path!r} lacks the weight {name}")
+    return places
+
+
+def _folder(path: str) -> Path:
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(path, allow_patterns=["*.safetensors", "*.json"]))
+    except (OSError, ValueError) as error:
+        raise InputError(f"no usable model in {path!r}: {error}") from error
