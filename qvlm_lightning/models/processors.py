@@ -66,7 +66,14 @@ def image_only(cls: Any) -> Any:
             del self.__dict__["check_argument_for_proper_class"]
 
     start.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
-    made = type(cls.__name__, (cls,), {"__init__": start, "__module__": cls.__module__})
+    # what a folder may set is read off the code of __init__, which here takes anything
+    settings = [p.name for p in kept[1:] if p.name not in ("image_processor", "tokenizer")]
+
+    def validate(processor_config: Any, valid_kwargs: Any) -> Any:
+        return cls.validate_init_kwargs(processor_config, settings)
+
+    own = {"__init__": start, "validate_init_kwargs": staticmethod(validate)}
+    made = type(cls.__name__, (cls,), own | {"__module__": cls.__module__})
     made.__qualname__ = cls.__qualname__
     return made
 
