@@ -55,7 +55,7 @@ WITH_LIGHTNING = {
     "data",
     "tasks",
 }
-OPTIONAL = {"triton", "vllm", "compressed_tensors", "torchao"}  # never at module level
+OPTIONAL = {"triton", "vllm", "compressed_tensors", "torchao", "lmms_eval"}  # never at module level
 FORBIDDEN = {"torchvision", "timm"}  # their builds break CPU installations
 
 

@@ -194,7 +194,7 @@ def test_predictions_of_something_else(refused) -> None:
         (["--mode=loose"], "mode of counting is 'loose'; allowed are exact, close"),
         (["--predictions=nowhere.jsonl"], "predictions 'nowhere.jsonl' are not there"),
         (["--annotations=nowhere"], "annotations 'nowhere' do not exist; a folder with"),
-        (["--split=moon"], "moon.jsonl"),
+        (["--split=moon"], "split of counting is 'moon'; allowed are test"),
         (["--option=seed=3"], "option of counting is 'seed=3'; allowed are none"),
         (["--task=scienceqa", "--option=random_fallback"], "allowed are random_fallback=VALUE"),
         (["--modes=exact"], "unrecognized arguments: --modes=exact"),
