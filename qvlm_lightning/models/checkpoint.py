@@ -161,7 +161,7 @@ class WeightWriter:
         if count == 1:
             self._part(0).replace(self.folder / "model.safetensors")
             return
-        where = {}
+        where: dict[str, str] = {}
         for number, names in enumerate(self._shards):
             file = f"model-{number + 1:05d}-of-{count:05d}.safetensors"
             self._part(number).replace(self.folder / file)

@@ -210,10 +210,9 @@ def mixture_of(settings: Settings, where: str) -> dict[str, list[int]]:
         given = moe.get("top_k_experts")
         raise InputError(f"{where} sends a token to {given!r} experts (top_k_experts); allowed: 2")
     layers, experts = moe.get("moe_layers_idx"), moe.get("num_experts")
-    lists = isinstance(layers, list) and isinstance(experts, list)
-    if not lists or len(layers) != len(experts):
+    if not isinstance(layers, list) or not isinstance(experts, list) or len(layers) != len(experts):
         raise InputError(
             f"{where} has moe_layers_idx {layers!r} and num_experts {experts!r}; needed are two "
             "lists of equal length"
         )
-    return {"moe_layers": list(layers), "num_experts": list(experts)}
+    return {"moe_layers": layers, "num_experts": experts}
