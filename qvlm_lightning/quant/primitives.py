@@ -1,9 +1,9 @@
 """Uniform quantization: qparams, codes, and fake quantization with learnable bounds.
 
 Shapes: B batch, T tokens, D channels, O outputs, I inputs, G groups, M = 2^bits levels. Everything
-is computed in float32 (float64 for float64 input), whatever autocast says. Bounds broadcast against
-the tensor they belong to. A width of 16 is a real 16-bit quantizer here; that 16 means "off" is the
-caller's convention.
+is computed in float32 (float64 for float64 input), whatever autocast says; of a bfloat16 or float16
+model the scale is first rounded to that type. Bounds broadcast against the tensor they belong to. A
+width of 16 is a real 16-bit quantizer here; that 16 means "off" is the caller's convention.
 """
 
 from typing import Any
@@ -169,13 +169,13 @@ def weight_codes(
     low, high = weight_ranges(weight_OI, group_size, symmetric, clip_ratio_O1)
     grouped_OGI = _grouped(weight_OI, group_size)
     if symmetric:
-        scale = symmetric_scale(high, num_bits)
+        scale = symmetric_scale(high, num_bits, weight_OI.dtype)
         codes, zero_point = (
             quantize_symmetric(grouped_OGI, scale, num_bits),
             torch.zeros_like(scale),
         )
     else:
-        scale, zero_point = affine_qparams(low, high, num_bits)
+        scale, zero_point = affine_qparams(low, high, num_bits, weight_OI.dtype)
         codes = quantize(grouped_OGI, scale, zero_point, num_bits)
     return codes.reshape(weight_OI.shape).to(torch.int32), scale[..., 0], zero_point[..., 0]
 
@@ -191,12 +191,12 @@ def _grouped(weight_OI: Tensor, group_size: int | None) -> Tensor:
 
 
 def _affine_values(x: Tensor, low: Tensor, high: Tensor, num_bits: int) -> Tensor:
-    scale, zero_point = affine_qparams(low, high, num_bits)
+    scale, zero_point = affine_qparams(low, high, num_bits, x.dtype)
     return _snap(x, scale, *_shifted_range(zero_point, num_bits)).mul_(scale).to(x.dtype)
 
 
 def _symmetric_values(x: Tensor, absmax: Tensor, num_bits: int) -> Tensor:
-    scale = symmetric_scale(absmax, num_bits)
+    scale = symmetric_scale(absmax, num_bits, x.dtype)
     return _snap(x, scale, *_signed_range(scale, num_bits)).mul_(scale).to(x.dtype)
 
 
@@ -236,7 +236,7 @@ class _AffineFakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, low, high = ctx.saved_tensors
-        scale, zero_point = affine_qparams(low, high, ctx.num_bits)
+        scale, zero_point = affine_qparams(low, high, ctx.num_bits, x.dtype)
         x, grad, dtype = x.to(scale.dtype), grad.to(scale.dtype), x.dtype
         top = high.clamp_min(0).to(scale.dtype)
         clipped = _clip(x, low.clamp_max(0).to(scale.dtype), top)
@@ -265,7 +265,7 @@ class _SymmetricFakeQuantize(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, absmax = ctx.saved_tensors
-        scale = symmetric_scale(absmax, ctx.num_bits)
+        scale = symmetric_scale(absmax, ctx.num_bits, x.dtype)
         x, grad, dtype = x.to(scale.dtype), grad.to(scale.dtype), x.dtype
         top = absmax.to(scale.dtype)
         clipped = _clip(x, -top, top)

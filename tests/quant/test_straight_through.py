@@ -5,7 +5,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qvlm_lightning.quant.primitives import fake_quantize, fake_quantize_symmetric, round_ste
+from qvlm_lightning.quant.primitives import (
+    affine_qparams,
+    dequantize,
+    fake_quantize,
+    fake_quantize_symmetric,
+    quantize,
+    round_ste,
+)
 
 quick = settings(max_examples=60, deadline=None, derandomize=True)
 widths = st.integers(2, 8)
@@ -103,7 +110,9 @@ def test_bound_on_the_wrong_side_of_zero_gets_no_gradient():
 def test_half_precision_is_computed_in_float32(dtype):
     x = draw(0, 4, 8, size=3).to(dtype)
     low, high = torch.tensor(-2.9), torch.tensor(3.1)
-    expected = fake_quantize(x.float(), low, high, 8).to(dtype)
+    scale, zero_point = affine_qparams(low, high, 8, dtype)
+    codes = quantize(x.float(), scale, zero_point, 8)
+    expected = dequantize(codes, scale, zero_point).to(dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(fake_quantize(x, low, high, 8), expected)
         assert fake_quantize_symmetric(x, high, 8).dtype == dtype
