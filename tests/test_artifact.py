@@ -16,8 +16,9 @@ import qvlm_lightning
 from qvlm_lightning.artifact import load_artifact, save_artifact
 from qvlm_lightning.calibration import Calibrator
 from qvlm_lightning.data import Sample
-from qvlm_lightning.data.collate import collate, model_inputs
+from qvlm_lightning.data.collate import collate
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.family import model_inputs
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.models.tiny import WEIGHTS, generate
 from qvlm_lightning.nn.adapters import add_lora, add_norm_shifts

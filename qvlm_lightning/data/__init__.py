@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
-from qvlm_lightning.data.collate import Batch, collate, model_inputs
+from qvlm_lightning.data.collate import Batch, collate
 from qvlm_lightning.data.image import LazyImage, decoded, open_image
 from qvlm_lightning.data.sample import Sample, check_samples
 from qvlm_lightning.data.source import Source
+from qvlm_lightning.models.family import model_inputs
 
 if TYPE_CHECKING:
     from qvlm_lightning.data.base import VQADataModule

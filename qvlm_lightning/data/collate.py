@@ -17,18 +17,8 @@ Batch = dict[str, Tensor]
 IGNORED = -100
 """Label of tokens that no loss counts."""
 
-_MODEL_KEYS = (
-    "input_ids",
-    "attention_mask",
-    "pixel_values",
-    "image_grid_thw",
-    "mm_token_type_ids",
-)
-
-
-def model_inputs(batch: Batch) -> Batch:
-    """Return what goes into ``model(**...)``: the batch without labels and bookkeeping."""
-    return {name: batch[name] for name in _MODEL_KEYS if name in batch}
+_PER_TOKEN = ("mm_token_type_ids", "token_type_ids")
+_TEXT = ("input_ids", "attention_mask", "labels", *_PER_TOKEN)
 
 
 def prompt_text(sample: Sample, processor: Any) -> str:
@@ -67,8 +57,9 @@ def collate(
     Returns:
         ``input_ids`` and ``attention_mask`` [B, T]; ``pixel_values`` [N, C, H, W] and
         ``image_index`` [N] (equal numbers share an image object) where any sample has an image,
-        with ``image_grid_thw`` [N, 3] and ``mm_token_type_ids`` [B, T] where the processor makes
-        them; ``labels`` [B, T] with answers; ``sample_index`` [B]; ``has_image`` [B] bool.
+        with whatever else the processor makes of images (``image_grid_thw`` [N, 3], ``image_sizes``
+        [N, 2] ...) and types of tokens [B, T]; ``labels`` [B, T] with answers; ``sample_index``
+        [B]; ``has_image`` [B] bool.
 
     Raises:
         InputError: an image cannot be decoded.
@@ -99,11 +90,14 @@ def collate(
         index = [order.setdefault(id(image), len(order)) for image in given]
         batch |= _image_inputs(encoded)
         batch["image_index"] = torch.tensor(index)
-    if "mm_token_type_ids" in encoded:
-        # 0 is text, which is all that an answer adds to its prompt
-        pairs = zip(encoded["mm_token_type_ids"], rows, strict=True)
-        kinds = [[*kind, *[0] * (len(row) - len(kind))] for kind, row in pairs]
-        batch["mm_token_type_ids"] = _pad(kinds, 0, side)
+    for name in (n for n in _PER_TOKEN if n in encoded):
+        # 0 is text, usually all that an answer adds to its prompt
+        answer = getattr(processor, "answer_type", 0)
+        pairs = zip(encoded[name], rows, strict=True)
+        kinds = [[*kind, *[answer] * (len(row) - len(kind))] for kind, row in pairs]
+        # many tokenizers give types that tell nothing, to models that take none
+        if name != "token_type_ids" or answer or any(map(any, kinds)):
+            batch[name] = _pad(kinds, 0, side)
     batch["sample_index"] = torch.arange(first_index, first_index + len(samples))
     batch["has_image"] = torch.tensor([sample.image is not None for sample in samples])
     return batch
@@ -130,14 +124,15 @@ def _encode(processor: Any, texts: list[str], images: list[Any]) -> dict[str, An
 
 
 def _image_inputs(encoded: dict[str, Any]) -> Batch:
-    """Return what the vision encoder takes: a stack, or the packed patches and their grids."""
-    pixels = [torch.as_tensor(x) for x in encoded["pixel_values"]]
-    if "image_grid_thw" not in encoded:
-        return {"pixel_values": torch.stack(pixels)}
-    grids = torch.as_tensor(encoded["image_grid_thw"])
-    # one row per patch already, or one list of rows per image
-    packed = torch.stack(pixels) if pixels[0].dim() == 1 else torch.cat(pixels)
-    return {"pixel_values": packed, "image_grid_thw": grids}
+    """Return what the vision encoder takes: stacks, or the packed patches and their grids."""
+    given = {name: value for name, value in encoded.items() if name not in _TEXT}
+    stacked = {}
+    for name, value in given.items():
+        parts = [torch.as_tensor(x) for x in value]
+        # packed patches: one row each already, or one list of rows per image
+        packed = name == "pixel_values" and "image_grid_thw" in given and parts[0].dim() > 1
+        stacked[name] = torch.cat(parts) if packed else torch.stack(parts)
+    return stacked
 
 
 def _answered(prompt: str, answer: str) -> str:

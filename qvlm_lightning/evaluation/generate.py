@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qvlm_lightning.data.collate import Batch, model_inputs
+from qvlm_lightning.data.collate import Batch
+from qvlm_lightning.models.family import model_inputs
 
 
 @dataclass(frozen=True)

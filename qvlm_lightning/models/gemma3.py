@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 from qvlm_lightning.models.paligemma import PaliGemma
+from qvlm_lightning.models.processors import nesting
 
 
 class Gemma3(PaliGemma):
@@ -20,6 +21,12 @@ class Gemma3(PaliGemma):
         """Return the projector."""
         name, module = self.projector(model)
         return [(name, module, "a bare parameter, no Linear layer: kept in full precision")]
+
+    def read_processor(self) -> Any:
+        """Read the processor from the folder; it takes images as those of other families do."""
+        from transformers import Gemma3Processor
+
+        return nesting(Gemma3Processor).from_pretrained(self.path)
 
     def _image_token_id(self) -> int:
         # the processor's image_token opens an image; what stands for its patches is another

@@ -6,6 +6,7 @@ from torch import nn
 
 from qvlm_lightning.models.hub import HubFamily, patches
 from qvlm_lightning.models.llava import pooling_head
+from qvlm_lightning.models.processors import PREFIX_CHAT, prefixing
 
 
 class PaliGemma(HubFamily):
@@ -17,6 +18,14 @@ class PaliGemma(HubFamily):
     def unreachable_layers(self, model: Any) -> list[tuple[str, nn.Module, str]]:
         """Return the tower's pooling head, where its configuration has one."""
         return pooling_head(model, "model.vision_tower")
+
+    def read_processor(self) -> Any:
+        """Read the processor from the folder; where it has no chat template, the usual prompt."""
+        from transformers import PaliGemmaProcessor
+
+        processor = prefixing(PaliGemmaProcessor).from_pretrained(self.path)
+        processor.chat_template = processor.chat_template or PREFIX_CHAT
+        return processor
 
     def vision_positions(self, model: Any) -> int | None:
         """Return the patches of one image."""

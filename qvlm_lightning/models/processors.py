@@ -50,6 +50,8 @@ def image_only(cls: Any) -> Any:
     Its instances take images and text as before; they are saved under the name of ``cls``.
     """
     signature = inspect.signature(cls.__init__)
+    if "video_processor" not in signature.parameters:
+        return cls
     kept = [p for name, p in signature.parameters.items() if name != "video_processor"]
     takes_default = signature.parameters["video_processor"].default is None
 
@@ -74,6 +76,59 @@ def image_only(cls: Any) -> Any:
 
     own = {"__init__": start, "validate_init_kwargs": staticmethod(validate)}
     made = type(cls.__name__, (cls,), own | {"__module__": cls.__module__})
+    made.__qualname__ = cls.__qualname__
+    return made
+
+
+@cache
+def nesting(cls: Any) -> Any:
+    """Return ``cls``, a transformers processor class that wants a list of images per text, so that
+    it also takes one list: images go to the texts whose placeholders they fill.
+    """
+
+    def call(self: Any, images: Any = None, text: Any = None, **options: Any) -> Any:
+        if isinstance(images, list) and isinstance(text, list):
+            rest = iter(images)
+            images = [[next(rest) for _ in range(t.count(self.image_token))] for t in text]
+        return cls.__call__(self, images=images, text=text, **options)
+
+    made = type(cls.__name__, (cls,), {"__call__": call, "__module__": cls.__module__})
+    made.__qualname__ = cls.__qualname__
+    return made
+
+
+PREFIX_CHAT = (
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] }}{{ eos_token }}"
+    "{% elif m['content'] is string %}{{ bos_token }}{{ m['content'] }}\n{% else %}"
+    "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}"
+    "{% endif %}{% endfor %}\n{% endif %}{% endfor %}"
+)
+"""PaliGemma's prompt, which its processor otherwise writes by itself: image, start, question."""
+
+
+@cache
+def prefixing(cls: Any) -> Any:
+    """Return ``cls``, PaliGemma's processor class, so that the chat template alone says what a
+    prompt is; prompts without an image and of different lengths are allowed.
+
+    Its ``answer_type`` is the token type of an answer: the prefix, type 0, sees itself as a whole.
+    """
+    from transformers import ProcessorMixin
+
+    def call(self: Any, images: Any = None, text: Any = None, **options: Any) -> Any:
+        made = ProcessorMixin.__call__(self, images=images, text=text, **options)
+        made["token_type_ids"] = [[0] * len(row) for row in made["input_ids"]]
+        return made
+
+    own = {
+        "__call__": call,
+        "__module__": cls.__module__,
+        "answer_type": 1,
+        "prepare_inputs_layout": ProcessorMixin.prepare_inputs_layout,
+        "validate_inputs": ProcessorMixin.validate_inputs,
+    }
+    made = type(cls.__name__, (cls,), own)
     made.__qualname__ = cls.__qualname__
     return made
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
-from qvlm_lightning.data.collate import IGNORED, collate, model_inputs, prompt_lengths
+from qvlm_lightning.data.collate import IGNORED, collate, prompt_lengths
 from qvlm_lightning.data.image import LazyImage
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.models import Llava
+from qvlm_lightning.models.family import model_inputs
 from qvlm_lightning.models.tiny import WEIGHTS
 
 RED = Image.new("RGB", (48, 48), "red")
