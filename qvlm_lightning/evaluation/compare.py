@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.entries import Entry, choose_reference
@@ -14,6 +15,8 @@ from qvlm_lightning.metrics.divergence import answer_kl
 from qvlm_lightning.metrics.grouped import OVERALL
 from qvlm_lightning.metrics.intervals import bootstrap_interval, score_difference, wilson_interval
 from qvlm_lightning.metrics.target import WHOLE
+
+_PART = 512
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,9 @@ def _paired(answered: Predictions, reference: Predictions) -> Iterator[Row]:
     # log-probabilities of models with other weights are over other vocabularies, or mean nothing
     if answered.log_probs is None or reference.log_probs is None or answered.base != reference.base:
         return
-    divergence = answer_kl(reference.log_probs, answered.log_probs).numpy()
+    # in parts: in double precision a whole set times a whole vocabulary is gigabytes
+    parts = zip(reference.log_probs.split(_PART), answered.log_probs.split(_PART), strict=True)
+    divergence = torch.cat([answer_kl(*part) for part in parts]).numpy()
     token = (reference.log_probs.argmax(-1) == answered.log_probs.argmax(-1)).numpy()
     for group, places in _places(answered):
         values = divergence[places]

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from qvlm_lightning.evaluation.compare import Comparison
 from qvlm_lightning.evaluation.render import NONE, Grid, Number, cell, nats, points, signed
 from qvlm_lightning.evaluation.report import Row
-from qvlm_lightning.metrics.grouped import OVERALL
+from qvlm_lightning.metrics.grouped import OVERALL, UNPARSED
 
 NOTE = (
     "95 % intervals in brackets; differences are paired, on the same questions, with McNemar's "
@@ -72,7 +72,7 @@ def own_grid(comparison: Comparison) -> Grid | None:
     """Lay out the figures that the benchmark itself reports, other than those of groups."""
     entries = comparison.entries
     names = dict.fromkeys(name for e in entries for name in e.predictions.scores)
-    names = {name: None for name in names if "/" not in name}
+    names = {name: None for name in names if "/" not in name and name != UNPARSED}
     if not set(names) - {OVERALL}:
         return None
     rows = [
@@ -82,7 +82,7 @@ def own_grid(comparison: Comparison) -> Grid | None:
         f"{comparison.name}: the benchmark's own figures",
         ["model", *names],
         rows,
-        "As the official scorer reports them; percent, and counts where they are whole.",
+        "As the benchmark's own rule has them; percent, and counts where they are whole.",
     )
 
 

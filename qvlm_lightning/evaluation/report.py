@@ -41,11 +41,13 @@ def load_answers(*folders: Path) -> dict[str, Predictions]:
     return {predictions.name: predictions for predictions in found}
 
 
-def sort_key(predictions: Predictions) -> tuple[float, str, int, str]:
+def sort_key(predictions: Predictions) -> tuple[float, bool, str, int, str]:
     """Put full precision first, then by scheme and in the order of METHODS."""
     variant = predictions.variant
     rank = METHODS.index(variant.method) if variant.method in METHODS else len(METHODS)
-    return variant.outlier_scale, variant.scheme, rank, predictions.name
+    # as it was loaded before what it was cast to
+    scheme = "" if variant.scheme == "fp" else variant.scheme
+    return variant.outlier_scale, not variant.is_fp, scheme, rank, predictions.name
 
 
 def report_rows(known: Known) -> list[Row]:

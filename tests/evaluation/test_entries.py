@@ -56,6 +56,13 @@ def test_labels_tell_what_differs(tmp_path, answered, variants):
     ]
 
 
+def test_full_precision_as_loaded_comes_before_what_it_was_cast_to(tmp_path, answered, variants):
+    for variant in (replace(variants["fp"], scheme="bf16"), variants["rtn"], variants["fp"]):
+        answered("fp", variant=variant).save(tmp_path)
+    labels = [e.label for e in load_entries([str(tmp_path)])]
+    assert labels == ["full precision", "full precision bf16", "W4A4 rtn"]
+
+
 def test_equal_models_are_told_apart_by_their_folders(tmp_path, answered):
     paths = [str(tmp_path / name) for name in ("a", "b")]
     for path in paths:

@@ -122,7 +122,9 @@ def test_a_picture_that_is_gone_is_left_out(tmp_path):
 
 
 def test_tables_leave_out_what_nobody_has(answered):
-    alone = compare([Entry("full", answered("fp", scores={"overall": 1.0}), "x")])[0]
+    alone = compare(
+        [Entry("full", answered("fp", scores={"overall": 1.0, "kind/a": 2.0, "unparsed": 0}), "x")]
+    )[0]
     main, groups = comparison_grids(alone)
     assert main.header == ["model", "score %", "parse failures %", "n"]
     assert groups.header == ["group", "n", "full"]
@@ -130,7 +132,14 @@ def test_tables_leave_out_what_nobody_has(answered):
 
 
 def test_the_benchmarks_own_figures_are_a_table(answered):
-    scores = {"overall": 50.0, "f1": 85.954, "kind/a": 1.0, "pairs": 12, "auroc": None}
+    scores = {
+        "overall": 50.0,
+        "unparsed": 1,
+        "f1": 85.954,
+        "kind/a": 1.0,
+        "pairs": 12,
+        "auroc": None,
+    }
     found = compare([Entry("full", answered("fp", scores=scores), "x")])[0]
     _, own, _ = comparison_grids(found)
     assert own.header == ["model", "overall", "f1", "pairs", "auroc"]
