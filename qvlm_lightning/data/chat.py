@@ -14,7 +14,7 @@ from qvlm_lightning.data.source import Rows, Source
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.family import VLMFamily
 
-_HINT = "a file of JSON lines, or parquet files named by split"
+_HINT = "a file of JSON lines"
 
 
 class ChatData(VQADataModule):
@@ -127,7 +127,7 @@ def _rows(source: Source, split: str) -> Iterator[tuple[Mapping[str, Any], str, 
             yield row, place, f"{path.name}:{number}", path.parent
         return
     if path is not None and source.is_release:
-        raise InputError(f"{source.path!r} holds no parquet files; give {_HINT}")
+        raise InputError(f"{source.path!r} holds no parquet files; give {_HINT}, or such a folder")
     chosen = Source(**(vars(source) | {"split": source.split or split}))
     for number, row in enumerate(Rows(chosen, _HINT)):
         yield row, f"row {number} of {chosen}", f"{chosen.split}:{number}", path or Path()

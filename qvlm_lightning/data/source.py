@@ -73,13 +73,13 @@ class Rows:
 
     Args:
         source: where they lie, its split given.
-        hint: what a folder that would serve instead holds, for messages.
+        hint: what would serve as well, for messages.
 
     Raises:
         InputError: nothing that can be read lies there, or the hub cannot be reached.
     """
 
-    def __init__(self, source: Source, hint: str = "parquet files named by split") -> None:
+    def __init__(self, source: Source, hint: str = "") -> None:
         self.source, self.hint = source, hint
         with self._faults():
             self._table = _load(source)
@@ -172,12 +172,11 @@ class Rows:
         except InputError:
             raise
         except (OSError, ValueError, DatasetsError) as error:
-            remote = self.source.here is None
-            kind, other = ("hub repository", "a folder") if remote else ("data in", "one")
-            also = ", or a copy of the repository with its parquet files" if remote else ""
+            kind = "hub repository" if self.source.here is None else "data in"
+            serves = [self.hint, "a folder of parquet files named by split"]
             raise InputError(
-                f"{kind} {self.source} cannot be read ({_reason(error)}); give {other} with "
-                f"{self.hint}{also}"
+                f"{kind} {self.source} cannot be read ({_reason(error)}); give "
+                f"{', or '.join(filter(None, serves))}"
             ) from error
 
 

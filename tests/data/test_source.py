@@ -113,10 +113,10 @@ def test_which_folders_are_releases(folder, tmp_path):
 def test_an_unreachable_hub_names_a_folder_that_would_work():
     wanted = (
         r"hub repository 'owner/name' config 'c' split 'test' cannot be read \(.*owner/name.*\); "
-        "give a folder with questions.json, or a copy of the repository"
+        "give a folder with questions.json, or a folder of parquet files named by split$"
     )
     with pytest.raises(InputError, match=wanted):
-        Rows(Source("owner/name", "test", config="c"), hint="questions.json")
+        Rows(Source("owner/name", "test", config="c"), hint="a folder with questions.json")
 
 
 @pytest.mark.parametrize("path", ["./nowhere", "/nowhere/data", "nowhere", "a/b/c"])
