@@ -15,6 +15,7 @@ from qvlm_lightning.errors import InputError
 Row = dict[str, Any]
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_OTHER_WORD = {"val": "validation", "valid": "validation", "validation": "val"}
 _SHUFFLED_AT_ONCE = 1000  # rows of a stream in memory, their images encoded
 
 
@@ -82,7 +83,7 @@ class Rows:
     def __init__(self, source: Source, hint: str = "") -> None:
         self.source, self.hint = source, hint
         with self._faults():
-            self._table = _load(source)
+            self._table = _open(source)
             self._columns = _image_columns(self._table)
             self._table = _encoded(self._table, self._columns)
         self._known: dict[bytes, LazyImage] = {}
@@ -190,16 +191,31 @@ def _reason(error: BaseException) -> str:
     return " ".join(line.strip() for line in ends).rstrip(".")
 
 
-def _load(source: Source) -> Any:
+def _open(source: Source) -> Any:
+    """Load a split under its name, or the other word for it: copies disagree about "val"."""
+    split = str(source.split)
+    named = split.partition("[")[0]
+    try:
+        return _load(source, split)
+    except ValueError as error:
+        if named not in _OTHER_WORD or "split" not in str(error):
+            raise
+        try:
+            return _load(source, split.replace(named, _OTHER_WORD[named], 1))
+        except ValueError:
+            raise error from None
+
+
+def _load(source: Source, split: str) -> Any:
     from datasets import load_dataset
 
     path = source.here
-    options = {"split": source.split, "streaming": source.streaming}
+    options = {"split": split, "streaming": source.streaming}
     if path is None:
         return load_dataset(source.path, name=source.config, revision=source.revision, **options)
     if path.is_file():
         kind = "parquet" if path.suffix == ".parquet" else "json"
-        return load_dataset(kind, data_files={str(source.split): str(path)}, **options)
+        return load_dataset(kind, data_files={split: str(path)}, **options)
     return load_dataset(str(path), name=source.config, **options)
 
 

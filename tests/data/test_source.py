@@ -15,9 +15,10 @@ PIXELS = {"red": (255, 0, 0), "blue": (0, 0, 255)}
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
+def _own_cache(tmp_path_factory, monkeypatch):
+    cache = tmp_path_factory.mktemp("cache")  # inside of a data folder it would be data
     for name in ("HF_DATASETS_CACHE", "DOWNLOADED_DATASETS_PATH", "EXTRACTED_DATASETS_PATH"):
-        monkeypatch.setattr(datasets.config, name, tmp_path / "cache")
+        monkeypatch.setattr(datasets.config, name, cache)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
 
 
@@ -80,6 +81,15 @@ def test_rows_without_images(folder):
 
 def test_a_slice_of_a_split(folder):
     assert [r["id"] for r in Rows(Source(str(folder), "train[1:3]"))] == ["b", "c"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_another_word_for_the_validation_split(folder, streaming):
+    assert len(list(Rows(Source(str(folder), "val", streaming=streaming)))) == 4
+
+
+def test_a_slice_under_another_word(folder):
+    assert [r["id"] for r in Rows(Source(str(folder), "val[:2]"))] == ["a", "b"]
 
 
 @pytest.mark.parametrize("single", [False, True])

@@ -72,9 +72,10 @@ def picture(split: str, row: Mapping) -> Image.Image:
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path, monkeypatch):
+def _own_cache(tmp_path_factory, monkeypatch):
+    cache = tmp_path_factory.mktemp("cache")  # inside of a data folder it would be data
     for name in ("HF_DATASETS_CACHE", "DOWNLOADED_DATASETS_PATH", "EXTRACTED_DATASETS_PATH"):
-        monkeypatch.setattr(datasets.config, name, tmp_path / "cache")
+        monkeypatch.setattr(datasets.config, name, cache)
 
 
 @pytest.fixture
