@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.models.experts import unfuse_experts
-from qvlm_lightning.models.llava import Llava
+from qvlm_lightning.models.find import class_at, family_for
+from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.nn.adapters import merged_tensors
+from qvlm_lightning.nn.shards import write_shard
+from qvlm_lightning.nn.streamed import StreamedWeights
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.scheme import Scheme
@@ -45,7 +47,13 @@ class Artifact:
     structure: Structure
 
 
-def save_artifact(folder: Path, model: Any, processor: Any, manifest: dict[str, Any]) -> None:
+def save_artifact(
+    folder: Path,
+    model: Any,
+    processor: Any,
+    manifest: dict[str, Any],
+    weights: StreamedWeights | None = None,
+) -> None:
     """Write the artifact; the folder appears as a whole or not at all.
 
     Args:
@@ -53,15 +61,19 @@ def save_artifact(folder: Path, model: Any, processor: Any, manifest: dict[str, 
         model: quantized model, left as it is; what its adapters learned is stored in the weights.
         processor: saved beside it.
         manifest: plain JSON values.
+        weights: of a model without any; they are copied one by one.
     """
     import shutil
 
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    quantizers, weights = split_state(model)
     config = model.config.to_dict()
-    save_file(weights, scratch / WEIGHTS, metadata={"format": "pt"})
+    if weights is None:
+        quantizers, plain = split_state(model)
+        save_file(plain, scratch / WEIGHTS, metadata={"format": "pt"})
+    else:
+        quantizers = copy_weights(scratch / WEIGHTS, model, weights)
     save_file(quantizers, scratch / QUANTIZERS)
     processor.save_pretrained(scratch)
     model.config.save_pretrained(scratch)
@@ -92,6 +104,27 @@ def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]
     return quantizers, weights
 
 
+def copy_weights(path: Path, model: nn.Module, weights: StreamedWeights) -> dict[str, Tensor]:
+    """Write the weights of a quantized model that has none, one after another, and return its
+    quantizer tensors; the file is that of the model in memory, byte for byte.
+    """
+    quantizers: dict[str, Tensor] = {}
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in model.state_dict(keep_vars=True).items():
+        if "input_quantizer." in name or name.endswith(".clip_ratio"):
+            quantizers[name] = value.detach().cpu().contiguous()
+        elif id(value) not in seen:  # ties are kept once
+            seen.add(id(value))
+            plain[name] = value
+
+    def read(name: str) -> Tensor:
+        return weights.read(name) if plain[name].is_meta else plain[name]
+
+    write_shard(path, {n: (v.dtype, tuple(v.shape)) for n, v in plain.items()}, read)
+    return quantizers
+
+
 def load_artifact(path: str | Path) -> Artifact:
     """Load what :func:`save_artifact` wrote.
 
@@ -109,12 +142,8 @@ def load_artifact(path: str | Path) -> Artifact:
         raise InputError(
             f"artifact {str(path)!r} has format {manifest.get('format')}; allowed: {FORMAT}"
         )
-    if config.get("model_type") != "llava":
-        raise InputError(
-            f"artifact {str(path)!r} holds a {config.get('model_type')!r} model; allowed: 'llava'"
-        )
-    family = Llava(str(folder))
-    model = _empty_model(folder, weights)
+    family = _family(folder, manifest, str(config.get("model_type")))
+    model = _empty_model(family, weights)
     try:
         scheme = Scheme.from_dict(manifest.get("scheme"))
         structure = quantize_model(model, family, scheme)
@@ -154,18 +183,25 @@ def _read_object(path: Path) -> dict[str, Any]:
     return value
 
 
-def _empty_model(folder: Path, weights: dict[str, Tensor]) -> nn.Module:
-    """Return the model class of the folder in the types of ``weights`` and in ``eval()`` mode."""
-    from transformers import AutoConfig, AutoModelForImageTextToText
+def _family(folder: Path, manifest: dict[str, Any], model_type: str) -> HubFamily:
+    """Return the family that an artifact names; before it named one, its model type told."""
+    try:
+        named = manifest.get("class_path")
+        found = family_for(model_type) if named is None else class_at(str(named))
+        found.check_type(model_type, "it")
+    except InputError as error:
+        raise InputError(f"artifact {str(folder)!r} cannot be read: {error}") from error
+    return found(str(folder))
 
+
+def _empty_model(family: HubFamily, weights: dict[str, Tensor]) -> nn.Module:
+    """Return the model of the folder in the types of ``weights`` and in ``eval()`` mode."""
     largest = max(weights.values(), key=Tensor.numel, default=torch.zeros(()))
     try:
-        config = AutoConfig.from_pretrained(folder)
-        model = AutoModelForImageTextToText.from_config(config, dtype=largest.dtype)
+        model = family.empty_model(largest.dtype)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise InputError(f"artifact {str(folder)!r} is broken: {CONFIG}: {reason}") from error
-    unfuse_experts(model)
+        raise InputError(f"artifact {family.path!r} is broken: {CONFIG}: {reason}") from error
     for name, parameter in model.named_parameters():
         if name in weights:
             parameter.data = parameter.data.to(weights[name].dtype)

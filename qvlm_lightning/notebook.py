@@ -10,7 +10,8 @@ from torch import nn
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.models.loaded import LoadedLlava
+from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.models.loaded import loaded
 from qvlm_lightning.quant.scheme import Scheme
 
 METHODS = ("rtn", "sequential", "cdm", "veo", "qvlm")
@@ -48,7 +49,7 @@ def quantize(
     """Calibrate a model in place: the same path as ``train.py``, without a configuration.
 
     Args:
-        model: a full-precision LLaVA.
+        model: a full-precision model of any family (docs/models.md).
         processor: its processor.
         samples: calibration samples with answers.
         scheme: such as ``w4a4``, or a :class:`~qvlm_lightning.quant.scheme.Scheme`.
@@ -70,7 +71,7 @@ def quantize(
     if method not in METHODS:
         raise InputError(f"method {method!r} is not known; allowed: {', '.join(METHODS)}")
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
-    family, device = LoadedLlava(model, processor), next(model.parameters()).device
+    family, device = loaded(model, processor), next(model.parameters()).device
     data = _Given(
         samples, family=family, search_pairs=search_pairs, batch_size=batch_size, seed=seed
     )
@@ -94,7 +95,7 @@ def quantize(
 
 
 def _recipe(
-    method: str, family: LoadedLlava, scheme: Scheme, epochs: int, seed: int, keep: bool
+    method: str, family: VLMFamily, scheme: Scheme, epochs: int, seed: int, keep: bool
 ) -> tuple[Any, list]:
     from qvlm_lightning.calibration import QuantModule, VisualEncoderOptimization
     from qvlm_lightning.callbacks import ArtifactExport, EntropyRepartition, PercentileSearch

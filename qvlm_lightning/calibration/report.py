@@ -25,6 +25,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def class_path(kind: type) -> str:
+    """Return the dotted path from which a class can be imported."""
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def manifest(module: QuantModule, method: str) -> dict[str, Any]:
     """Return what an artifact says about itself."""
     state = module.state
@@ -34,6 +39,7 @@ def manifest(module: QuantModule, method: str) -> dict[str, Any]:
         "scheme_name": module.scheme.name,
         "activation_mode": module.scheme.activation_mode,
         **module.family.describe(),
+        "class_path": class_path(module.family.of_artifact()),
         "model": module.identity()["model"],
         "seed": module.seed,
         "calibration_ids": list(module.calibration_ids),

@@ -153,7 +153,7 @@ class VLMFamily(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} does not load artifacts")
 
-    def of_artifact(self) -> "type[VLMFamily]":
+    def of_artifact(self) -> type[Any]:
         """Return the class that reads an artifact of this model, from ``class(folder)``."""
         return type(self)
 

@@ -27,7 +27,7 @@ def family_for(model_type: str) -> type[HubFamily]:
         for _, found in inspect.getmembers(import_module(name), inspect.isclass):
             if issubclass(found, HubFamily) and model_type in found.__dict__.get("model_types", ()):
                 return found
-    raise InputError(f"a {model_type!r} model was given; allowed: {', '.join(known())}")
+    raise InputError(f"a {model_type!r} model was given; allowed: {', '.join(map(repr, known()))}")
 
 
 def known() -> list[str]:

@@ -1,4 +1,4 @@
-"""A LLaVA that is already in memory, for notebooks."""
+"""A model that is already in memory, for notebooks."""
 
 from pathlib import Path
 from typing import Any
@@ -7,23 +7,38 @@ from torch import nn
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.experts import unfuse_experts
-from qvlm_lightning.models.llava import Llava
+from qvlm_lightning.models.find import family_for
+from qvlm_lightning.models.hub import HubFamily
 
 
-class LoadedLlava(Llava):
-    """Wraps a model and a processor that the caller has loaded.
+def loaded(model: Any, processor: Any) -> HubFamily:
+    """Return the family of a model and a processor that the caller has loaded.
 
     Args:
-        model: a ``LlavaForConditionalGeneration``; it is frozen, put into ``eval()`` mode and
-            changed in place.
+        model: a transformers model of any family (docs/models.md); it is frozen, put into
+            ``eval()`` mode and changed in place.
         processor: its processor.
-    """
 
-    def __init__(self, model: nn.Module, processor: Any) -> None:
-        kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-        if kind != "llava":
-            raise InputError(f"a {kind!r} model was given; allowed: 'llava'")
-        super().__init__(str(getattr(model.config, "_name_or_path", "") or "in memory"))
+    Raises:
+        InputError: no family knows such a model.
+    """
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    known = family_for(str(kind))
+    made = type(f"Loaded{known.__name__}", (_InMemory, known), {"known": known})
+    family: HubFamily = made(str(getattr(model.config, "_name_or_path", "") or "in memory"))
+    family.hold(model, processor)  # type: ignore[attr-defined]
+    return family
+
+
+class _InMemory:
+    """What differs where nothing is loaded."""
+
+    known: type[HubFamily]
+    _model: nn.Module
+    _processor: Any
+
+    def hold(self, model: nn.Module, processor: Any) -> None:
+        """Take over what the caller has loaded."""
         self._model, self._processor = model, processor
 
     def streamed(self) -> tuple[nn.Module, dict[str, tuple[Path, str]]]:
@@ -38,3 +53,7 @@ class LoadedLlava(Llava):
         """Return the model itself, frozen; fused experts are un-fused in place."""
         unfuse_experts(self._model)
         return self._model.eval().requires_grad_(False)
+
+    def of_artifact(self) -> type[HubFamily]:
+        """Return the family that reads an artifact of this model."""
+        return self.known

@@ -47,6 +47,10 @@ class Tiny(Llava):
         inject_outliers(model, self.outlier_scale)
         return model
 
+    def of_artifact(self) -> type[Llava]:
+        """Return LLaVA: an artifact holds the weights, outliers and all."""
+        return Llava
+
     def describe(self) -> dict[str, Any]:
         """Return class and outlier scale; the path is that of the installed package."""
         return {"family": "Tiny", "outlier_scale": self.outlier_scale, "dtype": self.dtype}
