@@ -1,3 +1,7 @@
+import json
+import re
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -44,6 +48,14 @@ ANSWER = assistant([{"type": "text", "text": "A cat."}])
 )
 def test_every_form_says_the_same(row):
     assert read_exchange(row, "here") == SEEN
+
+
+def test_the_lines_of_the_document_say_the_same():
+    document = Path(__file__).parents[2] / "docs" / "your_own_data.md"
+    (block,) = re.findall(r"^```json\n(.*?)^```", document.read_text(), re.MULTILINE | re.DOTALL)
+    found = [read_exchange(json.loads(line), "here") for line in block.splitlines()]
+    bus = Exchange("What color is the bus?", "Red", "images/0001.jpg")
+    assert found == [bus] * 4
 
 
 def test_answer_and_image_are_optional():
