@@ -447,3 +447,9 @@ BUILDERS: dict[str, Callable[[], Small]] = {
 def small(request: pytest.FixtureRequest) -> Small:
     """Parts of a small model of every family, one after another."""
     return BUILDERS[request.param]()
+
+
+@pytest.fixture
+def kind(request: pytest.FixtureRequest) -> str:
+    """Name of the builder that made ``small``."""
+    return request.node.callspec.params["small"]

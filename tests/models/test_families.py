@@ -1,0 +1,366 @@
+"""What every family promises, on a random model of two decoder layers: names that are right, inputs
+that reach every layer, and a calibration that can be saved, reloaded and used."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
+
+import qvlm_lightning
+from qvlm_lightning.calibration.calibrator import Calibrator
+from qvlm_lightning.calibration.samples import by_sample, with_image_rows
+from qvlm_lightning.calibration.statistics import model_inputs
+from qvlm_lightning.calibration.taps import SoftEdges, run_and_see
+from qvlm_lightning.data.collate import collate
+from qvlm_lightning.data.sample import Sample
+from qvlm_lightning.methods import JointSearch
+from qvlm_lightning.methods.proxies import ConditionalEntropy
+from qvlm_lightning.models.family import ANSWER, VISION
+from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.nn.replay import catch_calls, run_candidates, run_unit
+from qvlm_lightning.nn.surgery import quantize_model
+from qvlm_lightning.quant.scheme import Scheme
+
+W4A4 = Scheme.parse("w4a4")
+CPU = torch.device("cpu")
+
+CLIP_LAYER = r"(self_attn\.(q|k|v|out)_proj|mlp\.fc[12])$"
+GATED_LAYER = r"layers\.\d\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)$"
+ENCODER = r"^model\.vision_tower\.encoder\.layers\.{}\." + CLIP_LAYER
+DECODER = r"^model\.language_model\." + GATED_LAYER
+TWO_LAYERS = r"^model\.multi_modal_projector\.linear_[12]$"
+QKV = r"attn\.(qkv|proj)"
+
+# kind -> (tower, projector, decoder): names that must be quantized, written down from the modelling
+# code of transformers; of the three tower layers of LLaVA the second last is read.
+NAMES = {
+    "llava": (ENCODER.format("[01]"), TWO_LAYERS, DECODER),
+    "llava_siglip": (ENCODER.format("[01]"), TWO_LAYERS, DECODER),
+    "llava_next": (ENCODER.format("[01]"), TWO_LAYERS, DECODER),
+    "llava_onevision": (ENCODER.format("[01]"), TWO_LAYERS, DECODER),
+    "qwen2_vl": (
+        rf"^model\.visual\.blocks\.\d\.({QKV}|mlp\.fc[12])$",
+        r"^model\.visual\.merger\.mlp\.[02]$",
+        DECODER,
+    ),
+    "qwen2_5_vl": (
+        rf"^model\.visual\.blocks\.\d\.({QKV}|mlp\.(gate|up|down)_proj)$",
+        r"^model\.visual\.merger\.mlp\.[02]$",
+        DECODER,
+    ),
+    "qwen3_vl": (
+        rf"^model\.visual\.blocks\.\d\.({QKV}|mlp\.linear_fc[12])$",
+        r"^model\.visual\.(merger|deepstack_merger_list\.0)\.linear_fc[12]$",
+        DECODER,
+    ),
+    "internvl": (
+        r"^model\.vision_tower\.encoder\.layer\.\d\."
+        r"(attention\.([qkv]_proj|projection_layer)|mlp\.fc[12])$",
+        TWO_LAYERS,
+        DECODER,
+    ),
+    "idefics3": (
+        r"^model\.vision_model\.encoder\.layers\.\d\." + CLIP_LAYER,
+        r"^model\.connector\.modality_projection\.proj$",
+        r"^model\.text_model\." + GATED_LAYER,
+    ),
+    "smolvlm": (
+        r"^model\.vision_model\.encoder\.layers\.\d\." + CLIP_LAYER,
+        r"^model\.connector\.modality_projection\.proj$",
+        r"^model\.text_model\." + GATED_LAYER,
+    ),
+    "paligemma": (ENCODER.format(r"\d"), r"^model\.multi_modal_projector\.linear$", DECODER),
+    "gemma3": (ENCODER.format(r"\d"), "^$", DECODER),
+}
+
+# kind -> (quantized, ignored) Linear layers of the small model, as docs/models.md has them
+COUNTS = {
+    "llava": (28, 7),
+    "llava_siglip": (28, 10),
+    "llava_next": (28, 7),
+    "llava_onevision": (28, 1),
+    "qwen2_vl": (24, 1),
+    "qwen2_5_vl": (26, 1),
+    "qwen3_vl": (30, 1),
+    "internvl": (28, 1),
+    "idefics3": (27, 1),
+    "smolvlm": (27, 1),
+    "paligemma": (27, 1),
+    "gemma3": (26, 1),
+}
+
+
+def picture(width: int, height: int, colour: str) -> Image.Image:
+    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    ImageDraw.Draw(image).ellipse([3, 3, width - 5, height - 7], fill=colour)
+    return image
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    """Images of different shapes, one sample without."""
+    wide, tall, large = picture(30, 14, "red"), picture(15, 31, "blue"), picture(40, 36, "red")
+    return [
+        Sample("a", wide, "what color is the square ?", answer="red"),
+        Sample("b", None, "what is blue ?", answer="one circle"),
+        Sample("c", tall, "what is the circle ?", answer="a blue one"),
+        Sample("d", large, "what color ?", answer="red"),
+    ]
+
+
+@pytest.fixture
+def family(small: Any) -> Any:
+    """The family around the small model's processor."""
+    family = small.family("in memory")
+    family._processor = small.processor
+    return family
+
+
+@pytest.fixture
+def batches(small: Any, samples: list[Sample]) -> list[dict[str, Tensor]]:
+    return [
+        collate(samples[:3], small.processor, with_answer=True),
+        collate(samples[3:], small.processor, with_answer=True, first_index=3),
+    ]
+
+
+def linears(model: nn.Module) -> set[str]:
+    return {name for name, x in model.named_modules() if isinstance(x, nn.Linear)}
+
+
+def test_what_is_quantized_and_what_is_not(small: Any, kind: str, family: Any) -> None:
+    with torch.device("meta"):
+        plain = AutoModelForImageTextToText.from_config(small.config)
+    expected = {
+        name: part
+        for part, pattern in zip(("vision", "projector", "language"), NAMES[kind], strict=True)
+        for name in linears(plain)
+        if re.search(pattern, name)
+    }
+    model = small.model()
+    structure = quantize_model(model, family, W4A4)
+    assert structure.quantized == expected
+    assert {n for n, x in model.named_modules() if type(x) is QuantLinear} == set(expected)
+    left = linears(plain) - set(expected)
+    assert left <= set(structure.ignored)
+    assert (len(expected), len(left)) == COUNTS[kind]
+
+
+def test_full_precision_is_untouched_and_quantization_is_not(
+    small: Any, family: Any, batches: list[dict[str, Tensor]]
+) -> None:
+    model, inputs = small.model(), model_inputs(batches[0], CPU)
+    with torch.no_grad():
+        before = model(**inputs).logits
+        calibrator = Calibrator(model, family, W4A4, batches, batches)
+        called = set()
+        for name, module in model.named_modules():
+            if isinstance(module, QuantLinear):
+                module.register_forward_hook(lambda *_, name=name: called.add(name))
+        assert torch.equal(model(**inputs).logits, before)
+        assert called == set(calibrator.structure.quantized)
+        calibrator.collect()
+        calibrator.structure.enable(True)
+        after = model(**inputs).logits
+    assert after.isfinite().all()
+    assert not torch.allclose(after, before, atol=1e-3)
+
+
+def test_what_is_called_unreachable_is(
+    small: Any, family: Any, batches: list[dict[str, Tensor]]
+) -> None:
+    model, inputs = small.model(), model_inputs(batches[0], CPU)
+    lost = [module for _, module, _ in family.unreachable_layers(model)]
+    reached = [module for _, module in family.vision_layers(model)]
+
+    def scrambled(module: nn.Module) -> Tensor:
+        kept = {name: value.clone() for name, value in module.state_dict().items()}
+        for parameter in module.parameters():
+            parameter.normal_()
+        logits = model(**inputs).logits
+        module.load_state_dict(kept)
+        return logits
+
+    with torch.no_grad():
+        before = model(**inputs).logits
+        assert all(torch.equal(scrambled(module), before) for module in lost)
+        assert not any(torch.equal(scrambled(module), before) for module in reached)
+
+
+def test_image_tokens_and_answers_are_named(
+    small: Any, family: Any, samples: list[Sample], batches: list[dict[str, Tensor]]
+) -> None:
+    """A user turn and an assistant turn: of the two, only the answer and its end are counted."""
+    batch, tok = batches[0], small.processor.tokenizer
+    kind = family.token_kind(batch)
+    for row, sample in enumerate(samples[:3]):
+        answer = batch["input_ids"][row][kind[row] == ANSWER]
+        assert tok.decode(answer).strip() == f"{sample.answer}{tok.eos_token}"
+        assert torch.equal(batch["labels"][row][kind[row] == ANSWER], answer)
+        content: Any = [{"type": "text", "text": sample.question}]
+        turns = [
+            {"role": "user", "content": [{"type": "image"}] * bool(sample.image) + content},
+            {"role": "assistant", "content": sample.answer},
+        ]
+        template = small.processor.apply_chat_template
+        written, asked = (
+            template(turns[:n], tokenize=False, add_generation_prompt=n == 1) for n in (2, 1)
+        )
+        assert written.startswith(asked)
+        assert written[len(asked) :].strip() == f"{sample.answer}{tok.eos_token}"
+    config_id = small.model().config.image_token_id
+    assert torch.equal(kind == VISION, batch["input_ids"] == config_id)
+    assert ((kind == VISION).any(dim=1) == batch["has_image"]).all()
+
+
+def test_rows_of_the_tower_belong_to_samples(
+    small: Any, family: Any, samples: list[Sample], batches: list[dict[str, Tensor]]
+) -> None:
+    model = small.model()
+    first = family.vision_layers(model)[0][1]
+    batch = with_image_rows(family, model, batches[0])
+    seen: list[Tensor] = []
+    first.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        model(**model_inputs(batch, CPU))
+        together, mask = by_sample("vision", seen.pop(), batch)
+        for row, index in enumerate((0, 2)):  # each image again, alone
+            alone = collate([samples[index]], small.processor, with_answer=True)
+            model(**model_inputs(alone, CPU))
+            own = seen.pop().reshape(-1, together.shape[-1])
+            mine = together[row] if mask is None else together[row][mask[row]]
+            assert torch.allclose(mine, own, atol=1e-5)
+
+
+def run_and_keep(layers: list[nn.Module], model: nn.Module, inputs: Any) -> list[Tensor]:
+    """Return the output of every layer."""
+    outputs: list[Tensor] = []
+
+    def keep(_: nn.Module, args: Any, output: Any) -> None:
+        outputs.append(output[0] if isinstance(output, tuple) else output)
+
+    handles = [layer.register_forward_hook(keep) for layer in layers]
+    with torch.no_grad():
+        model(**inputs)
+    for handle in handles:
+        handle.remove()
+    return outputs
+
+
+def test_layers_run_alone_as_in_the_model(
+    small: Any, family: Any, batches: list[dict[str, Tensor]]
+) -> None:
+    """Masks, positions and what is added on the way reach every replayed layer."""
+    model = small.model()
+    structure = quantize_model(model, family, W4A4)
+    inputs = model_inputs(batches[0], CPU)
+    for tower in structure.towers.values():
+        outputs = run_and_keep([unit.module for unit in tower.units], model, inputs)
+        call = catch_calls(model, tower.units, inputs)
+        assert call is not None
+        hidden = call.hidden
+        for unit, output in zip(tower.units, outputs, strict=True):
+            with torch.no_grad():
+                hidden = run_unit(unit, hidden, call)
+            assert torch.equal(hidden, output)
+
+
+def test_stacked_candidates_equal_single_ones(
+    small: Any, family: Any, batches: list[dict[str, Tensor]]
+) -> None:
+    model = small.model()
+    calibrator = Calibrator(model, family, W4A4, batches, batches)
+    calibrator.collect()
+    for tower in (t for t in calibrator.structure.towers.values() if t.sites):
+        unit = tower.units[-1]
+        call = catch_calls(model, tower.units, model_inputs(batches[0], CPU))
+        tables = [calibrator.statistics.ranges(site, [1.0, 0.9]) for site in unit.sites]
+        choices = torch.tensor([[0] * len(unit.sites), [1] * len(unit.sites)])
+        with torch.no_grad(), calibrator.structure.only({tower.name}):
+            stacked = torch.cat([call.hidden, call.hidden])
+            both = run_candidates(unit, stacked, call, tables, choices).chunk(2)
+            for choice, one in zip(choices, both, strict=True):
+                single = run_candidates(unit, call.hidden, call, tables, choice[None])
+                assert torch.allclose(one, single, atol=1e-5)
+
+
+def test_the_search_improves_on_min_max(
+    small: Any, family: Any, batches: list[dict[str, Tensor]]
+) -> None:
+    scheme = Scheme.parse("w4a4", activation_mode="static_channel")
+    calibrator = Calibrator(small.model(), family, scheme, batches, batches)
+    calibrator.collect()
+    towers = list(calibrator.structure.towers)
+    calibrator.repartition(towers, ConditionalEntropy(), max_depth=2, samples=256)
+    calibrator.search(towers, JointSearch(low=0.98, step=0.02), "epoch0")
+    assert all(o["joint"] <= o["minmax"] for o in calibrator.state.objective)
+    assert set(calibrator.state.percentiles) == {s.name for s in calibrator.structure.sites}
+    fixed = family.vision_positions(calibrator.model)
+    noted = any("dynamic resolution" in note for note in calibrator.structure.notes)
+    assert noted == (fixed is None)
+    site = calibrator.structure.towers["vision"].sites[0]
+    assert site.quantizer.low.shape == (() if fixed is None else (fixed, 1))
+
+
+def test_shares_of_a_batch_add_up(
+    small: Any, family: Any, samples: list[Sample], batches: list[dict[str, Tensor]]
+) -> None:
+    """Two processes with half a batch each see the triples that one sees with the whole."""
+    calibrator = Calibrator(small.model(), family, W4A4, batches, batches)
+    calibrator.collect()
+    structure, model = calibrator.structure, calibrator.model
+    edges = SoftEdges(structure, calibrator.statistics, 0.25, 128)
+    whole = calibrator.batches[0]
+    shares = [whole]
+    for rank in range(2):
+        share = collate(samples[:3][rank::2], small.processor, with_answer=True)
+        share["sample_index"] = rank + 2 * share["sample_index"]
+        shares.append(with_image_rows(family, model, share))
+    found = []
+    for share in shares:
+        with torch.no_grad():
+            seen = run_and_see(model, structure, model_inputs(share, CPU), units=True)
+            found.append(edges.joints(seen, share, whole, 7, torch.zeros(())))
+    together, first, second = found
+    assert set(together) == {"vision", "language"}
+    for tower, joints in together.items():
+        for all_of_it, one, other in zip(joints, first[tower], second[tower], strict=True):
+            assert torch.allclose(all_of_it, one + other, atol=1e-4)
+
+
+def test_calibrated_saved_reloaded_and_used(
+    small: Any, samples: list[Sample], tmp_path: Any
+) -> None:
+    model = qvlm_lightning.quantize(
+        small.model(), small.processor, samples, epochs=1, search_pairs=4, batch_size=2,
+        output=tmp_path,
+    )  # fmt: skip
+    again, processor = qvlm_lightning.load(tmp_path / "artifact")
+    batch = collate(samples[:3], processor, with_answer=False)
+    inputs = model_inputs(batch, CPU)
+    with torch.no_grad():
+        assert torch.equal(again(**inputs).logits, model(**inputs).logits)
+        written = again.generate(**inputs, max_new_tokens=3, do_sample=False)
+    assert written.shape == (3, batch["input_ids"].shape[1] + 3)
+
+
+def test_a_photograph_passes_the_processor(small: Any, test_data: Any, tmp_path: Any) -> None:
+    """Saved and loaded by the family, the processor makes the same of a real photograph."""
+    found = sorted(p for p in test_data.rglob("*") if p.suffix in (".jpg", ".jpeg", ".png"))
+    sample = Sample("a", Image.open(found[0]).convert("RGB"), "what is it ?", answer="one")
+    model = small.model()
+    model.save_pretrained(tmp_path)
+    small.processor.save_pretrained(tmp_path)
+    family = small.family(str(tmp_path))
+    batches = [collate([sample], p, True) for p in (small.processor, family.load_processor())]
+    assert batches[0].keys() == batches[1].keys()
+    assert all(torch.equal(batches[0][name], batches[1][name]) for name in batches[0])
+    with torch.no_grad():
+        reloaded = family.load_model()
+        logits = [m(**model_inputs(batches[0], CPU)).logits for m in (model, reloaded)]
+    assert torch.equal(*logits)
+    assert reloaded.config.model_type == small.model_type
