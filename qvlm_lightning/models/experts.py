@@ -4,6 +4,7 @@ Shapes: B samples, T tokens, D hidden, K experts per token, N = B T, S most toke
 one expert sees.
 """
 
+import re
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor, nn
 
 GATED = ("gate_proj", "up_proj", "down_proj")
 PLAIN = ("fc1", "fc2")
+_MIXTRAL = re.compile(r"\.experts\.\d+\.(w[123])\.weight$")
+_MIXTRAL_PARTS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
 
 
 class GatedExpert(nn.Module):
@@ -140,6 +143,17 @@ def _can_be_unfused(module: Any) -> bool:
         and not (module.is_transposed or module.has_bias)
         and not getattr(module, "has_post_expert_norm", False)
     )
+
+
+def unfused_name(name: str) -> str:
+    """Return the name in an un-fused model of an expert's weight as Mixtral's checkpoints call it.
+
+    Example:
+        >>> unfused_name("mlp.experts.3.w2.weight")
+        'mlp.experts.3.down_proj.weight'
+    """
+    found = _MIXTRAL.search(name)
+    return f"{name[: found.start(1)]}{_MIXTRAL_PARTS[found[1]]}.weight" if found else name
 
 
 def find_experts(layer: nn.Module) -> dict[str, Experts]:

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from qvlm_lightning.models.llava import Llava
+from qvlm_lightning.models.original_parts import without_warnings
 
 
 class MoeLlava(Llava):
@@ -32,7 +33,15 @@ class MoeLlava(Llava):
         )
 
         config = MoeLlavaConfig.from_pretrained(self.path)
-        return MoeLlavaForConditionalGeneration._from_config(config, dtype=dtype).eval()
+        model = MoeLlavaForConditionalGeneration._from_config(config, dtype=dtype)
+        for index in config.moe_layers:
+            model.model.language_model.layers[index].mlp.router.float()
+        return model.eval()
+
+    def read_processor(self) -> Any:
+        """Read the processor; transformers does not know this kind of model, and need not."""
+        with without_warnings():
+            return super().read_processor()
 
     def input_groups(self, layer: nn.Module) -> dict[str, list[str]]:
         """Add Phi's names; its attention and its MLP read the same norm."""

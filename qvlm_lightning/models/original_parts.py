@@ -1,6 +1,8 @@
 """Vision tower, tokenizer and processor of an original checkpoint."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,6 +107,19 @@ def _tower_config(reference: str, folder: Path | None) -> Any:
     return CLIPVisionConfig(**_KNOWN[reference])
 
 
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Within the block transformers reports errors only."""
+    from transformers.utils import logging
+
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)
+
+
 def read_tokenizer(folder: Path) -> Any:
     """Return the tokenizer of a folder.
 
@@ -114,7 +129,8 @@ def read_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        with without_warnings():  # it does not know the kind of model beside it
+            return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

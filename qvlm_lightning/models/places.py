@@ -8,6 +8,7 @@ import torch
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.checkpoint import WeightReader
+from qvlm_lightning.models.experts import unfused_name
 
 Place = tuple[Path, str]
 
@@ -62,6 +63,7 @@ def weight_places(model: Any, path: str) -> dict[str, Place]:
             )
         for steps in ((renamings, []), ([], []), (renamings, converters)):
             name, converter = rename_source_key(key, *steps, model.base_model_prefix, state)
+            name = name if name in state else unfused_name(name)
             if name in state:
                 if converter is None:
                     places.setdefault(name, (file, key))

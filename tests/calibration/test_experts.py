@@ -26,6 +26,7 @@ from qvlm_lightning.models.moe_llava import MoeLlava
 from qvlm_lightning.models.moe_llava_model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.replay import run_unit
+from qvlm_lightning.nn.shards import Shards
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.scheme import Scheme
 
@@ -296,6 +297,21 @@ def test_an_expert_that_no_token_reaches_is_calibrated_too() -> None:
     made.structure.enable(True)
     made.search(["vision", "projector", "language"], SequentialSearch(), "final")
     assert made.state.percentiles[f"{name}.mlp_in"] == 1.0, "nothing to choose by"
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "mixtral", "olmoe"])
+def test_experts_are_found_one_by_one_in_their_checkpoint(name: str, tmp_path) -> None:
+    _, text, _ = KINDS[name]()
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**TOWER), text_config=text, image_token_index=IMAGE
+    )
+    LlavaForConditionalGeneration(config).save_pretrained(tmp_path)
+    family = Llava(str(tmp_path))
+    wanted = family.load_model().state_dict()
+    _, places = family.streamed()
+    stored = Shards(places)
+    assert set(places) == set(wanted)
+    assert all(torch.equal(stored.read(n), t) for n, t in wanted.items())
 
 
 # --- search ---------------------------------------------------------------------------------------
