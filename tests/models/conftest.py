@@ -11,6 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
 from qvlm_lightning.models.find import family_for
+from qvlm_lightning.models.moe_llava_model import MoeLlavaConfig, MoeLlavaForConditionalGeneration
 from qvlm_lightning.models.processors import PREFIX_CHAT, image_only, nesting, prefixing
 
 WORDS = "what color is the square ? a red circle and a blue one ."
@@ -47,10 +48,17 @@ class Small:
         """The family's class."""
         return family_for(self.model_type)
 
+    def plain(self) -> nn.Module:
+        """Return the model as its class makes it; MoE-LLaVA's is not of transformers."""
+        mixed = self.model_type == "moe_llava"
+        kind: Any = MoeLlavaForConditionalGeneration if mixed else hf.AutoModelForImageTextToText
+        make = kind._from_config if mixed else kind.from_config
+        return make(self.config, dtype=torch.float32)
+
     def model(self) -> nn.Module:
         """Return the model with weights that matter, the same at every call."""
         torch.manual_seed(0)
-        made = hf.AutoModelForImageTextToText.from_config(self.config, dtype=torch.float32)
+        made = self.plain()
         for parameter in made.parameters():
             if parameter.dim() >= 2:  # the default .02 makes every layer next to nothing
                 nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
@@ -130,6 +138,21 @@ def llava() -> Small:
         chat_template=CHAT.replace("IMAGE", "<image>"),
     )
     return Small("llava", config, processor)
+
+
+def moe_llava() -> Small:
+    plain = llava()
+    tok = plain.processor.tokenizer
+    text = {name: value for name, value in TEXT.items() if name != "head_dim"}
+    config = MoeLlavaConfig(
+        vision_config=clip(),
+        text_config=hf.StableLmConfig(**text, **special_ids(tok), use_qkv_bias=True),
+        image_token_index=tok.image_token_id,
+        image_seq_length=4,
+        moe_layers=[0],
+        num_experts=[4],
+    )
+    return Small("moe_llava", config, plain.processor)
 
 
 def llava_siglip() -> Small:
@@ -428,6 +451,7 @@ BUILDERS: dict[str, Callable[[], Small]] = {
     build.__name__: build
     for build in (
         llava,
+        moe_llava,
         llava_siglip,
         llava_next,
         llava_onevision,

@@ -8,7 +8,6 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText
 
 import qvlm_lightning
 from qvlm_lightning.calibration.calibrator import Calibrator
@@ -39,6 +38,12 @@ QKV = r"attn\.(qkv|proj)"
 # code of transformers; of the three tower layers of LLaVA the second last is read.
 NAMES = {
     "llava": (ENCODER.format("[01]"), TWO_LAYERS, DECODER),
+    "moe_llava": (
+        ENCODER.format("[01]"),
+        TWO_LAYERS,
+        r"^model\.language_model\.layers\.\d\."
+        r"(self_attn\.[qkvo]_proj|mlp\.(experts\.\d\.)?(gate|up|down)_proj)$",
+    ),
     "llava_siglip": (ENCODER.format("[01]"), TWO_LAYERS, DECODER),
     "llava_next": (ENCODER.format("[01]"), TWO_LAYERS, DECODER),
     "llava_onevision": (ENCODER.format("[01]"), TWO_LAYERS, DECODER),
@@ -80,6 +85,7 @@ NAMES = {
 # kind -> (quantized, ignored) Linear layers of the small model, as docs/models.md has them
 COUNTS = {
     "llava": (28, 7),
+    "moe_llava": (37, 8),
     "llava_siglip": (28, 10),
     "llava_next": (28, 7),
     "llava_onevision": (28, 1),
@@ -134,7 +140,7 @@ def linears(model: nn.Module) -> set[str]:
 
 def test_what_is_quantized_and_what_is_not(small: Any, kind: str, family: Any) -> None:
     with torch.device("meta"):
-        plain = AutoModelForImageTextToText.from_config(small.config)
+        plain = small.plain()
     expected = {
         name: part
         for part, pattern in zip(("vision", "projector", "language"), NAMES[kind], strict=True)
