@@ -94,7 +94,8 @@ class Statistics:
         def left(unit: Unit) -> None:
             self._merge(None, unit)
             for site in unit.sites:
-                table = RangeTable(self.observers.pop(site.name), percentiles or ())
+                device = site.quantizer.low.device
+                table = RangeTable(self.observers.pop(site.name), percentiles or (), device)
                 self.tables[site.name] = table
 
         done = partial(progress, "statistics") if progress else None
@@ -140,8 +141,7 @@ class Statistics:
             return -ratio, ratio
         key = (site.name, tuple(percentiles))
         if key not in self._ranges:  # a quantile table costs a sort of the whole reservoir
-            low, high = self.observed(site).ranges(percentiles)
-            self._ranges[key] = low.to(device), high.to(device)
+            self._ranges[key] = self.observed(site).ranges(percentiles, device)
         return self._ranges[key]
 
     def channel_range(self, site: Site) -> tuple[Tensor, Tensor]:

@@ -37,7 +37,7 @@ class RangeObserver:
 
     Minima and maxima are exact. Quantiles come from a reservoir: of each sample a share that
     depends on the seed and the sample alone, so that batches, order and number of processes do not
-    matter, nor does padding.
+    matter, nor does padding. It waits in host memory: those of all sites are larger than the model.
 
     Args:
         granularity: one range per ``tensor``, per ``channel`` or per token ``position``.
@@ -122,9 +122,9 @@ class RangeObserver:
         if self.granularity == "position":
             count = min(width, max(1, share * width // length))
             columns = torch.randperm(width, generator=generator)[:count]
-            return x_TD[:, columns.to(x_TD.device)]
+            return x_TD[:, columns.to(x_TD.device)].cpu()
         rows = torch.randperm(length, generator=generator)[:share]
-        return x_TD[rows.to(x_TD.device)]
+        return x_TD[rows.to(x_TD.device)].cpu()
 
     def merge(self, other: "RangeObserver") -> None:
         """Take over what another observer of the same kind has seen, in any order."""
@@ -157,7 +157,9 @@ class RangeObserver:
                 new._seen[index] = new._seen.get(index, 0) + part._seen[index]
         return new
 
-    def ranges(self, percentiles: Sequence[float]) -> tuple[Tensor, Tensor]:
+    def ranges(
+        self, percentiles: Sequence[float], device: torch.device | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return the range at each percentile p, from the (1-p)- to the p-quantile.
 
         Quantiles are linear between ranks;
@@ -165,15 +167,16 @@ class RangeObserver:
 
         Args:
             percentiles: each in (0.5, 1].
+            device: where the quantiles are computed; default that of the reservoir.
 
         Returns:
             low and high, float32: [P] per tensor, [P, D] per channel, [P, T, 1] per position.
         """
         check_percentiles(percentiles)
-        exact_low, exact_high = self._exact()
+        exact_low, exact_high = (x.to(device or "cpu") for x in self._exact())
         low, high = [], []
         inner = [p for p in percentiles if p < 1]
-        tails = _two_sided_quantiles(self._pool(), inner) if inner else {}
+        tails = _two_sided_quantiles(self._pool().to(exact_low.device), inner) if inner else {}
         for percentile in percentiles:
             below, above = tails.get(percentile, (exact_low, exact_high))
             low.append(below.reshape(exact_low.shape))
@@ -222,8 +225,9 @@ class RangeObserver:
             "seed": self.seed,
             "max_tokens": self.max_tokens,
             "expected_samples": self.expected_samples,
-            "channel": None if self._channel is None else list(self._channel),
-            "position": None if self._position is None else list(self._position),
+            # another process has another device
+            "channel": None if self._channel is None else [x.cpu() for x in self._channel],
+            "position": None if self._position is None else [x.cpu() for x in self._position],
             "samples": sorted(self._kept),
             "kept": [self._kept[index] for index in sorted(self._kept)],
             "seen": [self._seen[index] for index in sorted(self._kept)],

@@ -17,16 +17,24 @@ class RangeTable:
     Args:
         observer: has seen all samples.
         percentiles: those that will be asked for; 1 is always there.
+        device: where they are computed.
     """
 
-    def __init__(self, observer: RangeObserver, percentiles: Sequence[float]) -> None:
+    def __init__(
+        self,
+        observer: RangeObserver,
+        percentiles: Sequence[float],
+        device: torch.device | None = None,
+    ) -> None:
         self.percentiles = list(dict.fromkeys([1.0, *percentiles]))
         self.tokens = observer.tokens
-        self._low, self._high = observer.ranges(self.percentiles)
+        self._low, self._high = observer.ranges(self.percentiles, device)
         self._channel = observer.channel_range()
         self._sample = observer.sample().clone()
 
-    def ranges(self, percentiles: Sequence[float]) -> tuple[Tensor, Tensor]:
+    def ranges(
+        self, percentiles: Sequence[float], device: torch.device | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Return :meth:`RangeObserver.ranges` of the percentiles, equal to the bit.
 
         Raises:
@@ -39,7 +47,8 @@ class RangeTable:
                     f"allowed: {', '.join(map(str, self.percentiles))}"
                 )
         rows = torch.tensor([self.percentiles.index(p) for p in percentiles])
-        return self._low[rows.to(self._low.device)], self._high[rows.to(self._high.device)]
+        low, high = (x[rows.to(x.device)] for x in (self._low, self._high))
+        return (low, high) if device is None else (low.to(device), high.to(device))
 
     def channel_range(self) -> tuple[Tensor, Tensor]:
         """Return :meth:`RangeObserver.channel_range`."""
