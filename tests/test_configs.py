@@ -12,6 +12,7 @@ import yaml
 from qvlm_lightning.__main__ import main
 from qvlm_lightning.cli import train_main
 from qvlm_lightning.evaluation.cli import eval_main
+from qvlm_lightning.models.find import class_at
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -34,7 +35,12 @@ OUTSIDE = ("chat", "task")
 
 def presets(room: str, outside: bool = False) -> list[str]:
     """Names like ``methods/qvlm.yaml``, sorted."""
-    files = [p for p in (CONFIGS / room).glob("*.yaml") if (p.stem in OUTSIDE) == outside]
+    inside = {"tiny"} if room == "models" else None  # other models are folders of the user
+    files = [
+        p
+        for p in (CONFIGS / room).glob("*.yaml")
+        if (p.stem in OUTSIDE if inside is None else p.stem not in inside) == outside
+    ]
     return sorted(str(p.relative_to(CONFIGS)) for p in files)
 
 
@@ -100,6 +106,15 @@ def test_the_demo_is_its_parts(capsys) -> None:
         assert demo[part]["class_path"] == composed[part]["class_path"]
         given = {k: v for k, v in demo[part]["init_args"].items() if v is not None}
         assert {key: composed[part]["init_args"][key] for key in given} == given
+
+
+@pytest.mark.parametrize("name", presets("models", outside=True))
+def test_a_model_of_the_user_is_a_family(name: str, capsys) -> None:
+    parts = ("methods/rtn", "schemes/w8a8", "data/tiny")
+    config = printed(capsys, "base.yaml", name, *(f"{part}.yaml" for part in parts))
+    family = config["model"]["init_args"]["family"]
+    made = class_at(family["class_path"])(**family["init_args"])
+    assert made.path == family["init_args"]["path"]
 
 
 @pytest.mark.parametrize("name", presets("trainer"))
