@@ -45,5 +45,6 @@ class ArtifactExport(Callback):
             assert model is not None
             write_json(root / "report.json", report(module, self.method))
             processor = module.family.load_processor()
-            save_artifact(root / "artifact", model, processor, manifest(module, self.method))
+            said = manifest(module, self.method)
+            save_artifact(root / "artifact", model, processor, said, module.streamed_weights)
         barrier()

@@ -13,12 +13,14 @@ from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.progress import bar
 from qvlm_lightning.calibration.samples import Batch
 from qvlm_lightning.calibration.state import CalibrationState
-from qvlm_lightning.calibration.statistics import model_inputs
+from qvlm_lightning.calibration.stream import StreamedModel
+from qvlm_lightning.calibration.stream_run import Streaming, kept_percentiles, open_model, prepare
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.proxies import Proxy
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.linear import output_sqnr
+from qvlm_lightning.nn.streamed import StreamedWeights
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.quant.scheme import Scheme
 
@@ -27,16 +29,18 @@ class QuantModule(LightningModule):
     """Calibrates a vision-language model; what happens when is up to the callbacks.
 
     Time is counted in ``state.steps``, the optimiser steps done, and not by Lightning's loops: a
-    step takes
-    the batch that its number says, so that a run resumed from any checkpoint sees the same data.
-    One more
-    epoch than ``epochs`` is run: in it the final pass takes place and nothing is trained.
+    step takes the batch that its number says, so that a run resumed from any checkpoint sees the
+    same data. One more epoch than ``epochs`` is run: in it the final pass takes place and nothing
+    is trained.
 
     Args:
         family: the model.
         scheme: widths, modes, groups, ignore list.
         seed: seed of reservoirs and draws.
         every_n_epochs: distance between re-partitions and searches of the decoder (A21).
+        streaming: the model is never in memory as a whole: layers are read from its folder when
+            they are needed. ``true`` keeps what waits for the next layer in RAM, ``disk`` in the
+            run folder. Ranges are those of ``false``.
     """
 
     epochs = 0
@@ -47,6 +51,7 @@ class QuantModule(LightningModule):
         scheme: Scheme | None = None,
         seed: int = 0,
         every_n_epochs: int = 5,
+        streaming: Streaming = False,
     ) -> None:
         super().__init__()
         if every_n_epochs < 1:
@@ -55,6 +60,7 @@ class QuantModule(LightningModule):
         self.family = family
         self.scheme = scheme or Scheme()
         self.seed = seed
+        self.streaming: Streaming = streaming
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold quantizers, not the model
         self.model: nn.Module | None = None
@@ -62,8 +68,7 @@ class QuantModule(LightningModule):
         # DDP refuses a module without a parameter that requires a gradient; nothing reads this one.
         self.anchor = nn.Parameter(torch.zeros(()))
 
-    # --- what callbacks and monitors use
-    # -------------------------------------------------------------
+    # --- what callbacks and monitors use ----------------------------------------------------------
 
     @property
     def state(self) -> CalibrationState:
@@ -74,6 +79,12 @@ class QuantModule(LightningModule):
     def structure(self) -> Structure:
         """Towers, units and sites."""
         return self._built().structure
+
+    @property
+    def streamed_weights(self) -> StreamedWeights | None:
+        """Where the weights of a streamed model come from."""
+        passes = self._built().passes
+        return passes.weights if isinstance(passes, StreamedModel) else None
 
     @property
     def steps_per_epoch(self) -> int:
@@ -119,8 +130,7 @@ class QuantModule(LightningModule):
         self.state.passes[-1]["epoch"] = epoch
         self.state.passes_done.append(epoch)
 
-    # --- Lightning's hooks
-    # ----------------------------------------------------------------------------
+    # --- Lightning's hooks ------------------------------------------------------------------------
 
     def build(self, data: Any, trainer: Any) -> None:
         """Load the model, freeze it and put the quantizers in; idempotent.
@@ -131,10 +141,14 @@ class QuantModule(LightningModule):
         """
         if self.calibrator is not None:
             return
-        self.model = self.family.load_model()
-        root = Path(trainer.default_root_dir)
+        root, weights = Path(trainer.default_root_dir), None
+        if self.streaming:
+            model, weights = open_model(self.family, trainer.strategy.root_device)
+            object.__setattr__(self, "model", model)  # Lightning would move what has no weights
+        else:
+            model = self.model = self.family.load_model()
         self.calibrator = Calibrator(
-            self.model,
+            model,
             self.family,
             self.scheme,
             data.calibration_batches(),
@@ -142,7 +156,11 @@ class QuantModule(LightningModule):
             seed=self.seed,
             progress_folder=None if trainer.fast_dev_run else root / "search",
             progress=bar if trainer.is_global_zero else None,
+            weights=weights,
         )
+        self.percentiles = kept_percentiles(trainer.callbacks) if self.streaming else None
+        if isinstance(self.calibrator.passes, StreamedModel):
+            prepare(self.calibrator, self.calibrator.passes, trainer, self.streaming == "disk")
         self.calibration_ids = list(data.calibration_ids)
         # what the callbacks that decide something say about themselves
         self.schedule = [c.describe() for c in trainer.callbacks if hasattr(c, "describe")]
@@ -154,7 +172,7 @@ class QuantModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Collect the statistics; a restored run keeps its ranges."""
-        self._built().collect()
+        self._built().collect(self.percentiles)
         self.structure.enable(True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -164,8 +182,7 @@ class QuantModule(LightningModule):
         """Nothing to optimise."""
         return None
 
-    # --- checkpoints
-    # ----------------------------------------------------------------------------------
+    # --- checkpoints ------------------------------------------------------------------------------
 
     def quantizer_state(self) -> dict[str, Tensor]:
         """Return every tensor that calibration decides, by its name in the model (megabytes, not
@@ -211,6 +228,9 @@ class QuantModule(LightningModule):
         """Check the checkpoint, then take over its decisions."""
         self.check(checkpoint)
         self.state.update(checkpoint["calibration"]["state"])
+        if self.streaming:  # Lightning does not see the model
+            tensors = {n.removeprefix("model."): v for n, v in checkpoint["state_dict"].items()}
+            self._built().model.load_state_dict(tensors, strict=False)
 
     def check(self, checkpoint: dict[str, Any]) -> None:
         """Check that a checkpoint belongs to this run.
@@ -237,8 +257,7 @@ class QuantModule(LightningModule):
                 f"the checkpoint lacks {len(missing)} quantizer tensors, such as {min(missing)}"
             )
 
-    # --- for the monitor
-    # -----------------------------------------------------------------------------
+    # --- for the monitor --------------------------------------------------------------------------
 
     @torch.no_grad()
     def layer_sqnr(self) -> dict[str, float]:
@@ -248,8 +267,11 @@ class QuantModule(LightningModule):
         signal is what its full-precision weight makes of that input.
         """
         linears = {name: x for site in self.structure.sites for name, x in site.linears.items()}
-        batch = model_inputs(self._built().search_batches[0], self.device)
-        return output_sqnr(self._built().model, linears, batch)
+        on = {tower for tower, enabled in self.structure.enabled().items() if enabled}
+        batch = self._built().search_batches[0]
+        with output_sqnr(linears) as found:
+            self._built().passes.watch({0: batch}, {}, on, lambda *_: None)
+        return found
 
     @torch.no_grad()
     def clip_histograms(self) -> dict[str, tuple[Tensor, float, float]]:
@@ -257,11 +279,11 @@ class QuantModule(LightningModule):
         bounds.
         """
         result = {}
-        observers = self._built().statistics.observers
+        statistics = self._built().statistics
         for site in self.structure.sites:
             if site.quantizer.mode != "dynamic_token":
                 low, high = site.quantizer.bounds()
-                values = observers[site.name].sample()
+                values = statistics.observed(site).sample()
                 result[site.name] = (values, float(low.min()), float(high.max()))
         return result
 

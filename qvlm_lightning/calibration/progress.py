@@ -5,6 +5,11 @@ from tqdm import tqdm
 _bars: dict[str, tqdm] = {}
 
 
+def say(line: str) -> None:
+    """Print a line above the bars that are open."""
+    tqdm.write(line)
+
+
 def bar(what: str, done: int, of: int) -> None:
     """Show that ``done`` of ``of`` parts of ``what`` are finished; the bar closes with the last
     part.

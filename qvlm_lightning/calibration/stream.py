@@ -7,8 +7,9 @@ the towers in front of the one it searches; the export reads the files once more
 
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from qvlm_lightning.nn.structure import Structure, Tower, Unit
 from qvlm_lightning.nn.taps import stop_at, taps
 
 Calls = dict[int, UnitInput]
+Timed = Callable[[str, float, float], None]
 Outputs = dict[str, dict[str, dict[int, Tensor]]]
 """Tower -> unit -> batch -> what it gave, of those units that somebody else reads."""
 
@@ -40,6 +42,9 @@ class StreamedModel(Passes):
         structure: its towers.
         weights: put the weights in place.
         spill: folder for hidden states that wait for their next layer; ``None`` keeps them in RAM.
+
+    Attributes:
+        timed: told, in the next pass, how long a layer of each tower took to read and to run.
     """
 
     def __init__(
@@ -51,6 +56,7 @@ class StreamedModel(Passes):
     ) -> None:
         super().__init__(model, structure)
         self.weights, self.spill = weights, spill
+        self.timed: Timed | None = None
         self._numbers = itertools.count()
         self._tuples: set[str] = set()
         self._exits: set[str] = set()
@@ -63,15 +69,28 @@ class StreamedModel(Passes):
         }
         self.rest = [name for name in weights.dtypes if name not in streamed]
         """Parameters between the towers, such as the embeddings: there while a tower is entered."""
+        # on a CPU a Linear layer without a weight returns whatever lies in memory
+        for tower in structure.towers.values():
+            for unit in tower.units:
+                vars(unit.module)["forward"] = _refusal(unit.name)
 
     @property
     def device(self) -> torch.device:
         """Where the block lies."""
         return self.weights.device
 
-    def held(self, units: Sequence[Unit]) -> AbstractContextManager[None]:
-        """Put the weights of ``units`` in place."""
-        return self.weights.held([name for unit in units for name in self.of_unit[unit.name]])
+    @contextmanager
+    def held(self, units: Sequence[Unit]) -> Iterator[None]:
+        """Put the weights of ``units`` in place; without them they refuse to run."""
+        names = [name for unit in units for name in self.of_unit[unit.name]]
+        refusals = [(unit, vars(unit.module).pop("forward", None)) for unit in units]
+        try:
+            with self.weights.held(names):
+                yield
+        finally:
+            for unit, refusal in refusals:
+                if refusal is not None:
+                    vars(unit.module)["forward"] = refusal
 
     def keep(self, hidden: Tensor) -> Tensor:
         """Spill to disk, where that is asked for and the block runs on the CPU."""
@@ -102,15 +121,21 @@ class StreamedModel(Passes):
                 calls = self._enter(tower, batches, outputs)
                 outputs[tower.name] = {}
                 for unit in tower.units:
+                    started = time.perf_counter()
                     with self.held([unit]):
+                        read = time.perf_counter()
                         for number in calls:
                             calls[number] = self._step(unit, calls[number])
+                        run = time.perf_counter()
+                    if self.timed and unit in tower.units[1:2]:  # the first one also warms up
+                        self.timed(tower.name, read - started, run - read)
                     self._note(tower, unit, calls, outputs)
                     if left:
                         left(unit)
                     count += 1
                     if done:
                         done(count, total)
+            self.timed = None  # once is enough
 
     @torch.no_grad()
     def calls(
@@ -175,6 +200,7 @@ class StreamedModel(Passes):
         """Return ``hidden`` in RAM, or in a mapped file that goes away with the last reference."""
         if self.spill is None:
             return hidden.cpu()
+        self.spill.mkdir(parents=True, exist_ok=True)
         path = self.spill / f"hidden-{os.getpid()}-{next(self._numbers)}"
         stored = torch.from_file(str(path), True, size=hidden.numel(), dtype=hidden.dtype)
         path.unlink()
@@ -226,9 +252,17 @@ class StreamedModel(Passes):
             result = give(args[0] if args else kwargs.get("hidden_states"))
             return (result,) if unit.name in self._tuples else result
 
-        module: Any = unit.module
-        module.forward = forward
+        own = vars(unit.module)
+        before = own["forward"]
+        own["forward"] = forward
         try:
             yield
         finally:
-            del module.forward
+            own["forward"] = before
+
+
+def _refusal(name: str) -> Callable[..., Any]:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError(f"{name} was run while its weights were not in place")
+
+    return forward

@@ -14,6 +14,7 @@ from qvlm_lightning.calibration.answers import note_missing_answers
 from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.calibration.samples import Batch, with_image_rows
 from qvlm_lightning.calibration.statistics import model_inputs
+from qvlm_lightning.calibration.stream_run import refuse_streaming
 from qvlm_lightning.calibration.taps import Seen, SoftEdges, gradients_by_sample, run_and_see
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.losses import (
@@ -53,6 +54,7 @@ class VisualEncoderOptimization(QuantModule):
 
     Args:
         family, scheme, seed, every_n_epochs: see :class:`QuantModule`.
+        streaming: only ``false``; gradients go through the whole model.
         epochs: epochs of optimisation; the Trainer runs one more for the final pass.
         lr: AdamW learning rate at the start of a cosine to 0; bounds are learned as ratios around
             1.
@@ -78,8 +80,10 @@ class VisualEncoderOptimization(QuantModule):
         train: Trainables = "bounds",
         lora_rank: int = 4,
         grad_clip: float = 1.0,
+        streaming: bool = False,
     ) -> None:
         super().__init__(family, scheme, seed, every_n_epochs)
+        refuse_streaming(streaming)
         if epochs < 1:
             raise InputError(
                 f"epochs {epochs} is not allowed; at least 1 (or a method without optimisation)"
@@ -185,9 +189,7 @@ class VisualEncoderOptimization(QuantModule):
         """Return 0 with a gradient path to every learned parameter.
 
         Samples without an image leave the tower unused. A process that has only such samples must
-        still
-        take part in every reduction of the backward pass, and DDP wants a gradient for every
-        parameter.
+        still take part in every reduction of the backward pass, and DDP wants every gradient.
         """
         return (
             sum((p.sum() for p in self.quantizer_parameters()), torch.zeros((), device=self.device))
@@ -253,9 +255,7 @@ class VisualEncoderOptimization(QuantModule):
         return relative[0] + self.weights.eta * relative[1]
 
     def measure_jacobian(self) -> dict[str, list[float]]:
-        """Return w_k per unit from one gradient pass of E^(n) on the first batch (A17), mean 1 over
-        all units.
-        """
+        """Return w_k per unit from one gradient pass of E^(n) on the first batch (A17); mean 1."""
         batch, (_, target) = self.local_batches[0], self.targets[0]
         mask = batch["attention_mask"].bool().to(self.device)
         towers = [self.structure.towers[name] for name in ("vision", "language")]

@@ -73,13 +73,23 @@ class HubFamily(VLMFamily):
 
     def streamed(self) -> tuple[nn.Module, dict[str, Place]]:
         """Build the model without weights and find them (see :class:`VLMFamily`)."""
+        model = self.weightless()
+        return model, weight_places(model, self.path)
+
+    def weightless(self) -> nn.Module:
+        """Return the frozen model without weights; a ``config.json`` is all that is read.
+
+        Raises:
+            InputError: it is missing or broken, or of another family.
+        """
         self._check_folder("config.json")
         try:
-            model = without_weights(lambda: self.empty_model(_DTYPES[self.dtype]))
+            dtype = _DTYPES[self.dtype]
+            model = without_weights(lambda: self.empty_model(dtype), self.path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"no usable model in {self.path!r}: {first_line(error)}") from error
         self.check_type(model.config.model_type, repr(self.path))
-        return model, weight_places(model, self.path)
+        return model
 
     def empty_model(self, dtype: torch.dtype) -> nn.Module:
         """Build the model from the folder's configuration (see :class:`VLMFamily`)."""

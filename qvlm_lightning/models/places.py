@@ -1,6 +1,7 @@
 """Models without weights, and where a checkpoint keeps each weight that such a model lacks."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,17 @@ from qvlm_lightning.models.experts import unfused_name
 Place = tuple[Path, str]
 
 
-def without_weights(build: Callable[[], Any]) -> Any:
+def without_weights(build: Callable[[], Any], path: str) -> Any:
     """Return the frozen model that ``build`` makes, its parameters on the meta device.
 
     Buffers are real: transformers computes those that no checkpoint holds (frequencies, positions).
+
+    Args:
+        build: makes a model from its configuration.
+        path: of its folder or repository, for what a model has beside its configuration.
     """
+    from transformers import GenerationConfig
+
     with torch.device("meta"):
         model = build()
     for module in model.modules():
@@ -25,6 +32,8 @@ def without_weights(build: Callable[[], Any]) -> Any:
             if buffer is not None:
                 module._buffers[name] = torch.empty_like(buffer, device="cpu")
     model.initialize_weights()
+    with suppress(OSError):  # not every model has one
+        model.generation_config = GenerationConfig.from_pretrained(path)
     return model.eval().requires_grad_(False)
 
 

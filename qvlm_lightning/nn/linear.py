@@ -1,6 +1,7 @@
 """A Linear layer with a quantized weight and a quantized input."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -113,18 +114,15 @@ class QuantLinear(nn.Linear):
         )
 
 
-@torch.no_grad()
-def output_sqnr(
-    model: nn.Module, linears: Mapping[str, QuantLinear], inputs: Mapping[str, Tensor]
-) -> dict[str, float]:
-    """Measure how much noise quantization adds to the output of every Linear layer.
+@contextmanager
+def output_sqnr(linears: Mapping[str, QuantLinear]) -> Iterator[dict[str, float]]:
+    """Within the block, measure how much noise quantization adds to the output of every Linear
+    layer that runs.
 
     Args:
-        model: holds the layers; runs as it stands.
         linears: name -> layer.
-        inputs: what goes into ``model(**inputs)``, one batch.
 
-    Returns:
+    Yields:
         Name -> 10 log10(sum y^2 / sum (y_q - y)^2) in dB, where y is what the full-precision weight
         makes of the input that reaches the layer; layers without noise, or that the batch never
         reaches, are left out.
@@ -142,8 +140,7 @@ def output_sqnr(
 
     handles = [tap(name, linear) for name, linear in linears.items()]
     try:
-        model(**inputs)
+        yield ratios
     finally:
         for handle in handles:
             handle.remove()
-    return ratios

@@ -30,6 +30,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_ORDER = ["BOOL", "U8", "I8", "I16", "F16", "BF16", "I32", "F32", "F64", "I64"]
 _LENGTH = struct.Struct("<Q")  # a file begins with the length of its header
 
 Place = tuple[Path, str]
@@ -102,16 +103,19 @@ def write_shard(
     tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
     read: Callable[[str], Tensor],
 ) -> None:
-    """Write a safetensors file with one tensor in memory at a time.
+    """Write a safetensors file with one tensor in memory at a time, in the order that safetensors
+    itself would choose.
 
     Args:
         path: the file.
-        tensors: name -> (type, shape), in the order in which they are written.
+        tensors: name -> (type, shape).
         read: gives the tensor of a name, of that type and shape.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name, (dtype, shape) in tensors.items():
+    widest_first = sorted(tensors, key=lambda n: (-_ORDER.index(_NAMES[tensors[n][0]]), n))
+    for name in widest_first:
+        dtype, shape = tensors[name]
         start, end = end, end + prod(shape) * dtype.itemsize
         header[name] = {
             "dtype": _NAMES[dtype],
@@ -122,9 +126,9 @@ def write_shard(
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(_LENGTH.pack(len(text)) + text)
-        for name, (dtype, shape) in tensors.items():
+        for name in widest_first:
             value = read(name).detach().to("cpu").contiguous()
-            assert (value.dtype, tuple(value.shape)) == (dtype, shape), name
+            assert (value.dtype, tuple(value.shape)) == tensors[name], name
             file.write(value.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
 
 

@@ -1,0 +1,77 @@
+"""How a run begins whose model is streamed: what it opens, what it says before it starts."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from qvlm_lightning.calibration.calibrator import Calibrator
+from qvlm_lightning.calibration.progress import say
+from qvlm_lightning.calibration.stream import StreamedModel
+from qvlm_lightning.calibration.stream_plan import StreamPlan
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.methods.base import Method
+from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.nn.shards import Shards
+from qvlm_lightning.nn.streamed import StreamedWeights
+
+Streaming = bool | Literal["disk"]
+
+
+def open_model(family: VLMFamily, device: torch.device) -> tuple[nn.Module, StreamedWeights]:
+    """Return a model without weights, and where they come from.
+
+    Args:
+        family: names the folder.
+        device: where layers will run.
+
+    Raises:
+        InputError: the folder is missing or broken, or cannot be read layer by layer.
+    """
+    model, places = family.streamed()
+    return model, StreamedWeights(model, Shards(places), device)
+
+
+def refuse_streaming(streaming: Streaming) -> None:
+    """Refuse, for methods that need the whole model.
+
+    Raises:
+        InputError: ``streaming`` is on.
+    """
+    if streaming:
+        raise InputError(
+            "visual-encoder optimisation needs gradients through the whole model, of which "
+            "streaming holds one block; give streaming: false, or a method without it "
+            "(configs/methods/cdm.yaml)"
+        )
+
+
+def kept_percentiles(callbacks: Iterable[Any]) -> list[float]:
+    """Return the percentiles that the methods of a run will ask for."""
+    used = [getattr(c, "method", None) for c in callbacks]
+    used += [getattr(getattr(c, "proxy", None), "search", None) for c in callbacks]
+    methods = [method for method in used if isinstance(method, Method)]
+    return sorted({p for method in methods for p in method.percentiles}, reverse=True)
+
+
+def prepare(calibrator: Calibrator, passes: StreamedModel, trainer: Any, disk: bool) -> None:
+    """Choose where hidden states wait, and say what is held where.
+
+    Args:
+        calibrator: fresh.
+        passes: its passes.
+        trainer: tells the run folder, the callbacks and who speaks.
+        disk: whether hidden states go to the run folder.
+    """
+    if disk:
+        passes.spill = Path(trainer.default_root_dir) / "hidden"
+    if trainer.is_global_zero:
+        depths = [c.options["max_depth"] for c in trainer.callbacks if hasattr(c, "options")]
+        methods = [c.method for c in trainer.callbacks if hasattr(c, "method")]
+        search = next((m for m in methods if isinstance(m, Method)), None)
+        plan = StreamPlan(calibrator, passes, max(depths, default=1), bool(depths), search)
+        for line in plan.lines():
+            say(line)
+        passes.timed = plan.timed
