@@ -1,0 +1,161 @@
+"""Calibrate a random model by streaming and report memory and time (docs/benchmarks.md)."""
+
+import json
+import platform
+import resource
+import time
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from qvlm_lightning.errors import InputError
+
+
+@dataclass
+class Options:
+    """What ``qvlm streaming`` takes."""
+
+    layers: int = 24
+    """Decoder layers."""
+    width: int = 2048
+    """Of the hidden states; the MLP is 2.75 times as wide."""
+    vocabulary: int = 32000
+    """Tokens of the embedding and of the output head."""
+    pairs: int = 8
+    """Calibration pairs."""
+    search_pairs: int = 8
+    """The first of them, used by the search."""
+    tokens: int = 160
+    """Tokens per pair, 16 of them for the image."""
+    method: str = "cdm"
+    """``rtn``, ``sequential`` or ``cdm``."""
+    max_depth: int = 3
+    """Most layers in a block, for ``cdm``."""
+    scheme: str = "w4a4"
+    """Widths."""
+    streaming: bool = True
+    """``false`` loads the model as a whole, for comparison."""
+    folder: Path = Path("runs/random-model")
+    """Where the model is made, unless it is there already; about 2 bytes per parameter."""
+    json: Path | None = None
+    """Where to write the figures."""
+
+
+def main(argv: list[str]) -> int:
+    """Make a random bfloat16 LLaVA, calibrate it and print peak memory and seconds per layer."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog="qvlm streaming", description=main.__doc__)
+    parser.add_class_arguments(Options, None)
+    options = Options(**vars(parser.instantiate_classes(parser.parse_args(argv))))
+    if options.method not in ("rtn", "sequential", "cdm"):
+        raise InputError(f"method {options.method!r} is not known; allowed: rtn, sequential, cdm")
+    if not 1 <= options.search_pairs <= options.pairs:
+        raise InputError(f"search_pairs is {options.search_pairs}; allowed: 1 to {options.pairs}")
+    if options.width % 128 or options.tokens < 32:
+        raise InputError("width must be a multiple of 128, and tokens at least 32")
+    folder = options.folder / f"{options.layers}x{options.width}"
+    if not (folder / "config.json").is_file():
+        from qvlm_lightning.commands._random_model import make_folder
+
+        sizes = (folder, options.layers, options.width, options.vocabulary)
+        # in a process of its own, so that its memory is not ours
+        child = get_context("spawn").Process(target=make_folder, args=sizes)
+        child.start()
+        child.join()
+        if child.exitcode:
+            raise InputError(f"the random model could not be made in {str(folder)!r}")
+    figures = measure(options, folder)
+    print(json.dumps(figures, indent=1))
+    if options.json is not None:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(options: Options, folder: Path) -> dict[str, Any]:
+    """Calibrate and return the figures.
+
+    Memory is the peak resident set of this process, less what it was after all imports.
+    """
+    import torch
+
+    from qvlm_lightning.artifact import copy_weights
+    from qvlm_lightning.calibration.calibrator import Calibrator
+    from qvlm_lightning.calibration.stream import StreamedModel
+    from qvlm_lightning.calibration.stream_plan import StreamPlan
+    from qvlm_lightning.calibration.stream_run import open_model
+    from qvlm_lightning.commands._random_model import RandomFamily, make_batch
+    from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
+    from qvlm_lightning.methods.base import Method
+    from qvlm_lightning.methods.proxies import ConditionalEntropy
+    from qvlm_lightning.quant.scheme import Scheme
+
+    choices = {"rtn": MinMax, "sequential": SequentialSearch, "cdm": JointSearch}
+    method: Method = choices[options.method]()
+    family = RandomFamily(str(folder))
+    with torch.device("meta"):
+        family.empty_model(torch.bfloat16)  # imports what transformers imports late
+    baseline = _peak()
+    batches = [make_batch(options.pairs, options.tokens, options.vocabulary)]
+    search = [{n: x[: options.search_pairs] for n, x in batch.items()} for batch in batches]
+    seconds: dict[str, float] = {}
+    clock = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        seconds[name], clock = now - clock, now
+
+    model: Any
+    device = torch.device("cpu")
+    loaded = open_model(family, device) if options.streaming else (family.load_model(), None)
+    model, weights = loaded
+    scheme = Scheme.parse(options.scheme)
+    calibrator = Calibrator(model, family, scheme, batches, search, weights=weights)
+    lap("open")
+    passes = calibrator.passes
+    depth = options.max_depth if options.method == "cdm" else 1
+    if isinstance(passes, StreamedModel):
+        plan = StreamPlan(calibrator, passes, depth, options.method == "cdm", method)
+        print("\n".join(plan.lines()), flush=True)
+        passes.timed = plan.timed
+    calibrator.collect(method.percentiles if options.streaming else None)
+    lap("statistics")
+    towers = list(calibrator.structure.towers)
+    if options.method == "cdm":
+        calibrator.repartition(towers, ConditionalEntropy(), max_depth=depth)
+        lap("dependency")
+    for tower in towers:
+        calibrator.search([tower], method, "search")
+        lap(f"search {tower}")
+    if weights is not None:
+        copy_weights(folder / "copied.part", model, weights)
+        (folder / "copied.part").unlink()
+        lap("artifact")
+    parameters = sum(p.numel() for n, p in model.named_parameters() if "quantizer" not in n)
+    state = calibrator.state
+    plain = {name: str(x) if isinstance(x, Path) else x for name, x in asdict(options).items()}
+    return {
+        "options": plain,
+        "parameters": parameters,
+        "model_bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
+        "baseline_bytes": baseline,
+        "peak_bytes_above_baseline": _peak() - baseline,
+        "seconds": seconds,
+        "seconds_total": sum(seconds.values()),
+        "blocks": state.partition["language"],
+        "layer_forwards": sum(p["layer_forwards"] for p in state.passes),
+        "site_forwards": sum(p["site_forwards"] for p in state.passes),
+        "percentiles": state.percentiles,
+        "threads": torch.get_num_threads(),
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+    }
+
+
+def _peak() -> int:
+    """Return the largest resident set of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
