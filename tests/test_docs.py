@@ -9,13 +9,14 @@ from types import ModuleType
 import pytest
 import torch
 from transformers import (
-    LlamaConfig,
-    LlavaConfig,
-    LlavaForConditionalGeneration,
+    AyaVisionConfig,
+    AyaVisionForConditionalGeneration,
+    Cohere2Config,
     SiglipVisionConfig,
 )
 
 from qvlm_lightning.cli import train_main
+from qvlm_lightning.models.family import model_inputs
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.scheme import Scheme
 
@@ -71,31 +72,35 @@ def test_the_method_of_the_document_calibrates(as_module, tmp_path) -> None:
 
 def test_the_family_of_the_document_names_the_parts(as_module) -> None:
     (source,) = blocks("docs/adding_a_model.md", "python")
-    family = as_module("qvlm_lightning.models.llava_siglip", source).LlavaSiglip("in memory")
+    family = as_module("qvlm_lightning.models.aya_vision", source).AyaVision("in memory")
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
-    model = LlavaForConditionalGeneration(
-        LlavaConfig(
+    model = AyaVisionForConditionalGeneration(
+        AyaVisionConfig(
             vision_config=SiglipVisionConfig(
-                **sizes, num_hidden_layers=3, image_size=16, patch_size=8
+                **sizes, num_hidden_layers=3, image_size=16, patch_size=4
             ),
-            text_config=LlamaConfig(**sizes, num_hidden_layers=2, vocab_size=20),
+            text_config=Cohere2Config(**sizes, num_hidden_layers=2, vocab_size=20),
+            vision_feature_layer=-2,
             vision_feature_select_strategy="full",
+            downsample_factor=2,
             image_token_index=3,
         )
     ).eval()
     batch = {
-        "input_ids": torch.tensor([[1, 3, 3, 3, 3, 5]]),
-        "pixel_values": torch.randn(1, 3, 16, 16),
+        "input_ids": torch.tensor([[1, *[3] * 8, 5], [1, *[3] * 4, 5, 6, 7, 8, 9]]),
+        "pixel_values": torch.randn(3, 3, 16, 16),
+        "has_image": torch.tensor([True, True]),
     }
+    assert family.image_rows(model, batch) == [2, 1]
     with torch.no_grad():
-        before = model(**batch).logits
+        before = model(**model_inputs(batch)).logits
         structure = quantize_model(
             model, family, Scheme.parse("w4a4", activation_mode="static_channel")
         )
-        assert torch.equal(model(**batch).logits, before)
+        assert torch.equal(model(**model_inputs(batch)).logits, before)
     layers = {name: len(tower.units) for name, tower in structure.towers.items()}
     assert layers == {"vision": 2, "projector": 1, "language": 2}
-    assert structure.towers["vision"].sites[0].quantizer.low.shape == (4, 1)
+    assert structure.towers["vision"].sites[0].quantizer.low.shape == ()
     assert any("pooling head" in reason for reason in structure.ignored.values())
 
 
@@ -104,7 +109,7 @@ def test_links_and_commands_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     named = re.findall(r"`?((?:configs|docs|tests|qvlm_lightning)/[\w/]+\.(?:yaml|md|py))", text)
-    examples = ("shared", "llava_siglip", "counting")
+    examples = ("shared", "aya_vision", "counting")
     named = [name for name in named if not any(example in name for example in examples)]
     missing = [x for x in links if not (document.parent / x).exists()]
     missing += [x for x in named if not (ROOT / x).exists()]

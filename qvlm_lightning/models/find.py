@@ -33,7 +33,7 @@ def family_for(model_type: str) -> type[HubFamily]:
 def known() -> list[str]:
     """Return the model types that have a family."""
     files = sorted(Path(__file__).parent.glob("*.py"))
-    return [file.stem for file in files if "model_types = (" in file.read_text("utf-8")]
+    return [f.stem for f in files if f'model_types = ("{f.stem}",' in f.read_text("utf-8")]
 
 
 def class_at(path: str) -> type[HubFamily]:

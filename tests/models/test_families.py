@@ -156,6 +156,26 @@ def test_what_is_quantized_and_what_is_not(small: Any, kind: str, family: Any) -
     assert (len(expected), len(left)) == COUNTS[kind]
 
 
+def test_a_site_is_what_reads_one_tensor(
+    small: Any, family: Any, batches: list[dict[str, Tensor]]
+) -> None:
+    model = small.model()
+    structure = quantize_model(model, family, W4A4)
+    read: dict[str, Tensor] = {}
+    for site in structure.sites:
+        for name, linear in site.linears.items():
+            linear.register_forward_pre_hook(
+                lambda _, args, name=name: read.__setitem__(name, args[0])
+            )
+    with torch.no_grad():
+        model(**model_inputs(batches[0], CPU))
+    shared: dict[int, set[str]] = {}
+    for name, x in read.items():
+        shared.setdefault(id(x), set()).add(name)
+    by_tensor = sorted(map(sorted, shared.values()))
+    assert by_tensor == sorted(sorted(site.linears) for site in structure.sites)
+
+
 def test_full_precision_is_untouched_and_quantization_is_not(
     small: Any, family: Any, batches: list[dict[str, Tensor]]
 ) -> None:
