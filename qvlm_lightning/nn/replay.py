@@ -18,7 +18,7 @@ class Call:
 
     Attributes:
         args, kwargs: masks and positions of this unit.
-        added: [B, T, D] float64, what the model adds to the previous unit's output on the way here
+        added: [B, T, D], what the model adds to the previous unit's output on the way here
             (features that enter the decoder at several depths); ``None`` for nothing.
     """
 
@@ -85,21 +85,18 @@ def catch_calls(
         inputs: of the model.
     """
     found: list[UnitInput] = []
-    added: list[Tensor | None] = []
-    previous: list[Tensor] = []
 
     def see(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        call = _call_of(args, kwargs)
-        found.append(call)
-        moved = bool(previous) and not torch.equal(call.hidden, previous[0])
-        # float64 holds the difference of two floats exactly: x + (y - x) is y again
-        added.append(call.hidden.double() - previous[0].double() if moved else None)
+        found.append(_call_of(args, kwargs))
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         see(args, kwargs)
 
-    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        previous[:] = [output[0] if isinstance(output, tuple) else output]
+    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        # what reaches the next unit is then what the model adds, and nothing else
+        if isinstance(output, tuple):
+            return torch.zeros_like(output[0]), *output[1:]
+        return torch.zeros_like(output)
 
     with ExitStack() as stack:
         for unit in units[:-1]:
@@ -112,10 +109,11 @@ def catch_calls(
         return None
     assert len(found) == len(units), "the units of a tower run once each, in order"
     first = found[0]
-    for unit, own, extra in zip(units[1:], found[1:], added[1:], strict=True):
+    for unit, own in zip(units[1:], found[1:], strict=True):
+        added = own.hidden if bool(own.hidden.any()) else None
         alike = _same(own.args, first.args) and _same(own.kwargs, first.kwargs)
-        if not alike or extra is not None:
-            first.others[unit.name] = Call(own.args, own.kwargs, extra)
+        if not alike or added is not None:
+            first.others[unit.name] = Call(own.args, own.kwargs, added)
     return first
 
 
@@ -162,8 +160,7 @@ def run_unit(unit: Unit, hidden: Tensor, call: UnitInput, copies: int = 1) -> Te
 
     own = call.of(unit.name)
     if own.added is not None:
-        added = own.added.repeat(copies, *[1] * (own.added.dim() - 1))
-        hidden = (hidden.double() + added).to(hidden.dtype)
+        hidden = hidden + own.added.repeat(copies, *[1] * (own.added.dim() - 1))
     args = tuple(spread(v) for v in own.args)
     kwargs = {n: spread(v, n == "position_embeddings") for n, v in own.kwargs.items()}
     output = unit.module(hidden, *args, **kwargs)

@@ -13,6 +13,7 @@ import qvlm_lightning
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.samples import by_sample, with_image_rows
 from qvlm_lightning.calibration.statistics import model_inputs
+from qvlm_lightning.calibration.stream_run import open_model
 from qvlm_lightning.calibration.taps import SoftEdges, run_and_see
 from qvlm_lightning.data.collate import collate
 from qvlm_lightning.data.sample import Sample
@@ -330,6 +331,30 @@ def test_the_search_improves_on_min_max(
     assert noted == (fixed is None)
     site = calibrator.structure.towers["vision"].sites[0]
     assert site.quantizer.low.shape == (() if fixed is None else (fixed, 1))
+
+
+@pytest.mark.slow
+def test_a_streamed_calibration_decides_the_same(
+    small: Any, samples: list[Sample], tmp_path: Any
+) -> None:
+    small.model().save_pretrained(tmp_path, max_shard_size="40KB")
+    found = []
+    for streamed in (False, True):
+        family = small.family(str(tmp_path))
+        family._processor = small.processor
+        model, weights = open_model(family, CPU) if streamed else (family.load_model(), None)
+        batches = [
+            collate(samples[:3], small.processor, with_answer=True),
+            collate(samples[3:], small.processor, with_answer=True, first_index=3),
+        ]
+        calibrator = Calibrator(model, family, W4A4, batches, batches, weights=weights)
+        search = JointSearch(low=0.98, step=0.02)
+        calibrator.collect(search.percentiles if streamed else None)
+        calibrator.search(list(calibrator.structure.towers), search, "epoch0")
+        sites = {site.name: site.quantizer for site in calibrator.structure.sites}
+        bounds = {name: [x.item() for x in (q.low, q.high)] for name, q in sites.items()}
+        found.append((calibrator.state.percentiles, calibrator.state.objective, bounds))
+    assert found[0] == found[1]
 
 
 def test_shares_of_a_batch_add_up(
