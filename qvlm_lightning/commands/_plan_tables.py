@@ -1,0 +1,237 @@
+"""A plan as tables for people and as plain values for programs."""
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from qvlm_lightning.calibration.memory import (
+    DEVICE,
+    DISK,
+    RAM,
+    Held,
+    Work,
+    largest_batch,
+    memory,
+    peak,
+)
+from qvlm_lightning.models.hub import HubFamily
+from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.nn.sizes import PartSize, part_sizes
+from qvlm_lightning.nn.structure import Structure
+from qvlm_lightning.quant.scheme import PARTS, Scheme
+
+GIB = 1024**3
+USABLE = 0.9
+"""Share of a device that is planned with; the rest is for its context and the allocator."""
+
+
+class Plan:
+    """Everything that is known before a calibration starts.
+
+    Args:
+        family: the model.
+        scheme: widths and modes.
+        model: without weights, with quantized layers.
+        structure: of the model.
+        work: what is asked.
+        device_gib: memory of one device, if known.
+    """
+
+    def __init__(
+        self,
+        family: HubFamily,
+        scheme: Scheme,
+        model: nn.Module,
+        structure: Structure,
+        work: Work,
+        device_gib: float | None,
+    ) -> None:
+        self.family, self.scheme, self.structure = family, scheme, structure
+        self.work, self.device_gib = work, device_gib
+        self.modules = {
+            name: x
+            for site in structure.sites
+            for name, x in site.linears.items()
+            if name in structure.quantized
+        }
+        self.sizes = part_sizes(model, structure)
+        self.total = sum(self.sizes.values(), PartSize())
+        self.measure: Callable[[Work], list[Held]] = lambda asked: memory(model, structure, asked)
+        self.held = self.measure(work)
+        limit = None if device_gib is None else int(device_gib * USABLE * GIB)
+        self.batch = None if limit is None else largest_batch(self.measure, work, limit)
+
+    # --- for programs -----------------------------------------------------------------------------
+
+    def values(self) -> dict[str, Any]:
+        """Return the plan as one object of numbers, strings and flat tables."""
+        described = {f"model_{k}": v for k, v in self.family.describe().items()}
+        values: dict[str, Any] = {
+            **described,
+            "scheme": self.scheme.name,
+            "activation_mode": self.scheme.activation_mode,
+            "group_size": self.scheme.group_size,
+            "linears_quantized": len(self.modules),
+            "modules_ignored": len(self.structure.ignored),
+            "compression_ratio": self.total.full / self.total.quantized,
+        }
+        for part, size in {"total": self.total, **self.sizes}.items():
+            values |= {f"{part}_{name}": value for name, value in vars(size).items()}
+            values[f"{part}_quantized"] = size.quantized
+        values |= {f"peak_{where}": peak(self.held, where) for where in (DEVICE, RAM, DISK)}
+        asked = {k: v for k, v in vars(self.work).items() if k != "method"}
+        method = self.work.method and type(self.work.method).__name__
+        return values | {
+            **asked,
+            "method": method,
+            "device_gib": self.device_gib,
+            "largest_batch": self.batch,
+            "memory": [vars(h) for h in self.held],
+            "batches": [{"batch_size": n, "peak_device": size} for n, size in self._batches()],
+            "modules": {name: self._widths(name, x) for name, x in self.modules.items()},
+            "ignored": self.structure.ignored,
+            "notes": self.structure.notes,
+        }
+
+    def _widths(self, name: str, linear: QuantLinear) -> str:
+        """Return widths and weight groups of a layer, as in ``w4a4, groups of 128``."""
+        kind = self.scheme.part(self.structure.quantized[name].partition(".")[0]).name
+        group = linear.group_size
+        return f"{kind}, groups of {group}" if group else f"{kind}, per channel"
+
+    def _batches(self) -> list[tuple[int, int]]:
+        """Return batch sizes that give the same result, with the device's peak."""
+        asked = self.work.batch_size
+        sizes = (
+            [asked] if self.work.optimises else [n for n in range(asked, 0, -1) if not asked % n]
+        )
+        return [(n, peak(self.measure(replace(self.work, batch_size=n)), DEVICE)) for n in sizes]
+
+    # --- for people -------------------------------------------------------------------------------
+
+    def show(self, console: Console, every_module: bool) -> None:
+        """Print the plan.
+
+        Args:
+            console: where to.
+            every_module: whether modules that differ in a number only have a line each.
+        """
+        described = self.family.describe()
+        console.print(f"{described.pop('family')}: {', '.join(map(str, described.values()))}")
+        mode = f"activations {self.scheme.activation_mode}"
+        console.print(f"scheme {self.scheme.name}, {mode}\n")
+        console.print(self._weights())
+        console.print(self._modules(every_module))
+        console.print(self._ignored(every_module))
+        console.print(self._memory())
+        for line in self._sentences():
+            console.print(line, soft_wrap=True)
+
+    def _weights(self) -> Table:
+        table = _table("Weights, GiB", "part", *["widths", "parameters", "now", "codes", "scales"])
+        for name in ("ranges", "left", "quantized", "ratio"):
+            table.add_column(name, justify="right")
+        for part, size in {**self.sizes, "total": self.total}.items():
+            if part == "total":
+                table.add_section()
+            kind = self.scheme.part(part).name if part in PARTS else ""
+            sizes = (size.full, size.codes, size.scales, size.ranges, size.left, size.quantized)
+            table.add_row(
+                part,
+                kind,
+                f"{size.parameters / 1e6:,.1f} M",
+                *(f"{n / GIB:.3f}" for n in sizes),
+                f"{size.full / size.quantized:.2f}",
+            )
+        return table
+
+    def _modules(self, every: bool) -> Table:
+        table = _table("Quantized", "module", "layers", "inputs", "outputs", "widths")
+        rows = Counter(
+            (_kind(name, every), x.in_features, x.out_features, self._widths(name, x))
+            for name, x in self.modules.items()
+        )
+        for (name, inputs, outputs, widths), count in rows.items():
+            table.add_row(name, str(count), str(inputs), str(outputs), widths)
+        return table
+
+    def _ignored(self, every: bool) -> Table:
+        table = _table("Left in full precision", "module", "modules")
+        table.add_column("because")
+        rows = Counter((_kind(n, every), why) for n, why in self.structure.ignored.items())
+        for (name, why), count in rows.items():
+            table.add_row(name, str(count), why)
+        return table
+
+    def _memory(self) -> Table:
+        table = _table("Calibration, per process", "step", "where", "GiB")
+        for name in ("what", "formula"):
+            table.add_column(name)
+        for place in (DEVICE, RAM, DISK):
+            for held in (h for h in self.held if h.where == place):
+                size = f"{held.nbytes / GIB:.2f}"
+                table.add_row(held.step, place, size, held.what, held.formula)
+            if peak(self.held, place):
+                table.add_section()
+                table.add_row("peak", place, f"{peak(self.held, place) / GIB:.2f}", "", "")
+                table.add_section()
+        return table
+
+    def _sentences(self) -> list[str]:
+        work = self.work
+        how = "layer by layer" if work.streaming else "in memory"
+        ram = peak(self.held, RAM) * work.processes / GIB
+        lines = [
+            "Sizes are those of packed weights; an artifact of this version keeps every weight in "
+            f"its own type, {self.total.full / GIB:.2f} GiB.",
+            f"{work.pairs} pairs of {work.tokens} tokens ({work.patches} in the tower), batches of "
+            f"{work.batch_size}, {work.processes} process{'es' * (work.processes > 1)}, {how}; "
+            f"{ram:.1f} GiB of RAM for all processes.",
+        ]
+        listed = ", ".join(f"{n}: {size / GIB:.2f}" for n, size in self._batches())
+        if work.optimises:
+            lines.append(
+                f"Device peak, GiB: {listed}. A step of the optimisation is one batch of "
+                f"{work.batch_size}, of which each process takes its part; more processes give the "
+                "same result."
+            )
+        else:
+            lines.append(
+                f"Device peak by batch size, GiB: {listed}. The search sums over pairs: all give "
+                "the same result."
+            )
+        if self.device_gib is not None:
+            room = f"{self.device_gib:g} GiB, of which {self.device_gib * USABLE:.1f} are used"
+            fits = f"fits with batches of {self.batch}" if self.batch else "does not fit"
+            lever = "" if self.batch else f"; {self._lever()}"
+            lines.append(f"A device of {room}: {fits}{lever}.")
+        notes = Counter(_kind(note, False) for note in self.structure.notes)
+        return lines + [f"note ({count}x): {note}" for note, count in notes.items()]
+
+    def _lever(self) -> str:
+        if self.work.optimises:
+            return (
+                "gradients need the whole model: take a method without optimisation "
+                "(configs/methods/cdm.yaml) and --model.streaming=true"
+            )
+        return "fewer search_pairs" if self.work.streaming else "--model.streaming=true"
+
+
+def _kind(name: str, every: bool) -> str:
+    """Return a module's name with the numbers of layers left open."""
+    return name if every else re.sub(r"\.\d+(?=\.|$)", ".*", name)
+
+
+def _table(title: str, first: str, *others: str) -> Table:
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
+    table.add_column(first, overflow="fold")
+    for name in others:
+        table.add_column(name, justify="right")
+    return table

@@ -1,0 +1,91 @@
+"""Say what a calibration would quantize, what comes out and what memory it needs; run nothing."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from qvlm_lightning.commands._parser import PlainParser
+from qvlm_lightning.errors import InputError
+
+
+def main(argv: Sequence[str]) -> int:
+    """Plan a calibration on a model without weights, from the options of ``train.py fit``.
+
+    Args:
+        argv: options of the verb; those it does not know are the calibration's.
+
+    Returns:
+        Exit code 0.
+
+    Raises:
+        InputError: a size that is not positive, or a model or scheme that cannot be planned.
+    """
+    own, options = _parser().parse_known_args(list(argv))
+    for name in ("tokens", "patches", "device_gib"):
+        value = getattr(own, name)
+        if value is not None and value <= 0:
+            raise InputError(f"--{name.replace('_', '-')} {value} is not allowed; more than 0")
+
+    import torch
+    from rich.console import Console
+
+    from qvlm_lightning.calibration.memory import Work
+    from qvlm_lightning.calibration.state import write_json
+    from qvlm_lightning.commands._plan_config import read
+    from qvlm_lightning.commands._plan_tables import Plan
+    from qvlm_lightning.nn.surgery import quantize_model
+
+    planned = read(options)
+    model = planned.family.weightless()
+    structure = quantize_model(model, planned.family, planned.scheme, torch.device("cpu"))
+    fixed = planned.family.vision_positions(model)
+    work = Work(
+        pairs=planned.pairs,
+        search_pairs=planned.search_pairs,
+        batch_size=planned.batch_size,
+        processes=planned.processes,
+        tokens=own.tokens,
+        patches=own.patches or fixed or 1024,
+        depth=planned.depth,
+        method=planned.method,
+        optimises=planned.optimises,
+        streaming=bool(planned.streaming),
+        spills=planned.streaming == "disk",
+    )
+    plan = Plan(planned.family, planned.scheme, model, structure, work, own.device_gib)
+    plan.show(Console(width=own.width, highlight=False), own.modules)
+    if own.json is not None:
+        write_json(own.json, plan.values())
+    return 0
+
+
+def _parser() -> PlainParser:
+    parser = PlainParser(
+        prog="qvlm plan",
+        description=__doc__,
+        epilog="All other options are those of train.py fit: -c FILE, --model.family.path FOLDER "
+        "... A folder with a config.json is enough, such as configs/models/shapes/llava-1.5-7b.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--json", type=Path, metavar="OUT", help="write the plan to this file")
+    parser.add_argument(
+        "--tokens",
+        type=int,
+        default=640,
+        metavar="T",
+        help="tokens of a calibration pair, those of its image included; default 640",
+    )
+    parser.add_argument(
+        "--patches",
+        type=int,
+        metavar="P",
+        help="tokens of an image in the tower; default what the model says, or 1024 where it is "
+        "the image that decides",
+    )
+    parser.add_argument(
+        "--device-gib", type=float, metavar="GIB", help="memory of one device, to say what fits"
+    )
+    parser.add_argument(
+        "--modules", action="store_true", help="list every module, not one line per kind"
+    )
+    parser.add_argument("--width", type=int, metavar="COLUMNS", help="of the printed tables")
+    return parser
