@@ -105,11 +105,13 @@ class Statistics:
         except InputError as error:
             failure = str(error)
         if percentiles is None:
-            self._merge(failure, self.structure)
+            for tower in self.structure.towers.values():
+                for unit in tower.units:  # all at once, the exchange would not fit on a device
+                    self._merge(failure, unit)
         elif failure:  # the other processes are at the merge of the same unit
             self._merge(failure, Tower("", []))
 
-    def _merge(self, failure: str | None, part: Structure | Tower | Unit) -> None:
+    def _merge(self, failure: str | None, part: Tower | Unit) -> None:
         """Merge over processes; all of them fail together, so that none waits for ever."""
         mine = {site.name: self.observers[site.name].state() for site in part.sites}
         states = gather_objects((failure, mine))
