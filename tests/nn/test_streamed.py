@@ -1,0 +1,91 @@
+"""Weights that are in place only while somebody needs them."""
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.nn.shards import Shards
+from qvlm_lightning.nn.streamed import StreamedWeights
+
+
+class Two(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 3)
+        self.second = nn.Linear(3, 3, bias=False)
+        self.tied = nn.Linear(3, 3, bias=False)
+        self.tied.weight = self.second.weight
+        self.register_buffer("counts", torch.zeros(2))
+
+
+@pytest.fixture
+def places(tmp_path):
+    torch.manual_seed(0)
+    state = Two().state_dict()
+    state = {n: x.clone() for n, x in state.items() if n != "tied.weight"}
+    state["counts"] += 5
+    save_file(state, tmp_path / "x.safetensors")
+    found = {name: (tmp_path / "x.safetensors", name) for name in state}
+    return found | {"tied.weight": found["second.weight"]}
+
+
+def empty():
+    with torch.device("meta"):
+        model = Two()
+    model.counts = torch.zeros(2)
+    return model
+
+
+def test_parameters_come_and_go(places):
+    model = empty()
+    shards = Shards(places)
+    weights = StreamedWeights(model, shards, torch.device("cpu"))
+    before = dict(model.named_parameters())
+    with weights.held(weights.below("first")):
+        assert torch.equal(model.first.weight, shards.read("first.weight"))
+        assert not model.first.bias.requires_grad
+        assert model.second.weight.is_meta
+        held = model.first.weight
+        with weights.held(["first.weight", "second.weight"]):
+            assert model.first.weight is held
+            assert not model.second.weight.is_meta
+        assert model.first.weight is held
+        assert model.second.weight.is_meta
+    after = dict(model.named_parameters())
+    assert all(after[name] is before[name] for name in before)
+
+
+def test_they_go_even_when_something_fails(places):
+    model = empty()
+    weights = StreamedWeights(model, Shards(places), torch.device("cpu"))
+    with pytest.raises(ZeroDivisionError), weights.held(["first.weight"]):
+        raise ZeroDivisionError
+    assert model.first.weight.is_meta
+
+
+def test_buffers_of_the_checkpoint_are_filled_at_once(places):
+    model = empty()
+    StreamedWeights(model, Shards(places), torch.device("cpu"))
+    assert model.counts.tolist() == [5, 5]
+
+
+def test_types_are_those_of_the_model(places):
+    model = empty().to(torch.bfloat16)
+    weights = StreamedWeights(model, Shards(places), torch.device("cpu"))
+    exact = weights.shards.read("first.weight")
+    with weights.held(["first.weight"]):
+        assert torch.equal(model.first.weight, exact.to(torch.bfloat16))
+    assert torch.equal(weights.sample("first.weight", 4), exact.flatten()[::4].to(torch.bfloat16))
+    assert weights.nbytes(["first.weight", "first.bias"]) == 2 * (9 + 3)
+
+
+def test_what_the_model_lacks_is_named(places):
+    del places["first.bias"]
+    with pytest.raises(InputError, match=r"weight first\.bias is missing in the checkpoint"):
+        StreamedWeights(empty(), Shards(places), torch.device("cpu"))
+    places["first.bias"] = places["first.weight"]
+    message = r"weight first\.bias has shape \[3, 3\] in the checkpoint; the model needs \[3\]"
+    with pytest.raises(InputError, match=message):
+        StreamedWeights(empty(), Shards(places), torch.device("cpu"))
