@@ -23,6 +23,8 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(list(argv))
     if options.examples < 0:
         raise InputError(f"examples is {options.examples}; allowed are 0 and more")
+    if options.out.is_file():
+        raise InputError(f"out is {str(options.out)!r}, a file; allowed is a folder")
     # seconds of imports: not before the options are known to be right
     from qvlm_lightning.evaluation.compare import compare
     from qvlm_lightning.evaluation.compare_examples import Pictures, changed_examples

@@ -11,7 +11,7 @@ from typing import Any
 
 from qvlm_lightning.commands._parser import PlainParser
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.metrics.grouped import OVERALL, UNPARSED
+from qvlm_lightning.metrics.grouped import OVERALL, UNPARSED, plain_scores
 from qvlm_lightning.tasks.base import Question, Task
 from qvlm_lightning.tasks.find import find_task, task_names
 
@@ -61,6 +61,8 @@ def main(argv: Sequence[str]) -> int:
             predictions of other questions.
     """
     options = _parser().parse_args(list(argv))
+    if options.json is not None and (options.json.is_dir() or options.json.parent.is_file()):
+        raise InputError(f"json is {str(options.json)!r}; allowed is a file, in a folder")
     task = _make(find_task(options.task), options.mode, options.option)
     predictions = read_predictions(options.predictions)
     if not options.annotations.exists():
@@ -69,7 +71,7 @@ def main(argv: Sequence[str]) -> int:
     score = score_predictions(task, questions, predictions)
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_plain(score.values), indent=1, allow_nan=False)
+        text = json.dumps(plain_scores(score.values), indent=1, allow_nan=False)
         options.json.write_text(f"{text}\n", encoding="utf-8")
     for what, ids in (
         ("without a prediction, counted as wrong", score.missing),
@@ -169,6 +171,8 @@ def _prediction(row: Any) -> Prediction:
     confidence = row.get("confidence")
     if isinstance(confidence, bool) or not isinstance(confidence, int | float | None):
         raise ValueError(f"its 'confidence' is a {type(confidence).__name__}, not a number")
+    if confidence is not None and not abs(confidence) <= sys.float_info.max:  # nan, too
+        raise ValueError(f"its 'confidence' is {confidence}, not a number")
     return Prediction(str(row["id"]), row["text"], confidence)
 
 
@@ -186,13 +190,22 @@ def score_predictions(
         predictions: in any order.
 
     Raises:
-        InputError: no prediction belongs to any of the questions, or questions share ids.
+        InputError: no prediction belongs to any of the questions, or questions share ids, have no
+            answers, or are none.
     """
     first: dict[str, Prediction] = {}
     duplicate: dict[str, None] = {}
     for prediction in predictions:
         if first.setdefault(prediction.id, prediction) is not prediction:
             duplicate[prediction.id] = None
+    if not questions:
+        raise InputError(f"the annotations hold no questions; {task.name} reads {task.layout}")
+    # a rule may find what it compares with in `extra`
+    if not any(question.target.answers or question.target.extra for question in questions):
+        raise InputError(
+            f"the annotations hold no answers to their {len(questions):,} questions, as those of a "
+            f"test split do; {task.name} has answers for {', '.join(task.splits)}"
+        )
     asked = {question.id for question in questions}
     if len(asked) < len(questions):
         raise InputError(
@@ -214,7 +227,7 @@ def score_predictions(
     unparsed = int(figures.pop(UNPARSED)) - len(missing)
     values = {
         "task": task.name,
-        "mode": task.mode,
+        "mode": task.rule,
         **figures,
         "n": len(questions),
         "missing": len(missing),
@@ -223,14 +236,6 @@ def score_predictions(
         "unknown": len(unknown),
     }
     return Score(values, missing, list(duplicate), unknown)
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Write what has no value (a group without questions) as null: JSON has no NaN."""
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in values.items()
-    }
 
 
 def _some(ids: Sequence[str]) -> str:

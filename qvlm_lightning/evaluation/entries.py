@@ -33,11 +33,17 @@ def load_entries(paths: Sequence[str]) -> list[Entry]:
         Answers in the order of the paths; within a folder full precision first.
 
     Raises:
-        InputError: nothing is stored there, or the files are damaged.
+        InputError: nothing is stored there, the files are damaged, or the same are given twice.
     """
-    found = []
+    found: list[Entry] = []
+    seen: set[tuple[Path, str]] = set()
     for path in paths:
-        stored_there = [Predictions.load(folder, name) for folder, name in _files(path)]
+        files = _files(path)
+        for folder, name in files:
+            if (folder.resolve(), name) in seen:
+                raise InputError(f"{path!r} holds {name!r}, which was given before; give it once")
+            seen.add((folder.resolve(), name))
+        stored_there = [Predictions.load(folder, name) for folder, name in files]
         answers = [p for p in stored_there if not p.control]
         if not answers:
             raise InputError(f"{path!r} holds answers of controls only; give those of a model")
@@ -74,7 +80,7 @@ def _files(path: str) -> list[tuple[Path, str]]:
     folder = inside if inside.is_dir() else given
     names = [name for name in stored(folder) if (folder / f"{name}.jsonl").is_file()]
     if not names:
-        what = "holds no whole predictions" if given.exists() else "does not exist"
+        what = "holds no whole predictions" if Path(path).exists() else "does not exist"
         raise InputError(
             f"{path!r} {what}; give a run folder of eval.py, or predictions without their ending"
         )

@@ -38,15 +38,16 @@ def open_questions_of_runs(runs: Sequence[str]) -> tuple[Samples, list[str]]:
     """Open the data of run folders, as far as it is still there.
 
     Args:
-        runs: run folders of ``eval.py``; others are passed over.
+        runs: run folders of ``eval.py``, or what lies in their ``predictions``; others are passed
+            over.
 
     Returns:
         Benchmark -> id -> question, and what to tell the user of folders whose data is not there.
     """
     found: dict[str, Mapping[str, Sample]] = {}
     notes = []
-    for run in dict.fromkeys(runs):
-        config = Path(run) / CONFIG
+    for run in dict.fromkeys(map(_run_folder, runs)):
+        config = run / CONFIG
         if config.is_file():
             try:
                 opened = open_questions([str(config)])
@@ -57,3 +58,10 @@ def open_questions_of_runs(runs: Sequence[str]) -> tuple[Samples, list[str]]:
             else:
                 found |= {name: {**found.get(name, {}), **more} for name, more in opened.items()}
     return found, notes
+
+
+def _run_folder(run: str) -> Path:
+    """Return the folder that ``eval.py`` left its configuration in."""
+    path = Path(run)
+    inside = next((p for p in (path, path.parent) if p.name == "predictions"), None)
+    return path if inside is None else inside.parent

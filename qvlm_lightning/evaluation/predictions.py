@@ -5,7 +5,6 @@ token's log-probabilities) and ``<name>.json``, written last: where it lies, the
 """
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -268,16 +267,6 @@ def is_stored(
     found = Predictions.load(folder, name)
     same = asked is None or found.asked == asked
     return same and found.source == source and found.ids == list(ids)
-
-
-def plain_scores(scores: Mapping[str, float]) -> dict[str, float | None]:
-    """Replace what JSON cannot say: an empty group has no percentage.
-
-    Example:
-        >>> plain_scores({"overall": 50.0, "context/IMG": float("nan")})
-        {'overall': 50.0, 'context/IMG': None}
-    """
-    return {name: None if math.isnan(value) else value for name, value in scores.items()}
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

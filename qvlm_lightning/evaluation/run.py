@@ -16,9 +16,9 @@ from qvlm_lightning.evaluation.predictions import (
     Predictions,
     file_name,
     is_stored,
-    plain_scores,
 )
 from qvlm_lightning.evaluation.questions import SharedQuestions
+from qvlm_lightning.metrics.grouped import plain_scores
 
 
 def evaluate(

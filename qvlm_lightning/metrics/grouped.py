@@ -1,6 +1,8 @@
 """Mean points over all questions and per group, exact whatever the order and the sharing."""
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -73,3 +75,19 @@ class GroupedScore(Metric):
             name: torch.tensor(100 * k / (WHOLE * n) if n else float("nan"), dtype=torch.float64)
             for name, (k, n) in self.counts().items()
         }
+
+
+def plain_scores(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace what JSON cannot say: a group without questions has no percentage.
+
+    Args:
+        scores: figures by name; anything but numbers is left alone.
+
+    Example:
+        >>> plain_scores({"mode": "exact", "overall": 50.0, "context/IMG": float("nan")})
+        {'mode': 'exact', 'overall': 50.0, 'context/IMG': None}
+    """
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in scores.items()
+    }

@@ -15,6 +15,8 @@ from qvlm_lightning.metrics.target import Judgement, Target
 
 Row = Mapping[str, Any]
 
+_VALIDATION = ("val", "valid", "validation")
+
 
 @dataclass(frozen=True)
 class Question:
@@ -117,14 +119,14 @@ class Task(ABC):
         """Return the split to read, checked.
 
         Args:
-            name: one of :attr:`splits`, the first by default; "valid" and "validation" are other
-                words for "val".
+            name: one of :attr:`splits`, the first by default; "val", "valid" and "validation" are
+                one split.
 
         Raises:
             InputError: no such split.
         """
-        if name in ("valid", "validation") and name not in self.splits:
-            name = "val"
+        if name in _VALIDATION and name not in self.splits:
+            name = next((known for known in self.splits if known in _VALIDATION), name)
         return _allowed(f"split of {self.name}", name, self.splits)
 
     def metric(self, targets: Iterable[Target]) -> GroupedScore:
@@ -134,6 +136,11 @@ class Task(ABC):
             targets: all targets that will be asked.
         """
         return GroupedScore(sorted({group for t in targets for group in t.groups}))
+
+    @property
+    def rule(self) -> str:
+        """Name of the scoring rule in results: the mode, and any option that changes points."""
+        return self.mode
 
     def judged(self, texts: Sequence[str | None], targets: Sequence[Target]) -> list[Judgement]:
         """Score answers one by one.

@@ -30,7 +30,7 @@ def find_task(name: str) -> type[Task]:
     path = f"{__package__}.{key}.{known[key]}" if key in known else name
     module, _, last = path.rpartition(".")
     allowed = f"allowed are {', '.join(sorted(known)) or 'none yet'}, or the path of a class"
-    if not module:
+    if not module or name.startswith("."):
         raise InputError(f"task is {name!r}; {allowed}")
     try:
         found = getattr(importlib.import_module(module), last, None)

@@ -195,7 +195,7 @@ class TaskData(VQADataModule):
     @property
     def mode(self) -> str:
         """Name of the scoring rule in results."""
-        return self.task.mode
+        return self.task.rule
 
     @property
     def max_new_tokens(self) -> int:

@@ -125,6 +125,13 @@ class ScienceQA(Task):
         if self.prompt == "qcm_lepa":
             self.max_new_tokens = _REASONING_TOKENS
 
+    @property
+    def rule(self) -> str:
+        """The mode, and whether it guesses."""
+        if self.random_fallback is None:
+            return self.mode
+        return f"{self.mode}, random_fallback={self.random_fallback}"
+
     def read(self, path: Path, split: str | None = None) -> list[Question]:
         """Read a release's folder, its ``problems.json``, or ``test_labels.json``.
 
@@ -183,7 +190,7 @@ class _Release:
             raise InputError(f"{str(path)!r} holds no problems; needed is {layout}")
         for file in files:
             held = read_json(file, layout)
-            if not isinstance(held, dict):
+            if not isinstance(held, dict) or not all(isinstance(x, dict) for x in held.values()):
                 raise InputError(f"{str(file)!r} is no object of problems; needed is {layout}")
             if any("num_choices" in entry for entry in held.values()):
                 self.labels = held

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from qvlm_lightning.errors import InputError
 from qvlm_lightning.metrics.annotators import AnnotatorRule, m4c, official_vizwiz
 from qvlm_lightning.metrics.answerability import ANSWERABLE, UNANSWERABLE, AnswerabilityScore
 from qvlm_lightning.metrics.grouped import UNPARSED
@@ -84,9 +85,25 @@ class VizWiz(Task):
         targets: Sequence[Target],
         confidences: Sequence[float | None] | None = None,
     ) -> dict[str, float]:
-        """Score answers, and the detection of unanswerable questions; see :meth:`Task.scores`."""
+        """Score answers, and the detection of unanswerable questions; see :meth:`Task.scores`.
+
+        Raises:
+            InputError: a confidence is no probability.
+        """
         metric = self.metric(targets)
-        metric.update(self.judged(texts, targets), [t.groups for t in targets], confidences)
+        given = [None] * len(targets) if confidences is None else confidences
+        wrong = [x for x in given if x is not None and not 0 <= x <= 1]
+        if wrong:
+            raise InputError(
+                f"confidence of vizwiz is {wrong[0]}; allowed are 0 to 1, the probability that a "
+                "question can be answered"
+            )
+        sure = [
+            # no answer at all is wrong here, too: neither may rank, nor be counted, as a right one
+            float(UNANSWERABLE in target.groups) if text is None else confidence
+            for text, target, confidence in zip(texts, targets, given, strict=True)
+        ]
+        metric.update(self.judged(texts, targets), [t.groups for t in targets], sure)
         values = {name: float(value) for name, value in metric.compute().items()}
         return values | {UNPARSED: int(metric.unparsed)}
 

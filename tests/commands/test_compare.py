@@ -79,6 +79,8 @@ def test_pictures_come_from_the_data_of_the_evaluation(compare, run, samples, tm
     assert 0 < html.count('<img class="small" src="data:image/png') <= pictured
     (run / "eval.yaml").write_text(config.read_text())  # where eval.py leaves it
     assert (compare() / "compare.html").read_text() == html
+    single = [str(path)[:-5] for path in sorted((run / "predictions").glob("*.json"))]
+    assert (compare(*single) / "compare.html").read_text() == html
     assert "nonsense" not in (compare(str(run), "--examples=0") / "compare.html").read_text()
 
 
@@ -119,6 +121,7 @@ def test_long_tables_stay_off_the_terminal(compare, run, capsys):
         (["{run}", "--examples=-1"], "examples is -1; allowed are 0 and more"),
         (["{run}", "--groups=many"], "argument --groups: invalid int value: 'many'"),
         ([], "the following arguments are required: RUN"),
+        (["{run}", "--out={run}/predictions/fp-k1.json"], "fp-k1.json', a file; allowed is a"),
         (["{run}", "--out={run}/predictions/fp-k1.json/x"], "a file stands where a folder"),
     ],
 )

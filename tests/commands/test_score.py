@@ -172,6 +172,8 @@ def refused(score, capsys):
         ('{"id": "a", "text": null}', "its 'text' is a NoneType, not a string"),
         ('{"id": true, "text": "3"}', "its 'id' is a bool, not a string"),
         ('{"id": "a", "text": "3", "confidence": "high"}', "'confidence' is a str, not a number"),
+        ('{"id": "a", "text": "3", "confidence": NaN}', "'confidence' is nan, not a number"),
+        ('{"id": "a", "text": "3", "confidence": 1e999}', "'confidence' is inf, not a number"),
         ("[" * 100_000, "line 2 of"),
     ],
 )
@@ -199,6 +201,9 @@ def test_predictions_of_something_else(refused) -> None:
         (["--task=scienceqa", "--option=random_fallback"], "allowed are random_fallback=VALUE"),
         (["--modes=exact"], "unrecognized arguments: --modes=exact"),
         (["--task=sing"], "task is 'sing'; allowed are "),
+        (["--task=..Task"], "task is '..Task'; allowed are "),
+        (["--json=."], "json is '.'; allowed is a file"),
+        (["--json=pyproject.toml/x.json"], "json is 'pyproject.toml/x.json'; allowed is a file"),
         (["--task=no.such.Task"], "task is 'no.such.Task', but there is no module no"),
         (["--task=pathlib.Path"], "task is 'pathlib.Path', which is not a class of a task"),
         (["--task=pathlib.Nothing"], "which is not a class of a task"),
@@ -217,6 +222,18 @@ def test_questions_that_share_an_id(refused, annotations) -> None:
     file = annotations / "test.jsonl"
     file.write_text(file.read_text() * 2)
     assert "8 questions with 4 different ids" in refused(RIGHT)
+
+
+def test_annotations_without_answers_or_questions(refused, tmp_path) -> None:
+    file = tmp_path / "test.json"
+    rows = [{"image": f"{name}.jpg", "question": "what?"} for name in "ab"]
+    for held, words in (
+        (rows, "no answers to their 2 questions, as those of a test split do; vizwiz has answers"),
+        ([], "the annotations hold no questions; vizwiz reads a folder with"),
+    ):
+        file.write_text(json.dumps(held))
+        given = [answer("a.jpg", "x")]
+        assert words in refused(given, "--task=vizwiz", f"--annotations={file}")
 
 
 def test_an_option_that_is_needed(capsys) -> None:

@@ -91,6 +91,7 @@ def test_scienceqa_texts_of_gpt3_are_not_guessed(score, test_data) -> None:
     )
     assert guessed["overall"] > found["overall"] + 1  # about two options each
     assert guessed["unparsed"] == 249
+    assert (found["mode"], guessed["mode"]) == ("answer_is", "answer_is, random_fallback=0")
 
 
 @pytest.mark.parametrize(

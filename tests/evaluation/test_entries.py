@@ -95,3 +95,15 @@ def test_damaged_predictions(run):
     (run / "predictions" / "fp-k1.jsonl").write_text("{")
     with pytest.raises(InputError, match="are damaged"):
         load_entries([str(run)])
+
+
+def test_the_same_answers_twice(run):
+    for again in (str(run), str(run / "predictions" / "fp-k1")):
+        with pytest.raises(InputError, match="'fp-k1', which was given before; give it once"):
+            load_entries([str(run), again])
+
+
+def test_answers_that_are_no_predictions_of_a_run(tmp_path):
+    (tmp_path / "answers.jsonl").write_text("{}")
+    with pytest.raises(InputError, match=r"answers\.jsonl' holds no whole predictions"):
+        load_entries([str(tmp_path / "answers.jsonl")])

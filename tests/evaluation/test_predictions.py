@@ -10,10 +10,10 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.predictions import (
     Predictions,
     is_stored,
-    plain_scores,
     stored,
     write_whole,
 )
+from qvlm_lightning.metrics.grouped import plain_scores
 from qvlm_lightning.metrics.target import Judgement, Target
 
 

@@ -65,6 +65,11 @@ def test_options_are_needed_to_parse(folder: Path) -> None:
     assert [q.target for q in MMMU().read(outputs)] == [q.target for q in MMMU().read(folder)]
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_the_validation_split_has_three_names(name: str) -> None:
+    assert MMMU().split(name) == "validation"
+
+
 def test_no_answers_of_another_split(folder: Path) -> None:
     with pytest.raises(InputError, match="no question of split dev"):
         MMMU().read(folder, "dev")

@@ -214,6 +214,7 @@ def test_rows_of_the_hub() -> None:
         (lambda p: (p / "problems.json").unlink(), None, "holds no problems"),
         (lambda p: (p / "problems.json").write_text("{"), None, "is not JSON"),
         (lambda p: (p / "problems.json").write_text("[]"), None, "no object of problems"),
+        (lambda p: (p / "problems.json").write_text('{"3": 1}'), None, "no object of problems"),
         (lambda p: (p / "problems.json").write_text('{"3": {}}'), None, "is of another kind"),
         (lambda p: (p / "problems.json").write_text("{}"), None, "^problem '3' of split test"),
         (lambda p: None, "minitest", "is of another kind"),

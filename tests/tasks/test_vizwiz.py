@@ -155,3 +155,22 @@ def test_lmms_normalises_annotators_too(validation) -> None:
     texts, targets = [answers[q.id] for q in questions], [q.target for q in questions]
     gain = VizWiz("lmms").scores(texts, targets)["overall"] - golden["accuracy"]["overall"]
     assert 0.1 < gain < 0.3  # about a tenth of a point, says the note on the data
+
+
+def test_a_missing_answer_is_wrong_about_answerability_too() -> None:
+    targets = [VizWiz().from_hub(x | {"question_id": x["image"]}).target for x in ROWS]
+    answers, nothing = ["can", "unanswerable"], [None, None]
+    figures = ("answerability_ap", "answerability_f1")
+    found = [
+        VizWiz().scores(texts, targets) for texts in (answers, [None, "unanswerable"], nothing)
+    ]
+    assert [[round(x[name], 2) for name in figures] for x in found] == [
+        [100, 100],
+        [50, 66.67],  # predicted unanswerable like the other
+        [50, 0],  # ranks first what can be answered
+    ]
+
+
+def test_a_confidence_is_a_probability() -> None:
+    with pytest.raises(InputError, match=r"confidence of vizwiz is 87\.5; allowed are 0 to 1"):
+        VizWiz().scores(["can"], [Target(("can",) * 10)], [87.5])
