@@ -40,10 +40,18 @@ def report(root: Path) -> dict[str, object]:
     return json.loads((root / "report.json").read_text())
 
 
-@pytest.mark.parametrize("method", ["cdm", pytest.param("sequential", marks=pytest.mark.slow)])
-def test_gradient_free_methods_are_identical_on_two_processes(tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "extra"),
+    [
+        ("cdm", ()),
+        pytest.param("sequential", (), marks=pytest.mark.slow),
+        pytest.param("cdm", ("--model.streaming=true",), marks=pytest.mark.slow),
+    ],
+)
+def test_gradient_free_methods_are_identical_on_two_processes(tmp_path, method, extra):
+    """The second of them layer by layer from the folder too."""
     one = run(tmp_path / "one", method, 1)
-    two = run(tmp_path / "two", method, 2)
+    two = run(tmp_path / "two", method, 2, *extra)
     for key in ("dependency", "threshold", "partition", "percentiles", "objective", "quantized"):
         assert report(one)[key] == report(two)[key], key
     for count in ("layer_forwards", "site_forwards"):
