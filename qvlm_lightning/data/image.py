@@ -90,6 +90,19 @@ def decoded(image: Image.Image | LazyImage) -> Image.Image:
     return image.open() if isinstance(image, LazyImage) else image
 
 
+def content_of(image: Image.Image | LazyImage | None) -> bytes:
+    """Return bytes that tell images apart: the file as it is, or the pixels of one in memory.
+
+    Args:
+        image: an image that stays encoded, because decoding would cost more; one in memory; or
+            None, which gives nothing.
+    """
+    if isinstance(image, LazyImage):
+        encoded = image.encoded()
+        return encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
+    return b"" if image is None else image.tobytes()
+
+
 def check_image(image: object, what: str) -> None:
     """Check that something is an image that can be decoded.
 

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qvlm_lightning.evaluation.report import Row
-from qvlm_lightning.metrics.counts import OVERALL
+from qvlm_lightning.metrics.grouped import OVERALL
 
 NONE = "–"
 Number = Callable[[float], str]

@@ -10,8 +10,8 @@ import numpy as np
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.predictions import Predictions, file_name, stored, write_whole
-from qvlm_lightning.metrics.counts import OVERALL
 from qvlm_lightning.metrics.divergence import AnswerKL, answer_kl
+from qvlm_lightning.metrics.grouped import OVERALL
 from qvlm_lightning.metrics.intervals import (
     bootstrap_interval,
     score_difference,

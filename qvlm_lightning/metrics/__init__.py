@@ -1,8 +1,13 @@
 """How good the answers are, how far from full precision, and how sure a difference is."""
 
+from qvlm_lightning.metrics.annotators import AnnotatorScore
+from qvlm_lightning.metrics.answerability import AnswerabilityScore
 from qvlm_lightning.metrics.answers import is_correct, parse_answer
+from qvlm_lightning.metrics.binary import BinaryCounts
+from qvlm_lightning.metrics.circular import CircularScore
 from qvlm_lightning.metrics.counts import Agreement, AnswerAccuracy, ParseFailures
 from qvlm_lightning.metrics.divergence import AnswerKL, answer_kl
+from qvlm_lightning.metrics.grouped import GroupedScore
 from qvlm_lightning.metrics.intervals import (
     accuracy_difference,
     bootstrap_interval,
@@ -12,8 +17,13 @@ from qvlm_lightning.metrics.intervals import (
 
 __all__ = [
     "Agreement",
+    "AnnotatorScore",
     "AnswerAccuracy",
     "AnswerKL",
+    "AnswerabilityScore",
+    "BinaryCounts",
+    "CircularScore",
+    "GroupedScore",
     "ParseFailures",
     "accuracy_difference",
     "answer_kl",

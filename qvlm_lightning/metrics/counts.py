@@ -10,8 +10,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from qvlm_lightning.metrics.answers import is_correct, parse_answer
-
-OVERALL = "overall"
+from qvlm_lightning.metrics.grouped import OVERALL
 
 
 class FamilyRate(Metric):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
-from qvlm_lightning.metrics.counts import OVERALL
+from qvlm_lightning.metrics.grouped import OVERALL
 
 _UNIT = 2.0**-32  # nats; sums of whole units are exact in any order
 

@@ -11,23 +11,10 @@ from qvlm_lightning.metrics.grouped import OVERALL
 from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
 from qvlm_lightning.tasks.files import read_json_lines
-from qvlm_lightning.tasks.prompts import ANSWER_SHORT
+from qvlm_lightning.tasks.prompts import short_answer
 
 _CATEGORIES = ("adversarial", "popular", "random")
 _NO = {"No", "not", "no"}
-
-
-def short(row: Row) -> str:
-    r"""Write LLaVA's prompt of short answers.
-
-    Args:
-        row: ``question``.
-
-    Example:
-        >>> short({"question": "Is there a cat in the image?"})
-        'Is there a cat in the image?\nAnswer the question using a single word or phrase.'
-    """
-    return f"{row['question']}\n{ANSWER_SHORT}"
 
 
 def official(text: str) -> bool:
@@ -61,7 +48,7 @@ class POPE(Task):
 
     name = "pope"
     modes = ("official", "exact")
-    prompts: ClassVar[Mapping[str, Prompt]] = MappingProxyType({"short": short})
+    prompts: ClassVar[Mapping[str, Prompt]] = MappingProxyType({"short": short_answer})
     splits = ("test", "llava_copy")
     train_split = None
     layout = (

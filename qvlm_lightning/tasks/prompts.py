@@ -21,7 +21,7 @@ def bare(row: Mapping[str, Any]) -> str:
 
 
 def short_answer(row: Mapping[str, Any]) -> str:
-    r"""Ask for a single word or phrase: VQA v2 and GQA in LLaVA-1.5 and lmms-eval.
+    r"""Ask for a single word or phrase: VQA v2, GQA and POPE in LLaVA-1.5 and lmms-eval.
 
     Example:
         >>> short_answer({"question": "What is it?"})

@@ -8,7 +8,7 @@ from string import ascii_uppercase
 from types import MappingProxyType
 from typing import Any, ClassVar
 
-from qvlm_lightning.data.image import LazyImage
+from qvlm_lightning.data.image import content_of
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.metrics.letters import PARSERS
 from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
@@ -278,10 +278,5 @@ def _digest(row: Row) -> str:
     """Name a row by its content, its image included: texts repeat over images."""
     content = hashlib.blake2b(digest_size=8)
     content.update(repr((row["question"], row["hint"], tuple(row["choices"]))).encode())
-    image = row.get("image")
-    if isinstance(image, LazyImage):
-        encoded = image.encoded()
-        content.update(encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes())
-    elif image is not None:
-        content.update(image.tobytes())
+    content.update(content_of(row.get("image")))
     return content.hexdigest()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qvlm_lightning.data.image import LazyImage
+from qvlm_lightning.data.image import content_of
 from qvlm_lightning.metrics.normalise import evalai_answer
 from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
@@ -59,15 +59,8 @@ class VQARad(Task):
 
 
 def _digest(row: Row) -> str:
-    image = row.get("image")
-    pixels = b""
-    if isinstance(image, LazyImage):
-        encoded = image.encoded()  # the file as it is: decoding would cost more
-        pixels = encoded if isinstance(encoded, bytes) else Path(encoded).read_bytes()
-    elif image is not None:
-        pixels = image.tobytes()
     words = f"{row['question']}\n{row['answer']}\n".encode()
-    return hashlib.blake2b(words + pixels, digest_size=8).hexdigest()
+    return hashlib.blake2b(words + content_of(row.get("image")), digest_size=8).hexdigest()
 
 
 def _question(row: Row, image: Any) -> Question:

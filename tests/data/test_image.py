@@ -1,7 +1,7 @@
 import pytest
 from PIL import Image
 
-from qvlm_lightning.data.image import LazyImage, check_image, decoded, open_image
+from qvlm_lightning.data.image import LazyImage, check_image, content_of, decoded, open_image
 from qvlm_lightning.errors import InputError
 
 
@@ -80,3 +80,11 @@ def test_a_check_says_whose_image_it_is(noise):
         check_image(Image.open(noise("png", 0.5)), "image of 7")
     with pytest.raises(InputError, match=r"^image of 7 is a str; allowed is a PIL image"):
         check_image("a.png", "image of 7")
+
+
+def test_bytes_that_tell_images_apart(noise):
+    path = noise("png")
+    data = path.read_bytes()
+    assert content_of(LazyImage.of(path)) == content_of(LazyImage.of(data)) == data
+    assert content_of(open_image(path)) == open_image(path).tobytes()
+    assert content_of(None) == b""
