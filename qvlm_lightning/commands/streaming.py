@@ -145,6 +145,7 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
         "peak_bytes_above_baseline": _peak() - baseline,
         "seconds": seconds,
         "seconds_total": sum(seconds.values()),
+        "cpu_seconds": sum(resource.getrusage(resource.RUSAGE_SELF)[:2]),
         "blocks": state.partition["language"],
         "layer_forwards": sum(p["layer_forwards"] for p in state.passes),
         "site_forwards": sum(p["site_forwards"] for p in state.passes),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
 from qvlm_lightning.artifact import copy_weights, split_state
@@ -274,3 +275,34 @@ def test_the_plan_says_what_is_held_where(folder, toy_batches):
     # 4 layers, two sweeps of 3 s each
     assert "of 4 decoder layers: 1.0 s to read, 2.0 s for all" in sentence
     assert "about 24 s for statistics and dependency" in sentence
+
+
+@pytest.mark.parametrize("kind", ["Qwen2Moe", "Mixtral"])
+def test_fused_experts_are_read_one_by_one(toy_batches, tmp_path, kind):
+    """A checkpoint keeps every expert apart, and so does the model once it is un-fused."""
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2}
+    text = getattr(transformers, f"{kind}Config")(
+        **shape, vocab_size=40, hidden_size=24, intermediate_size=32, num_experts_per_tok=2
+    )
+    vision = transformers.CLIPVisionConfig(
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        hidden_size=16,
+        intermediate_size=32,
+        image_size=16,
+        patch_size=8,
+    )
+    text.num_experts = text.num_local_experts = 4
+    config = transformers.LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=IMAGE
+    )
+    torch.manual_seed(0)
+    model = transformers.LlavaForConditionalGeneration(config)
+    for parameter in model.parameters():
+        if parameter.dim() >= 2:
+            nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
+    model.save_pretrained(tmp_path)
+    runs = [calibrate(tmp_path, toy_batches, on, SequentialSearch()) for on in (True, False)]
+    assert_equal(*runs)
+    assert runs[0].structure.notes == runs[1].structure.notes
+    assert sum(".experts.3." in name for name in runs[0].structure.quantized) == 2 * 3
