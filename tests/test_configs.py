@@ -17,7 +17,7 @@ from qvlm_lightning.models.find import class_at
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 # room of configs/ -> program that reads it; a new room needs a line here and a test below
-CALIBRATION = {"", "methods", "schemes", "models", "data", "trainer"}
+CALIBRATION = {"", "methods", "schemes", "models", "data", "trainer", "presets"}
 EVALUATION = {"eval", "table", "tasks"}  # tasks: tests/tasks/test_presets.py
 
 SMALL = [
@@ -123,6 +123,25 @@ def test_a_trainer_is_accepted(name: str, capsys) -> None:
     config = printed(capsys, "base.yaml", name, *(f"{part}.yaml" for part in parts))
     wanted = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))["trainer"]
     assert {key: config["trainer"][key] for key in wanted} == wanted
+
+
+@pytest.mark.parametrize("name", presets("presets"))
+def test_a_preset_of_a_large_model_is_accepted(name: str, capsys) -> None:
+    """Its plan is in docs/plans/ (tests/commands/test_plan.py)."""
+    method = "methods/cdm" if "24gb" in name else "methods/qvlm"
+    config = printed(
+        capsys, "base.yaml", f"{method}.yaml", "schemes/w4a4.yaml", "data/tiny.yaml", name
+    )
+    wanted = yaml.safe_load((CONFIGS / name).read_text(encoding="utf-8"))
+    assert {key: config["trainer"][key] for key in wanted["trainer"]} == wanted["trainer"]
+    assert config["data"]["init_args"]["batch_size"] == 8
+    given = config["model"]["init_args"]
+    family = wanted["model"]["init_args"]["family"]
+    assert given["family"]["init_args"] == family["init_args"]
+    assert (
+        given["family"]["class_path"].rpartition(".")[2] == family["class_path"].rpartition(".")[2]
+    )
+    assert given["streaming"] is ("24gb" in name)
 
 
 @pytest.mark.parametrize("name", presets("eval"))
