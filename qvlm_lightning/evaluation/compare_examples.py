@@ -113,8 +113,17 @@ def changed_examples(
         drawn = random.Random(0).sample(places, min(count, len(places)))
         return [example(place) for place in sorted(drawn)]
 
-    pairs = list(enumerate(zip(mine.points, theirs.points, strict=True)))
-    return Changes(
-        lost=draw([place for place, (a, b) in pairs if a < b]),
-        won=draw([place for place, (a, b) in pairs if a > b]),
-    )
+    lost, won = changed_places(comparison, entry)
+    return Changes(lost=draw(lost), won=draw(won))
+
+
+def changed_places(comparison: Comparison, entry: Entry) -> tuple[list[int], list[int]]:
+    """Return the places of the questions that a model answered worse and better than the reference.
+
+    Args:
+        comparison: the models on a benchmark.
+        entry: one of ``comparison.others``.
+    """
+    mine, theirs = entry.predictions.points, comparison.reference.predictions.points
+    pairs = list(enumerate(zip(mine, theirs, strict=True)))
+    return [i for i, (a, b) in pairs if a < b], [i for i, (a, b) in pairs if a > b]

@@ -10,7 +10,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from qvlm_lightning.evaluation.compare import Comparison
-from qvlm_lightning.evaluation.compare_examples import Changes, Example
+from qvlm_lightning.evaluation.compare_examples import Changes, Example, changed_places
 from qvlm_lightning.evaluation.compare_figure import (
     MOST_GROUPS,
     colours,
@@ -123,14 +123,15 @@ def _benchmark(
 
 
 def _changes(comparison: Comparison, model: str, found: Changes) -> Iterator[str]:
-    row = comparison.find("difference", model)
-    assert row is not None, "an example of a model that was not compared"
+    (entry,) = (entry for entry in comparison.others if entry.label == model)
+    # questions, though clusters of them may be what the table counts
+    lost, won = map(len, changed_places(comparison, entry))
     reference = comparison.reference.label
-    for examples, verb, key in ((found.lost, "lost", "lost"), (found.won, "won", "won")):
+    for examples, verb, count in ((found.lost, "lost", lost), (found.won, "won", won)):
         if examples:
             yield (
                 f"<h3>{escape(model)}: {len(examples)} of the questions it {verb} against "
-                f'{escape(reference)} <span class="dim">(drawn at random; {row[key]:,} in all)'
+                f'{escape(reference)} <span class="dim">(drawn at random; {count:,} in all)'
                 "</span></h3>"
             )
             cards = "\n".join(_card(example, reference, model) for example in examples)

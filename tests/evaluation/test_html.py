@@ -166,3 +166,16 @@ def test_every_model_has_one_colour(comparison):
     palette = colours([comparison])
     assert list(palette) == ["full", "small <i>"]
     assert len(set(palette.values())) == 2
+
+
+def test_of_clusters_the_changed_questions_are_counted(answered, samples):
+    clusters = ["a", "a", "a", "b"]
+    full = answered("fp", "red", "blue", "A", "B", answers=["red", "blue", "A", "B"])
+    small = answered("rtn", "red", "no", "C", "B", answers=full.answers, shift=1.0)
+    for made in (full, small):
+        made.clusters = clusters
+    (found,) = compare([Entry("full", full, "x"), Entry("small", small, "y")])
+    assert found.find("difference", "small")["lost"] == 1
+    text = comparison_html([found], {"": {"small": changes(found, samples, count=1)}})
+    assert "1 of the questions it lost against full" in text
+    assert "(drawn at random; 2 in all)" in text
