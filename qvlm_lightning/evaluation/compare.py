@@ -10,7 +10,7 @@ import torch
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.entries import Entry, choose_reference
 from qvlm_lightning.evaluation.predictions import COLUMNS, Predictions
-from qvlm_lightning.evaluation.report import Row
+from qvlm_lightning.evaluation.report import Row, units
 from qvlm_lightning.metrics.divergence import answer_kl
 from qvlm_lightning.metrics.grouped import OVERALL
 from qvlm_lightning.metrics.intervals import bootstrap_interval, score_difference, wilson_interval
@@ -109,7 +109,7 @@ def _own(answered: Predictions) -> Iterator[Row]:
     points = np.array(answered.points)
     failed = np.array([parsed is None for parsed in answered.parsed])
     for group, places in _places(answered):
-        yield _score(group, _units(points, answered.clusters, places))
+        yield _score(group, units(points, answered.clusters, places))
         yield _rate(group, "parse_failures", failed[places])
     yield _row(OVERALL, "seconds", answered.seconds, None, len(answered.ids))
 
@@ -121,8 +121,8 @@ def _paired(answered: Predictions, reference: Predictions) -> Iterator[Row]:
     for group, places in _places(answered):
         yield _difference(
             group,
-            _units(mine, answered.clusters, places),
-            _units(theirs, answered.clusters, places),
+            units(mine, answered.clusters, places),
+            units(theirs, answered.clusters, places),
         )
         yield _rate(group, "agreement", same[places])
     # log-probabilities of models with other weights are over other vocabularies, or mean nothing
@@ -136,17 +136,6 @@ def _paired(answered: Predictions, reference: Predictions) -> Iterator[Row]:
         values = divergence[places]
         yield _row(group, "kl", float(values.mean()), bootstrap_interval(values), len(values))
         yield _rate(group, "same_token", token[places])
-
-
-def _units(points: np.ndarray, clusters: Sequence[str], places: np.ndarray) -> np.ndarray:
-    """Points of what counts as one: a question alone, or the worst of a cluster."""
-    if not any(clusters):
-        return points[places]
-    worst: dict[str, int] = {}
-    for place in places.tolist():
-        name = f"cluster {clusters[place]}" if clusters[place] else f"question {place}"
-        worst[name] = min(worst.get(name, WHOLE), int(points[place]))
-    return np.array(list(worst.values()))
 
 
 def _places(answered: Predictions) -> Iterator[tuple[str, np.ndarray]]:

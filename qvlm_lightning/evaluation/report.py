@@ -60,8 +60,9 @@ def variant_rows(answered: Predictions, known: Known) -> list[Row]:
 
     Accuracy, agreement, parse failures and differences in accuracy are percent, ``kl`` is nats at
     the answer token. Accuracy is the mean of the points that the benchmark's rule gives, question
-    by question. Rates have Wilson's interval, means and paired differences the bootstrap's; a
-    difference in accuracy also has McNemar's mid-p as ``p_value``.
+    by question; of questions that count only together (a cluster), the worst is that of all, and
+    clusters are what is counted. Rates have Wilson's interval, means and paired differences the
+    bootstrap's; a difference in accuracy also has McNemar's mid-p as ``p_value``.
 
     Args:
         answered: the variant's answers.
@@ -127,14 +128,36 @@ def _own(answered: Predictions) -> Iterator[Row]:
     yield _row(OVERALL, "seconds", answered.seconds, None, len(answered.ids))
 
 
+def units(points: np.ndarray, clusters: Sequence[str], places: np.ndarray) -> np.ndarray:
+    """Return the points of what counts as one: a question alone, or the worst of a cluster.
+
+    Args:
+        points: of every question.
+        clusters: cluster of every question; empty: alone.
+        places: the questions that count.
+
+    Example:
+        >>> units(np.array([10, 10, 0, 10]), ["a", "", "a", ""], np.arange(4)).tolist()
+        [0, 10, 10]
+    """
+    if not any(clusters):
+        return points[places]
+    worst: dict[str, int] = {}
+    for place in places.tolist():
+        name = f"cluster {clusters[place]}" if clusters[place] else f"question {place}"
+        worst[name] = min(worst.get(name, WHOLE), int(points[place]))
+    return np.array(list(worst.values()))
+
+
 def _accuracy(answered: Predictions, name: str) -> Iterator[Row]:
     points = np.array(answered.points)
     for task, places in _tasks(answered):
-        total, n = int(points[places].sum()), len(places)
+        counted = units(points, answered.clusters, places)
+        total, n = int(counted.sum()), len(counted)
         if _right_or_wrong(points):
             low, high = wilson_interval(total // WHOLE, n)
         else:
-            low, high = (x / WHOLE for x in bootstrap_interval(points[places], levels=WHOLE + 1))
+            low, high = (x / WHOLE for x in bootstrap_interval(counted, levels=WHOLE + 1))
         yield _row(task, name, 100 * total / (WHOLE * n), (100 * low, 100 * high), n)
 
 
@@ -189,9 +212,10 @@ def _differences(answered: Predictions, other: Predictions, name: str) -> Iterat
     if _right_or_wrong(points) and _right_or_wrong(others):
         points, others, whole = points // WHOLE, others // WHOLE, 1
     for task, places in _tasks(answered):
-        found = score_difference(points[places], others[places], whole)
+        mine = units(points, answered.clusters, places)
+        found = score_difference(mine, units(others, answered.clusters, places), whole)
         interval = 100 * found.ci_low, 100 * found.ci_high
-        row = _row(task, name, 100 * found.value, interval, len(places))
+        row = _row(task, name, 100 * found.value, interval, len(mine))
         yield row | {"p_value": found.p_value, "won": found.won, "lost": found.lost}
 
 

@@ -149,3 +149,19 @@ def test_the_rule_of_the_benchmark_counts_not_the_letter_of_the_answer(answered,
     assert value(rows, "qvlm", "agreement")["value"] == 100.0
     minus = value(rows, "qvlm", "accuracy_minus_fp")
     assert (minus["value"], minus["won"], minus["lost"]) == (-17.5, 1, 1)
+
+
+def test_a_cluster_counts_once_and_is_worth_its_worst(answered, known):
+    clusters = ["a", "a", "", ""]
+    table = known(
+        answered("fp", clusters=clusters),
+        answered("rtn", "red", "red", "A", "", clusters=clusters, shift=1.0),
+    )
+    rows = report_rows(table)
+    assert [value(rows, name, "accuracy")["n"] for name in ("fp", "rtn")] == [3, 3]
+    assert value(rows, "rtn", "accuracy")["value"] == pytest.approx(100 / 3)
+    (_, high) = wilson_interval(1, 3)
+    assert value(rows, "rtn", "accuracy")["ci_high"] == 100 * high
+    lost = value(rows, "rtn", "accuracy_minus_fp")
+    assert (lost["lost"], lost["n"]) == (2, 3)
+    assert value(rows, "rtn", "parse_failures")["n"] == 4  # failures are those of questions
