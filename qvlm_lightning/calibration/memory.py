@@ -207,8 +207,12 @@ class _Sizes:
         ]
 
     def _waiting(self, step: str) -> Held:
-        hidden = _most(self.towers, lambda t, u: self._hidden(t, self.work.pairs))
-        return Held(step, "hidden states", DISK if self.work.spills else RAM, hidden, "N T D e")
+        hidden = self._hidden(self.language, self.work.pairs)
+        for tower in (t for t in self.towers if t is not self.language and t.sites):
+            out = tower.sites[-1].leader.out_features
+            hidden += self.work.pairs * self.work.patches * out * self.element
+        where = DISK if self.work.spills else RAM
+        return Held(step, "hidden states", where, hidden, "N T D e, and what earlier towers gave")
 
     def _reservoirs(self, step: str) -> Held:
         every = sum(self._reservoir(t, u) for t in self.towers for u in t.units)

@@ -7,6 +7,7 @@ from pkgutil import resolve_name
 from typing import Any
 
 from qvlm_lightning.calibration.module import QuantModule
+from qvlm_lightning.calibration.stream_run import refuse_streaming
 from qvlm_lightning.calibration.visual_encoder import VisualEncoderOptimization
 from qvlm_lightning.cli import CalibrationCLI
 from qvlm_lightning.errors import InputError
@@ -77,6 +78,9 @@ def read(options: Sequence[str]) -> Planned:
     model, data, trainer = (config[part] for part in ("model", "data", "trainer"))
     kind, given = resolve_name(model["class_path"]), model["init_args"]
     assert issubclass(kind, QuantModule)
+    optimises = issubclass(kind, VisualEncoderOptimization)
+    if optimises:
+        refuse_streaming(given.get("streaming") or False)
     family = _build(given["family"])
     if not isinstance(family, HubFamily):
         raise InputError(
@@ -95,7 +99,7 @@ def read(options: Sequence[str]) -> Planned:
         processes=_devices(trainer["devices"]) * int(trainer["num_nodes"]),
         depth=max((t["max_depth"] for t in taken if "max_depth" in t), default=1),
         method=_build(methods[0]) if methods else None,
-        optimises=issubclass(kind, VisualEncoderOptimization),
+        optimises=optimises,
         streaming=given.get("streaming") or False,
     )
 

@@ -176,11 +176,13 @@ def test_streaming_holds_a_block(small) -> None:
     linears = 4 * 64 * 64 + 3 * 64 * 172
     assert held(found, "search")["weights"] == 2 * (linears + 2 * 64) * e
     assert held(found, "search")["quantized weights"] == 2 * linears * e
-    assert held(found, "statistics")["hidden states"] == 8 * T * 64 * e
+    # what the tower and the projector gave is there until the decoder is done
+    waiting = 8 * (T * 64 + 17 * 32 + 17 * 64) * e
+    assert held(found, "statistics")["hidden states"] == waiting
     assert "loading" not in {h.step for h in found}
     assert peak(found, DISK) == 0
     spilled = memory(model, structure, replace(WORK, streaming=True, spills=True))
-    assert peak(spilled, DISK) == 8 * T * 64 * e
+    assert peak(spilled, DISK) == waiting
     assert peak(spilled, RAM) < peak(found, RAM)
 
 

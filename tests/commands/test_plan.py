@@ -177,6 +177,15 @@ def test_bad_input_is_one_sentence(options: list[str], words: str, plan, capsys)
     assert words in error
 
 
+def test_gradients_cannot_be_streamed(plan, capsys) -> None:
+    veo = f"--config={CONFIGS / 'methods' / 'qvlm.yaml'}"
+    with pytest.raises(SystemExit):
+        plan("llava-1.5-7b", "llava.Llava", veo, "--model.streaming=true")
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "streaming" in error
+
+
 def test_a_broken_configuration_is_one_sentence(plan, capsys, tmp_path) -> None:
     (tmp_path / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(SystemExit):
