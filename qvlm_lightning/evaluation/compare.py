@@ -128,6 +128,8 @@ def _paired(answered: Predictions, reference: Predictions) -> Iterator[Row]:
     # log-probabilities of models with other weights are over other vocabularies, or mean nothing
     if answered.log_probs is None or reference.log_probs is None or answered.base != reference.base:
         return
+    if "prompt" in asked_otherwise(answered, reference):
+        return
     # in parts: in double precision a whole set times a whole vocabulary is gigabytes
     parts = zip(reference.log_probs.split(_PART), answered.log_probs.split(_PART), strict=True)
     divergence = torch.cat([answer_kl(*part) for part in parts]).numpy()
@@ -136,6 +138,23 @@ def _paired(answered: Predictions, reference: Predictions) -> Iterator[Row]:
         values = divergence[places]
         yield _row(group, "kl", float(values.mean()), bootstrap_interval(values), len(values))
         yield _rate(group, "same_token", token[places])
+
+
+def asked_otherwise(answered: Predictions, reference: Predictions) -> list[str]:
+    """Say what two models were asked differently, as far as it is known.
+
+    Args:
+        answered: answers of one.
+        reference: answers of the other, to the same questions. Models of other weights have prompts
+            of their own.
+    """
+    names = {"max_new_tokens": "max_new_tokens", "stop": "stop strings"}
+    if answered.base == reference.base:
+        names = {"questions": "prompt", **names}
+    pairs = {
+        name: (answered.asked.get(key), reference.asked.get(key)) for key, name in names.items()
+    }
+    return [name for name, (a, b) in pairs.items() if a is not None and b is not None and a != b]
 
 
 def _places(answered: Predictions) -> Iterator[tuple[str, np.ndarray]]:
@@ -208,4 +227,6 @@ def _aligned(entry: Entry, reference: Entry) -> Entry:
     }
     if mine.log_probs is not None:
         moved["log_probs"] = mine.log_probs[order]
+    # the digest of the questions is one of their order, too
+    moved["asked"] = {key: value for key, value in mine.asked.items() if key != "questions"}
     return replace(entry, predictions=replace(mine, **moved))

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from qvlm_lightning.evaluation.compare import Comparison
+from qvlm_lightning.evaluation.compare import Comparison, asked_otherwise
 from qvlm_lightning.evaluation.render import NONE, Grid, Number, cell, nats, points, signed
 from qvlm_lightning.evaluation.report import Row
 from qvlm_lightning.metrics.grouped import OVERALL, UNPARSED
@@ -65,6 +65,9 @@ def main_grid(comparison: Comparison) -> Grid:
     note = NOTE + (_TOKEN_NOTE if "KL, nats" in header else "")
     if any(comparison.reference.predictions.clusters):
         note += _CLUSTER_NOTE
+    for entry in comparison.others:
+        if otherwise := asked_otherwise(entry.predictions, comparison.reference.predictions):
+            note += f" {entry.label} was asked with another {' and '.join(otherwise)}."
     return Grid(f"{comparison.name} (rule: {comparison.mode})", header, rows, note)
 
 

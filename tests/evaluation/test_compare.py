@@ -8,6 +8,7 @@ import torch
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.compare import compare
+from qvlm_lightning.evaluation.compare_tables import main_grid
 from qvlm_lightning.evaluation.entries import Entry
 from qvlm_lightning.metrics.intervals import mcnemar_p, wilson_interval
 
@@ -169,3 +170,27 @@ def test_fewer_questions_cannot_be_compared(entry):
 def test_an_unknown_reference(entry):
     with pytest.raises(InputError, match="reference is 'best'; allowed are 'full', 'small'"):
         compare([entry("full"), entry("small")], "best")
+
+
+def test_what_was_asked_otherwise_is_said(entry):
+    p = torch.tensor([[0.5, 0.5]] * 6).log()
+    asked = {"questions": "digest", "max_new_tokens": 16, "stop": []}
+    full = entry("full", log_probs=p, asked=asked)
+
+    def against(**changed) -> tuple[bool, str]:
+        (found,) = compare([full, entry("small", log_probs=p, **changed)])
+        return found.find("kl", "small") is not None, main_grid(found).note
+
+    has_kl, note = against(asked=asked)
+    assert has_kl
+    assert "was asked" not in note
+    has_kl, note = against(asked=asked | {"max_new_tokens": 4})
+    assert has_kl
+    assert note.endswith("small was asked with another max_new_tokens.")
+    has_kl, note = against(asked=asked | {"questions": "another", "stop": ["."]})
+    assert not has_kl
+    assert note.endswith("small was asked with another prompt and stop strings.")
+    # a digest of questions in another order says nothing
+    ids = [f"q{i}" for i in reversed(range(6))]
+    assert against(asked=asked | {"questions": "another"}, ids=ids)[0]
+    assert "was asked" not in against(asked=asked | {"questions": "another"}, base="others")[1]
