@@ -95,11 +95,12 @@ def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]
     weights: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, value in (model.state_dict() | merged_tensors(model)).items():
+        place = value.data_ptr()  # of the model's own tensor: copies are never in the same place
         value = value.detach().cpu().contiguous()
         if "input_quantizer." in name or name.endswith(".clip_ratio"):
             quantizers[name] = value
-        elif ".adapter." not in name and (value.data_ptr() not in seen or value.numel() == 0):
-            seen.add(value.data_ptr())
+        elif ".adapter." not in name and (place not in seen or value.numel() == 0):
+            seen.add(place)
             weights[name] = value
     return quantizers, weights
 

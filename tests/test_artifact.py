@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import qvlm_lightning
-from qvlm_lightning.artifact import load_artifact, save_artifact
+from qvlm_lightning.artifact import load_artifact, save_artifact, split_state
 from qvlm_lightning.calibration import Calibrator
 from qvlm_lightning.data import Sample
 from qvlm_lightning.data.collate import collate
@@ -148,6 +148,16 @@ def test_x6_holds_with_tied_embeddings(tmp_path, questions):
     loaded, _ = qvlm_lightning.load(folder)
     assert loaded.lm_head.weight is loaded.model.language_model.embed_tokens.weight
     assert torch.equal(loaded(**questions).logits, model(**questions).logits)
+
+
+def test_ties_are_kept_once_where_storing_copies_them():
+    """As weights on a GPU are, and those that are not contiguous."""
+    one, two = nn.Linear(3, 3, bias=False), nn.Linear(3, 3, bias=False)
+    one.weight = two.weight = nn.Parameter(torch.arange(9.0).reshape(3, 3).T)
+    quantizers, weights = split_state(nn.Sequential(one, two))
+    assert quantizers == {}
+    assert list(weights) == ["0.weight"]
+    assert torch.equal(weights["0.weight"], one.weight)
 
 
 @pytest.fixture(scope="module")

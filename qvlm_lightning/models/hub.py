@@ -34,14 +34,20 @@ class HubFamily(VLMFamily):
     decoder: ClassVar[str] = "model.language_model.layers"
     """Where the decoder layers are."""
     sites: ClassVar[dict[str, tuple[str, ...]]] = {
-        "attn_in": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        "o_in": ("self_attn.o_proj", "self_attn.out_proj"),
-        "mlp_in": ("mlp.gate_proj", "mlp.up_proj", "mlp.fc1"),
+        "attn_in": (
+            *(f"self_attn.{x}_proj" for x in ("q", "k", "v", "qkv", "q_a")),
+            "self_attn.kv_a_proj_with_mqa",
+        ),
+        "q_in": ("self_attn.q_b_proj",),
+        "kv_in": ("self_attn.kv_b_proj",),
+        "o_in": ("self_attn.o_proj", "self_attn.out_proj", "self_attn.dense"),
+        "mlp_in": ("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj", "mlp.fc1"),
         "down_in": ("mlp.down_proj", "mlp.fc2"),
         "first_in": ("linear_1",),
         "second_in": ("linear_2",),
     }
-    """Site -> Linear layers of any layer or projector that share its input, if they exist."""
+    """Site -> Linear layers of any layer or projector that share its input, if they exist; sites in
+    forward order."""
 
     def __init__(self, path: str, dtype: str = "float32") -> None:
         if dtype not in _DTYPES:

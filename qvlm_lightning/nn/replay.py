@@ -85,9 +85,15 @@ def catch_calls(
         inputs: of the model.
     """
     found: list[UnitInput] = []
+    added: list[Tensor | None] = []
 
     def see(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        found.append(_call_of(args, kwargs))
+        own = _call_of(args, kwargs)
+        # zeros are let go at once: as many as there are units would be as large as a layer
+        added.append(own.hidden if found and bool(own.hidden.any()) else None)
+        if found:
+            own.hidden = own.hidden.new_empty(0)
+        found.append(own)
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         see(args, kwargs)
@@ -109,11 +115,10 @@ def catch_calls(
         return None
     assert len(found) == len(units), "the units of a tower run once each, in order"
     first = found[0]
-    for unit, own in zip(units[1:], found[1:], strict=True):
-        added = own.hidden if bool(own.hidden.any()) else None
+    for unit, own, more in zip(units[1:], found[1:], added[1:], strict=True):
         alike = _same(own.args, first.args) and _same(own.kwargs, first.kwargs)
-        if not alike or added is not None:
-            first.others[unit.name] = Call(own.args, own.kwargs, added)
+        if not alike or more is not None:
+            first.others[unit.name] = Call(own.args, own.kwargs, more)
     return first
 
 

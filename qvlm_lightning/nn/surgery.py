@@ -14,7 +14,7 @@ from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.routing import Route
 from qvlm_lightning.nn.structure import Site, Structure, Tower, Unit
-from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.quant.scheme import OFF, Scheme
 
 _LEFT_IN_FULL_PRECISION = (nn.Embedding, nn.modules.conv._ConvNd)
 _ROUTER = "router of experts, kept in full precision"
@@ -102,7 +102,7 @@ def _plan(
             elif _off(scheme, part):
                 structure.ignored[full] = f"part {part!r} is at 16 bits"
             else:
-                scheme.weight_groups(plain[name].in_features)
+                _group(scheme, part, plain[name])  # refuses, before anything is changed
                 structure.quantized[full] = part
                 plan.setdefault(site, []).append(name)
     return plan
@@ -127,8 +127,8 @@ def _quantize_site(
     quantizer.to(device or plain[names[0]].weight.device)
     linears = {}
     for name in names:
-        group = scheme.weight_groups(plain[name].in_features)
-        if group != scheme.group_size:
+        group = _group(scheme, part, plain[name])
+        if group is None and scheme.group_size is not None and widths.weight_bits < OFF:
             structure.notes.append(
                 f"{unit.name}.{name}: group size {scheme.group_size} does not divide "
                 f"{plain[name].in_features} inputs, one scale per output channel instead"
@@ -146,6 +146,13 @@ def _quantize_site(
         linears[f"{unit.name}.{name}"] = new
     route = _route(family, unit, names[0], site_name)
     return Site(f"{unit.name}.{site_name}", quantizer, linears, route)
+
+
+def _group(scheme: Scheme, part: str, linear: nn.Linear) -> int | None:
+    """Return how many inputs of a layer share a weight scale; weights at 16 bits have none."""
+    if scheme.part(part).weight_bits == OFF:
+        return None
+    return scheme.weight_groups(linear.in_features)
 
 
 def _route(family: VLMFamily, unit: Unit, linear: str, site_name: str) -> Route | None:
@@ -180,7 +187,7 @@ def _range_shape(
 
 def _off(scheme: Scheme, part: str) -> bool:
     widths = scheme.part(part)
-    return widths.weight_bits == 16 and widths.activation_bits == 16
+    return widths.weight_bits == OFF and widths.activation_bits == OFF
 
 
 def _check_weights(

@@ -179,3 +179,9 @@ def test_fallback_from_groups_to_channels_is_noted_for_each_layer(quantized, inp
         assert len(noted) == (layer.in_features % 16 != 0)
         assert all("16" in note and str(layer.in_features) in note for note in noted)
     assert model(**inputs).logits.isfinite().all()
+
+
+def test_groups_do_not_concern_weights_at_sixteen_bits(quantized):
+    _, structure = quantized(Scheme.parse("w16a8", group_size=16))
+    assert structure.notes == []
+    assert {x.group_size for s in structure.sites for x in s.linears.values()} == {None}
