@@ -16,6 +16,8 @@ from qvlm_lightning.evaluation.render import grids, markdown, show
 from qvlm_lightning.evaluation.report import Row, load_answers, variant_rows, write_results
 from qvlm_lightning.evaluation.run import evaluate
 
+_MODEL_ROOMS = ("models", "data", "eval")
+
 
 def main(argv: Sequence[str]) -> int:
     """Make the table of a plan.
@@ -98,10 +100,13 @@ class TableRun:
         return self.root / f"{self.plan.model}-k{scale:g}"
 
     def _config(self, room: str, name: str) -> str:
-        folder = Path(self.plan.configs) / room
-        path = folder / f"{name}.yaml"
+        path = Path(self.plan.configs) / room / f"{name}.yaml"
         if not path.is_file():
-            known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none there"
+            # a model is one name in three rooms
+            rooms = _MODEL_ROOMS if room in _MODEL_ROOMS else (room,)
+            folders = [Path(self.plan.configs) / other for other in rooms]
+            names = [{p.stem for p in folder.glob("*.yaml")} for folder in folders]
+            known = ", ".join(sorted(set.intersection(*names))) or "none there"
             raise InputError(f"there is no {str(path)!r}; allowed are {known}")
         return str(path)
 

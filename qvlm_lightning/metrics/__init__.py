@@ -5,27 +5,21 @@ from qvlm_lightning.metrics.answerability import AnswerabilityScore
 from qvlm_lightning.metrics.answers import is_correct, parse_answer
 from qvlm_lightning.metrics.binary import BinaryCounts
 from qvlm_lightning.metrics.circular import CircularScore
-from qvlm_lightning.metrics.counts import Agreement, AnswerAccuracy, ParseFailures
 from qvlm_lightning.metrics.divergence import AnswerKL, answer_kl
 from qvlm_lightning.metrics.grouped import GroupedScore
 from qvlm_lightning.metrics.intervals import (
-    accuracy_difference,
     bootstrap_interval,
     mcnemar_p,
     wilson_interval,
 )
 
 __all__ = [
-    "Agreement",
     "AnnotatorScore",
-    "AnswerAccuracy",
     "AnswerKL",
     "AnswerabilityScore",
     "BinaryCounts",
     "CircularScore",
     "GroupedScore",
-    "ParseFailures",
-    "accuracy_difference",
     "answer_kl",
     "bootstrap_interval",
     "is_correct",

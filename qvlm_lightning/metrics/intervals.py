@@ -114,26 +114,6 @@ class Difference:
     """Questions that only this model answers correctly."""
 
 
-def accuracy_difference(
-    correct: Sequence[bool], other: Sequence[bool], seed: int = 0
-) -> Difference:
-    """Compare two models that answered the same questions.
-
-    Args:
-        correct: whether the model is right, per question.
-        other: whether the model it is compared with is right.
-        seed: seed of the bootstrap.
-
-    Returns:
-        Difference in accuracy, model minus other.
-
-    Example:
-        >>> accuracy_difference([True, True, False], [True, False, False]).won
-        1
-    """
-    return score_difference(correct, other, 1, seed)
-
-
 def score_difference(
     points: Sequence[int] | np.ndarray, other: Sequence[int] | np.ndarray, whole: int, seed: int = 0
 ) -> Difference:

@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qvlm_lightning.metrics.intervals import (
-    accuracy_difference,
     bootstrap_interval,
     mcnemar_p,
     score_difference,
@@ -85,19 +84,19 @@ def test_bootstrap_is_seeded():
 def test_difference_is_paired():
     a = [True] * 80 + [False] * 20
     b = [True] * 70 + [False] * 30
-    got = accuracy_difference(a, b)
+    got = score_difference(a, b, whole=1)
     assert (got.won, got.lost) == (10, 0)
     assert got.value == pytest.approx(0.10)
     assert 0 < got.ci_low < 0.10 < got.ci_high
     assert got.p_value == pytest.approx(2**-10)
-    back = accuracy_difference(b, a)
+    back = score_difference(b, a, whole=1)
     assert back.value == -got.value
     assert back.p_value == got.p_value
 
 
 def test_difference_needs_the_same_questions():
     with pytest.raises(ValueError, match="needs the same ones"):
-        accuracy_difference([True], [True, False])
+        score_difference([True], [True, False], whole=1)
 
 
 def test_points_in_between_are_won_and_lost():
@@ -111,7 +110,7 @@ def test_points_in_between_are_won_and_lost():
 def test_points_of_all_or_nothing_are_right_and_wrong():
     a, b = [True, False, True, True], [False, False, True, False]
     tens = [[10 * x for x in row] for row in (a, b)]
-    got, expected = score_difference(*tens, whole=10), accuracy_difference(a, b)
+    got, expected = score_difference(*tens, whole=10), score_difference(a, b, whole=1)
     assert got == dataclasses.replace(
         expected, ci_low=pytest.approx(expected.ci_low), ci_high=pytest.approx(expected.ci_high)
     )
