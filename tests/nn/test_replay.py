@@ -23,9 +23,7 @@ class Chain(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         for index, layer in enumerate(self.layers):
             if index == len(self.layers) - 1:
-                self.alive = sum(
-                    type(x) is Tensor and x.shape == SHAPE for x in gc.get_objects()
-                )
+                self.alive = sum(type(x) is Tensor and x.shape == SHAPE for x in gc.get_objects())
             hidden = layer(hidden + 1 if index == self.where else hidden)
         return hidden
 
