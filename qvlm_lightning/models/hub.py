@@ -3,6 +3,7 @@
 A family below is little more than names: where layers are, and which Linear layers share an input.
 """
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.checkpoint import WeightReader
 from qvlm_lightning.models.experts import expert_groups, unfuse_experts
 from qvlm_lightning.models.family import ANSWER, PAD, PROMPT, VISION, Named, VLMFamily
 from qvlm_lightning.models.places import Place, weight_places, without_weights
@@ -61,21 +63,43 @@ class HubFamily(VLMFamily):
     def load_model(self) -> nn.Module:
         """Load, freeze and return the model (see :class:`VLMFamily`)."""
         from safetensors import SafetensorError
+        from transformers import PretrainedConfig
 
         self._check_folder("config.json")
         try:
-            model = self.read_model(_DTYPES[self.dtype])
+            settings, _ = PretrainedConfig.get_config_dict(self.path)
+            self.check_type(settings.get("model_type"), repr(self.path))
+            model, found = self.read_model(_DTYPES[self.dtype])
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            raise InputError(f"no usable model in {self.path!r}: {first_line(error)}") from error
-        self.check_type(model.config.model_type, repr(self.path))
+            if isinstance(error, SafetensorError) and Path(self.path).is_dir():
+                WeightReader(Path(self.path))  # names the file that is broken
+            raise InputError(self._unusable(error)) from error
+        self._check_complete(model, found["missing_keys"])
         unfuse_experts(model)
         return model.eval().requires_grad_(False)
 
-    def read_model(self, dtype: torch.dtype) -> Any:
-        """Read the model from the folder."""
+    def read_model(self, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+        """Read the model from the folder; beside it, what transformers says about the loading."""
         from transformers import AutoModelForImageTextToText
 
-        return AutoModelForImageTextToText.from_pretrained(self.path, dtype=dtype)
+        return AutoModelForImageTextToText.from_pretrained(
+            self.path, dtype=dtype, output_loading_info=True
+        )
+
+    def _check_complete(self, model: nn.Module, missing: Iterable[str]) -> None:
+        """Refuse a checkpoint without weights that matter: transformers draws those at random."""
+        lost = [f"{name}." for name, _, _ in self.unreachable_layers(model)]
+        needed = sorted(name for name in missing if not name.startswith(tuple(lost)))
+        if needed:
+            raise InputError(f"{self.path!r} lacks {len(needed)} weights, such as {needed[0]!r}")
+
+    def _unusable(self, error: Exception) -> str:
+        reason = first_line(error)
+        if Path(self.path).exists():
+            return f"no usable model in {self.path!r}: {reason}"
+        return f"there is no folder {self.path!r}, and no such model on the hub: {reason}"
 
     def streamed(self) -> tuple[nn.Module, dict[str, Place]]:
         """Build the model without weights and find them (see :class:`VLMFamily`)."""
@@ -93,7 +117,7 @@ class HubFamily(VLMFamily):
             dtype = _DTYPES[self.dtype]
             model = without_weights(lambda: self.empty_model(dtype), self.path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"no usable model in {self.path!r}: {first_line(error)}") from error
+            raise InputError(self._unusable(error)) from error
         self.check_type(model.config.model_type, repr(self.path))
         return model
 

@@ -19,11 +19,13 @@ class MoeLlava(Llava):
 
     model_types = ("moe_llava",)
 
-    def read_model(self, dtype: torch.dtype) -> Any:
-        """Read the model from the folder."""
+    def read_model(self, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+        """Read the model from the folder (see :class:`HubFamily`)."""
         from qvlm_lightning.models.moe_llava_model import MoeLlavaForConditionalGeneration
 
-        return MoeLlavaForConditionalGeneration.from_pretrained(self.path, dtype=dtype)
+        return MoeLlavaForConditionalGeneration.from_pretrained(
+            self.path, dtype=dtype, output_loading_info=True
+        )
 
     def empty_model(self, dtype: torch.dtype) -> nn.Module:
         """Build the model from the folder's configuration (see :class:`VLMFamily`)."""

@@ -102,7 +102,7 @@ def _plan(
             elif _off(scheme, part):
                 structure.ignored[full] = f"part {part!r} is at 16 bits"
             else:
-                _group(scheme, part, plain[name])  # refuses, before anything is changed
+                _group(scheme, part, full, plain[name])  # refuses before anything is changed
                 structure.quantized[full] = part
                 plan.setdefault(site, []).append(name)
     return plan
@@ -127,7 +127,7 @@ def _quantize_site(
     quantizer.to(device or plain[names[0]].weight.device)
     linears = {}
     for name in names:
-        group = _group(scheme, part, plain[name])
+        group = _group(scheme, part, f"{unit.name}.{name}", plain[name])
         if group is None and scheme.group_size is not None and widths.weight_bits < OFF:
             structure.notes.append(
                 f"{unit.name}.{name}: group size {scheme.group_size} does not divide "
@@ -148,11 +148,14 @@ def _quantize_site(
     return Site(f"{unit.name}.{site_name}", quantizer, linears, route)
 
 
-def _group(scheme: Scheme, part: str, linear: nn.Linear) -> int | None:
+def _group(scheme: Scheme, part: str, name: str, linear: nn.Linear) -> int | None:
     """Return how many inputs of a layer share a weight scale; weights at 16 bits have none."""
     if scheme.part(part).weight_bits == OFF:
         return None
-    return scheme.weight_groups(linear.in_features)
+    try:
+        return scheme.weight_groups(linear.in_features)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def _route(family: VLMFamily, unit: Unit, linear: str, site_name: str) -> Route | None:

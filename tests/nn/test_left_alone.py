@@ -167,7 +167,7 @@ def test_a_quantized_model_is_not_quantized_again(quantized, family):
 
 
 def test_a_group_size_that_does_not_divide_is_refused_with_the_way_out(config, build, family):
-    with pytest.raises(InputError, match=r"group_size 16 does not divide 24.*fallback"):
+    with pytest.raises(InputError, match=r"linear_2: group_size 16 does not divide 24.*fallback"):
         quantize_model(build(config()), family, Scheme.parse("w4a4", group_size=16))
 
 

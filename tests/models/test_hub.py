@@ -1,0 +1,67 @@
+"""Folders that cannot be loaded as a model say why."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.llava import Llava
+from qvlm_lightning.models.qwen2_vl import Qwen2VL
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    shape = {"num_hidden_layers": 2, "num_attention_heads": 2, "hidden_size": 16}
+    vision = CLIPVisionConfig(**shape, intermediate_size=32, image_size=16, patch_size=8)
+    text = LlamaConfig(**shape, vocab_size=40, intermediate_size=32, num_key_value_heads=1)
+    model: Any = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    return tmp_path
+
+
+def drop(folder: Path, part: str) -> None:
+    """Take the tensors whose names hold ``part`` out of a folder."""
+    tensors = {n: x for file in folder.glob("*.safetensors") for n, x in load_file(file).items()}
+    kept = {name: x for name, x in tensors.items() if part not in name}
+    assert len(kept) < len(tensors)
+    for file in (*folder.glob("*.safetensors"), folder / "model.safetensors.index.json"):
+        file.unlink()
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_a_missing_weight_is_named_and_not_drawn_at_random(folder: Path) -> None:
+    drop(folder, "layers.1.mlp.down_proj.weight")
+    with pytest.raises(InputError, match=r"lacks 1 weights, such as '\S+layers.1.mlp.down_proj"):
+        Llava(str(folder)).load_model()
+
+
+def test_weights_that_cannot_reach_the_output_may_be_missing(folder: Path) -> None:
+    whole = Llava(str(folder)).load_model()
+    drop(folder, "encoder.layers.1.")
+    model = Llava(str(folder)).load_model()
+    ids = torch.tensor([[3, 4, 5]])
+    assert torch.equal(model(input_ids=ids).logits, whole(input_ids=ids).logits)
+
+
+def test_the_broken_one_of_several_files_is_named(folder: Path) -> None:
+    broken = sorted(folder.glob("*.safetensors"))[1]
+    broken.write_bytes(broken.read_bytes()[:-100])
+    with pytest.raises(InputError, match=rf"{broken.name}' cannot be read"):
+        Llava(str(folder)).load_model()
+
+
+def test_another_family_is_refused_before_weights_are_read(folder: Path) -> None:
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(InputError, match="holds a 'llava' model; allowed: 'qwen2_vl'"):
+        Qwen2VL(str(folder)).load_model()
+
+
+def test_a_folder_that_does_not_exist_is_said_not_to() -> None:
+    for load in (Llava("models/nowhere").load_model, Llava("models/nowhere").weightless):
+        with pytest.raises(InputError, match="no folder 'models/nowhere', and no such model on"):
+            load()
