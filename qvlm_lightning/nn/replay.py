@@ -57,22 +57,6 @@ class UnitInput:
 
 
 @torch.no_grad()
-def catch_inputs(model: nn.Module, first: nn.Module, inputs: dict[str, Tensor]) -> UnitInput | None:
-    """Run ``model(**inputs)`` up to ``first`` and return that call; ``None`` if it is never made.
-
-    A batch without images never calls the vision tower.
-    """
-    caught: list[UnitInput] = []
-
-    def see(args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append(_call_of(args, kwargs))
-
-    with stop_at(first, see):
-        model(**inputs)
-    return caught[0] if caught else None
-
-
-@torch.no_grad()
 def catch_calls(
     model: nn.Module, units: Sequence[Unit], inputs: dict[str, Tensor]
 ) -> UnitInput | None:
