@@ -137,7 +137,7 @@ def jacobian_weights(sums_K: Tensor, counts_K: Tensor) -> Tensor:
 
 @torch.no_grad()
 def output_error_terms(
-    y_hat: Tensor, y: Tensor, mask_BT: Tensor | None = None
+    y_hat: Tensor, y: Tensor, mask_BT: Tensor | None = None, normalized: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Return numerator and denominator of J, the masked squared error per element (eq. 3).
 
@@ -145,6 +145,8 @@ def output_error_terms(
         y_hat: quantized output, [B, T, D].
         y: full-precision output of the same shape.
         mask_BT: bool, tokens that count; ``None`` for all.
+        normalized: compare tokens brought to a mean square of 1, as the norms do that read them
+            (docs/paper.md, A13).
 
     Returns:
         ``sum m ||y_hat - y||^2`` and ``D sum m``, float64; both add up over batches and processes.
@@ -154,8 +156,15 @@ def output_error_terms(
         >>> output_error_terms(torch.zeros(1, 2, 2), torch.ones(1, 2, 2), first_token)
         (tensor(2., dtype=torch.float64), tensor(2., dtype=torch.float64))
     """
-    difference = y_hat.to(torch.promote_types(y_hat.dtype, torch.float32)) - y
+    y_hat = y_hat.to(torch.promote_types(y_hat.dtype, torch.float32))
+    if normalized:
+        y_hat, y = _unit_mean_square(y_hat), _unit_mean_square(y.to(y_hat.dtype))
+    difference = y_hat - y
     if mask_BT is not None:
         difference = difference[mask_BT.bool()]
     count = torch.tensor(difference.numel(), dtype=torch.float64, device=y.device)
     return difference.double().square_().sum(), count
+
+
+def _unit_mean_square(x: Tensor) -> Tensor:
+    return x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()

@@ -221,3 +221,18 @@ def test_s7_output_error_adds_up_over_batches(seed, cut):
 def test_entropy_loss_wants_one_weight_per_edge():
     with pytest.raises(ValueError, match="2 weights came with 1 edges; one each is needed"):
         entropy_loss([torch.full((2, 2), 0.25)], torch.ones(2))
+
+
+def test_the_normalized_error_does_not_see_the_length_of_a_token():
+    """By hand: (3, 4) has a mean square of 12.5; turned by 90 degrees it is sqrt(2) radii away."""
+    y, mask = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]]), torch.tensor([[True, True]])
+    numerator, denominator = output_error_terms(7 * y, y, mask, normalized=True)
+    assert float(numerator) == pytest.approx(0, abs=1e-9)
+    assert float(denominator) == 4
+    turned = torch.tensor([[[-4.0, 3.0], [0.0, 5.0]]])
+    # every normalized token has a squared length of 2, the distance of orthogonal ones is 2 + 2
+    assert float(output_error_terms(turned, y, mask, True)[0]) == pytest.approx(8, rel=1e-5)
+    only = torch.tensor([[True, False]])
+    assert float(output_error_terms(turned, y, only, True)[0]) == pytest.approx(4, rel=1e-5)
+    zero = torch.zeros(1, 1, 2)
+    assert float(output_error_terms(zero, zero, None, True)[0]) == 0

@@ -9,8 +9,8 @@ from torch import Tensor
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.losses import output_error_terms
 from qvlm_lightning.methods.base import Method, Solution
+from qvlm_lightning.methods.prefix_tree import exhaustive_table
 from qvlm_lightning.nn.block import Block
-from qvlm_lightning.nn.distributed import world
 from qvlm_lightning.nn.replay import run_candidates
 from qvlm_lightning.nn.site_input import SiteInput
 from qvlm_lightning.quant.observers import check_percentiles
@@ -37,13 +37,19 @@ def percentile_grid(high: float, low: float, step: float) -> list[float]:
 
 
 class MinMax(Method):
-    """Round-to-nearest on the exact range of the calibration data: percentile 1 everywhere."""
+    """Round-to-nearest on the exact range of the calibration data: percentile 1 everywhere.
 
-    def __init__(self) -> None:
+    Args:
+        normalized: see :class:`JointSearch`; decides nothing here but the J that is reported.
+    """
+
+    def __init__(self, normalized: bool = True) -> None:
         self.percentiles = [1.0]
+        self.normalized = normalized
 
     def solve(self, block: Block) -> Solution:
         """Return percentile 1 for every site."""
+        block.normalized = self.normalized
         choice = torch.zeros(len(block.sites), dtype=torch.int64)
         return Solution(choice, {"minmax": float(block.objective(choice[None])[0])})
 
@@ -57,6 +63,7 @@ class SequentialSearch(Method):
             output
             of these layers; ``layer``: one per layer, judged at the layer's output (the paper's
             literal cost).
+        normalized: see :class:`JointSearch`; decides nothing here but the J that is reported.
     """
 
     def __init__(
@@ -65,14 +72,16 @@ class SequentialSearch(Method):
         high: float = 1.0,
         step: float = 0.005,
         per: Literal["site", "layer"] = "site",
+        normalized: bool = True,
     ) -> None:
         if per not in ("site", "layer"):
             raise InputError(f"per={per!r} is not known; allowed: 'site', 'layer'")
         self.percentiles = percentile_grid(high, low, step)
-        self.per = per
+        self.per, self.normalized = per, normalized
 
     def solve(self, block: Block) -> Solution:
         """Return the sequential choice and J at the block's output for it and for min-max."""
+        block.normalized = self.normalized
         choice = self.choose(block)
         j_minmax, j_sequential = block.objective(
             torch.stack([torch.zeros_like(choice), choice])
@@ -108,7 +117,8 @@ class SequentialSearch(Method):
             )
             block.cost.count(layers=count)
             for index, output in enumerate(stacked.split(targets[batch].shape[0])):
-                terms = output_error_terms(output, targets[batch], block.x_q[batch].mask)
+                mask = block.x_q[batch].mask
+                terms = output_error_terms(output, targets[batch], mask, block.normalized)
                 errors[batch, index] = torch.stack([t.to("cpu", torch.float64) for t in terms])
         return best(block.reduce(errors))
 
@@ -160,6 +170,8 @@ class JointSearch(Method):
     Args:
         low, high, step, per: see :class:`SequentialSearch`.
         exhaustive_limit: largest table that is searched exhaustively.
+        normalized: J compares tokens brought to a mean square of 1, as the norm that reads a
+            block's output sees them; False: J as eq. 3 prints it (docs/paper.md, A13).
     """
 
     def __init__(
@@ -169,16 +181,18 @@ class JointSearch(Method):
         step: float = 0.005,
         per: Literal["site", "layer"] = "site",
         exhaustive_limit: int = 155,
+        normalized: bool = True,
     ) -> None:
         self.sequential = SequentialSearch(low, high, step, per)
         self.percentiles = self.sequential.percentiles
-        self.per = per
+        self.per, self.normalized = per, normalized
         self.exhaustive_limit = exhaustive_limit
 
     def solve(self, block: Block) -> Solution:
         """Return the joint choice and J at the block's output for it, the sequential one and
         min-max.
         """
+        block.normalized = self.normalized
         minmax = torch.zeros(len(block.sites), dtype=torch.int64)
         sequential = self.sequential.choose(block)
         coordinates = self._coordinates(block)
@@ -258,43 +272,3 @@ def best(scores: Tensor, choices: Tensor | None = None) -> int:
     if not tied:
         raise FloatingPointError(f"the search objective is not finite: {scores.tolist()}")
     return tied[0] if choices is None else min(tied, key=lambda c: choices[c].tolist())
-
-
-@torch.no_grad()
-def exhaustive_table(block: Block, options: list[Tensor]) -> tuple[Tensor, Tensor]:
-    """Evaluate every combination along a prefix tree: 5 + 25 + 125 layer evaluations for depth 3,
-    not 375.
-
-    Args:
-        block: the block.
-        options: per unit [n, sites of the unit] percentile indices.
-
-    Returns:
-        J [product of n] float64 and the assignments [product of n, sites of the block]. Branches of
-        the
-        first unit are shared out between processes.
-    """
-    sizes = [len(o) for o in options]
-    choices = torch.stack([torch.cat(rows) for rows in itertools.product(*options)])
-    errors = block.error_table(len(choices))
-    rank, world_size = world()
-
-    def grow(batch: int, level: int, hidden: Tensor, index: int, rows: Tensor) -> None:
-        stacked = hidden.repeat(len(rows), *[1] * (hidden.dim() - 1))
-        unit, call = block.units[level], block.x_q[batch]
-        stacked = run_candidates(unit, stacked, call, block.tables[level], rows)
-        # every process runs the first level, whose branches it then shares out
-        block.cost.count(layers=len(rows), repeated=level == 0 and len(sizes) > 1)
-        if level == len(sizes) - 1:
-            block.score(errors, batch, stacked, first=index * sizes[level])
-            return
-        for branch, output in enumerate(stacked.split(hidden.shape[0])):
-            owner = (batch * sizes[0] + branch) % world_size
-            if level > 0 or owner == rank:
-                grow(batch, level + 1, output, index * sizes[level] + branch, options[level + 1])
-
-    for batch, call in enumerate(block.x_q):
-        # a block of one unit has no branches to share out: whole batches go round
-        if len(sizes) > 1 or batch % world_size == rank:
-            grow(batch, 0, call.hidden, 0, options[0])
-    return block.reduce(errors), choices

@@ -45,8 +45,8 @@ class Block:
         targets: per batch, the full-precision output of the last unit, [B, T, D].
         percentiles: the candidates, from 1.0 downwards.
         tables: per unit, per site: (low, high), each [P, *shape].
-        start: per unit, the percentile index of each of its sites before the search (0, i.e.
-            min-max).
+        normalized: how J compares outputs, see :func:`~qvlm_lightning.losses.output_error_terms`; a
+            method says so before it asks for J.
     """
 
     units: list[Unit]
@@ -56,6 +56,7 @@ class Block:
     percentiles: list[float]
     tables: list[list[tuple[Tensor, Tensor]]]
     cost: Cost = field(default_factory=Cost)
+    normalized: bool = False
 
     @property
     def sites(self) -> list[Site]:
@@ -127,7 +128,7 @@ class Block:
         """
         target, mask = self.targets[batch], self.x_q[batch].mask
         for index, output in enumerate(stacked.split(target.shape[0])):
-            numerator, denominator = output_error_terms(output, target, mask)
+            numerator, denominator = output_error_terms(output, target, mask, self.normalized)
             errors[batch, first + index, 0] = numerator
             errors[batch, first + index, 1] = denominator
 

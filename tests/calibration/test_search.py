@@ -8,7 +8,8 @@ from torch import nn
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
-from qvlm_lightning.methods.percentile import best, exhaustive_table, percentile_grid
+from qvlm_lightning.methods.percentile import best, percentile_grid
+from qvlm_lightning.methods.prefix_tree import exhaustive_table
 from qvlm_lightning.nn.block import Block, Cost
 from qvlm_lightning.quant.scheme import Scheme
 
@@ -26,8 +27,10 @@ def block_of(calibrator, tower="language", first=0, last=1, percentiles=GRID) ->
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("per", ["site", "layer"])
-def test_s1_joint_is_never_worse_than_sequential_or_minmax(calibrated, seed, per):
-    solution = JointSearch(per=per).solve(block_of(calibrated(seed=seed)))
+@pytest.mark.parametrize("normalized", [True, False])
+def test_s1_joint_is_never_worse_than_sequential_or_minmax(calibrated, seed, per, normalized):
+    search = JointSearch(per=per, normalized=normalized)
+    solution = search.solve(block_of(calibrated(seed=seed)))
     assert solution.objective["joint"] <= solution.objective["sequential"]
     assert solution.objective["joint"] <= solution.objective["minmax"]
 
@@ -83,6 +86,24 @@ def test_s5_prefix_tree_equals_brute_force(calibrated):
     slow = [brute_force(block, choice) for choice in choices]
     assert choices.tolist() == [[a] * 4 + [b] * 4 for a, b in itertools.product(range(5), repeat=2)]
     assert table.tolist() == pytest.approx(slow, rel=1e-5)
+
+
+def test_the_normalized_objective_is_that_of_normalized_outputs(calibrated):
+    block = block_of(calibrated(), last=1)
+    solution = JointSearch().solve(block)
+    assert block.normalized
+    hidden = [call.hidden for call in block.x_q]
+    for unit in range(2):
+        hidden = block.advance(hidden, unit, solution.choice[block.columns(unit)])
+    numerator = denominator = 0.0
+    for call, out, target in zip(block.x_q, hidden, block.targets, strict=True):
+        a, b = (
+            x.double() / (x.double().square().mean(-1, keepdim=True)).sqrt() for x in (out, target)
+        )
+        kept = call.mask if call.mask is not None else torch.ones(a.shape[:2], dtype=torch.bool)
+        numerator += float((a - b).square().sum(-1)[kept].sum())
+        denominator += int(kept.sum()) * a.shape[-1]
+    assert solution.objective["joint"] == pytest.approx(numerator / denominator, rel=1e-4)
 
 
 def test_s5_stacked_candidates_equal_single_ones(calibrated):
@@ -190,7 +211,8 @@ def test_s11_planted_dependency_joint_beats_sequential():
     # common 8 does not matter, only the fine step does.
     table = (torch.tensor([0.0, 0.0]), torch.tensor([9.0, 3.0]))
     block = Block(units, [UnitInput(x)], [UnitInput(x)], [exact], [1.0, 0.99], [[table], [table]])
-    method = JointSearch(low=0.99, step=0.01, per="layer")
+    # planted in lengths, so that the plain error is what shows it
+    method = JointSearch(low=0.99, step=0.01, per="layer", normalized=False)
     solution = method.solve(block)
     assert solution.choice.tolist() == [1, 1]
     assert method.sequential.choose(block).tolist() == [0, 0]
