@@ -200,11 +200,8 @@ class VisualEncoderOptimization(QuantModule):
         """Cosine from ``lr`` to 0, a function of the step alone so that nothing has to be
         restored.
         """
-        return (
-            self.lr
-            * 0.5
-            * (1 + math.cos(math.pi * self.state.steps / (self.epochs * self.steps_per_epoch)))
-        )
+        angle = math.pi * self.state.steps / (self.epochs * self.steps_per_epoch)
+        return self.lr * 0.5 * (1 + math.cos(angle))
 
     def loss_terms(self, index: int, step: int) -> dict[str, Tensor]:
         """Return ``reg`` (0 without answers), ``ent``, ``err`` and ``total`` (eq. 8-10) of batch
@@ -257,6 +254,7 @@ class VisualEncoderOptimization(QuantModule):
     def measure_jacobian(self) -> dict[str, list[float]]:
         """Return w_k per unit from one gradient pass of E^(n) on the first batch (A17); mean 1."""
         batch, (_, target) = self.local_batches[0], self.targets[0]
+        target = target.to(torch.promote_types(target.dtype, torch.float32))  # sums are never bf16
         mask = batch["attention_mask"].bool().to(self.device)
         towers = [self.structure.towers[name] for name in ("vision", "language")]
         first = [tower.units[0].module for tower in towers if tower.units]

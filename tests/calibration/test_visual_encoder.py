@@ -115,6 +115,23 @@ def test_v3_jacobian_weights_are_positive_with_mean_one(started):
     assert all(isinstance(w, float) for w in weights)
 
 
+def test_the_error_of_a_half_precision_model_is_summed_in_single(started, monkeypatch):
+    module = started()
+    module.model.bfloat16()
+    module.targets = [(x, h.bfloat16()) for x, h in module.targets]
+    types = []
+    gradients = torch.autograd.grad
+
+    def spy(error, *args, **options):
+        types.append(error.dtype)
+        return gradients(error, *args, **options)
+
+    monkeypatch.setattr(torch.autograd, "grad", spy)
+    weights = [w for tower in module.measure_jacobian().values() for w in tower]
+    assert types == [torch.float32]
+    assert sum(weights) / len(weights) == pytest.approx(1)
+
+
 def test_v3_jacobian_weights_match_finite_differences():
     """E of a two-layer float64 toy in which rounding is a fixed additive offset."""
     generator = torch.Generator().manual_seed(0)
