@@ -1,10 +1,13 @@
 """Say what a calibration would quantize, what comes out and what memory it needs; run nothing."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from qvlm_lightning.commands._parser import PlainParser
 from qvlm_lightning.errors import InputError
+
+_WIDTH_OF_FILES = 125
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,7 +55,9 @@ def main(argv: Sequence[str]) -> int:
         spills=planned.streaming == "disk",
     )
     plan = Plan(planned.family, planned.scheme, model, structure, work, own.device_gib)
-    plan.show(Console(width=own.width, highlight=False), own.modules)
+    # into a file or a pipe, tables are as wide as they need
+    width = own.width if own.width or sys.stdout.isatty() else _WIDTH_OF_FILES
+    plan.show(Console(width=width, highlight=False), own.modules)
     if own.json is not None:
         write_json(own.json, plan.values())
     return 0
