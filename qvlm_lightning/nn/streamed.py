@@ -1,5 +1,7 @@
 """Weights of a model without any, put in place for as long as they are needed."""
 
+import ctypes
+import platform
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -9,6 +11,10 @@ from torch import Tensor, nn
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.shards import Shards
+
+_GLIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+_M_MMAP_THRESHOLD = -3  # of malloc.h
+_OWN_PAGES = 4 * 2**20
 
 
 class StreamedWeights:
@@ -25,6 +31,7 @@ class StreamedWeights:
     """
 
     def __init__(self, model: nn.Module, shards: Shards, device: torch.device) -> None:
+        _keep_tensors_off_the_heap()
         self.model, self.shards, self.device = model, shards, device
         self.dtypes = {n: p.dtype for n, p in model.named_parameters(remove_duplicate=False)}
         for name, value in model.state_dict().items():
@@ -78,3 +85,22 @@ class StreamedWeights:
                 owner._parameters[own] = empty
                 if isinstance(owner, QuantLinear):
                     owner.forget()
+            if placed:
+                _give_back()
+
+
+def _keep_tensors_off_the_heap() -> None:
+    """Let large tensors have pages of their own, which go back to the system as soon as they are
+    freed.
+
+    Left alone, glibc takes tensors of up to 32 MB from its heap, which then grows from layer to
+    layer in pieces between which the next one does not fit.
+    """
+    if _GLIBC is not None:
+        _GLIBC.mallopt(_M_MMAP_THRESHOLD, _OWN_PAGES)
+
+
+def _give_back() -> None:
+    """Give back to the system what is free on the heap."""
+    if _GLIBC is not None:
+        _GLIBC.malloc_trim(0)
