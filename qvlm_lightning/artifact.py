@@ -112,10 +112,12 @@ def copy_weights(path: Path, model: nn.Module, weights: StreamedWeights) -> dict
     quantizers: dict[str, Tensor] = {}
     plain: dict[str, Tensor] = {}
     seen: set[int] = set()
-    for name, value in model.state_dict(keep_vars=True).items():
+    with weights.held(_changed(model)):
+        merged = merged_tensors(model)
+    for name, value in (model.state_dict(keep_vars=True) | merged).items():
         if "input_quantizer." in name or name.endswith(".clip_ratio"):
             quantizers[name] = value.detach().cpu().contiguous()
-        elif id(value) not in seen:  # ties are kept once
+        elif ".adapter." not in name and id(value) not in seen:  # ties are kept once
             seen.add(id(value))
             plain[name] = value
 
@@ -124,6 +126,13 @@ def copy_weights(path: Path, model: nn.Module, weights: StreamedWeights) -> dict
 
     write_shard(path, {n: (v.dtype, tuple(v.shape)) for n, v in plain.items()}, read)
     return quantizers
+
+
+def _changed(model: nn.Module) -> list[str]:
+    """Return the parameters that adapters change."""
+    named = [name for name, m in model.named_modules() if getattr(m, "adapter", None) is not None]
+    owners = [(name, model.get_submodule(name)) for name in named]
+    return [f"{name}.{own}" for name, m in owners for own in m._parameters]
 
 
 def load_artifact(path: str | Path) -> Artifact:

@@ -11,72 +11,16 @@ pairs, ``S`` pairs of the search, ``L`` layers of a block, ``V`` vocabulary.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
 
-from qvlm_lightning.methods.base import Method
-from qvlm_lightning.methods.percentile import MinMax
+from qvlm_lightning.calibration.work import DEVICE, DISK, RAM, Held, Work
 from qvlm_lightning.nn.sizes import OFF
 from qvlm_lightning.nn.structure import Structure, Tower, Unit
 from qvlm_lightning.quant.observers import RangeObserver
 
-DEVICE, RAM, DISK = "device", "ram", "disk"
 RESERVOIR = RangeObserver("tensor").max_tokens
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a calibration is asked to do.
-
-    Attributes:
-        pairs: calibration pairs.
-        search_pairs: those of the search.
-        batch_size: pairs of a batch, over all processes.
-        processes: processes that share the work.
-        tokens: tokens of a pair in the decoder, those of its image included.
-        patches: tokens of a pair in the tower.
-        depth: most layers in a block.
-        method: how blocks are searched; ``None`` for no search.
-        optimises: whether the tower is optimised with gradients through the whole model.
-        streaming: whether the model is read layer by layer.
-        spills: whether hidden states wait on disk, where streaming keeps them out of the device.
-    """
-
-    pairs: int
-    search_pairs: int
-    batch_size: int
-    processes: int
-    tokens: int
-    patches: int
-    depth: int
-    method: Method | None
-    optimises: bool
-    streaming: bool
-    spills: bool = False
-
-    @property
-    def candidates(self) -> int:
-        """Candidates that are stacked: one per percentile; at the end the three choices at once."""
-        if self.method is None or isinstance(self.method, MinMax):
-            return 1
-        return max(len(self.method.percentiles), 3)
-
-    def tokens_of(self, tower: str) -> int:
-        """Return the tokens of a pair in a tower."""
-        return self.tokens if tower == "language" else self.patches
-
-
-@dataclass(frozen=True)
-class Held:
-    """One thing that is held: during which step, where, how large, and why."""
-
-    step: str
-    what: str
-    where: str
-    nbytes: int
-    formula: str
 
 
 def memory(model: nn.Module, structure: Structure, work: Work) -> list[Held]:
@@ -94,34 +38,6 @@ def memory(model: nn.Module, structure: Structure, work: Work) -> list[Held]:
     if work.optimises:
         held += sizes.optimisation()
     return [h for h in held if h.nbytes]
-
-
-def peak(held: list[Held], where: str) -> int:
-    """Return the largest sum over the things held in one place during one step."""
-    steps = {h.step for h in held}
-    return max(sum(h.nbytes for h in held if (h.step, h.where) == (s, where)) for s in steps)
-
-
-def largest_batch(measure: Callable[[Work], list[Held]], work: Work, limit: int) -> int | None:
-    """Return the largest batch that fits on the device and divides the one asked for.
-
-    Statistics, dependency and objective are sums over the pairs, so that a search gives the same
-    with any of them. An optimiser's step is one batch: of it, only processes hold parts.
-
-    Args:
-        measure: :func:`memory` of some work.
-        work: what is asked.
-        limit: bytes of the device.
-
-    Returns:
-        Pairs of a batch over all processes; ``None`` if not even one fits.
-    """
-    sizes = [work.batch_size] if work.optimises else range(work.batch_size, 0, -1)
-    for size in sizes:
-        held = measure(replace(work, batch_size=size))
-        if work.batch_size % size == 0 and peak(held, DEVICE) <= limit:
-            return size
-    return None
 
 
 class _Sizes:
@@ -180,30 +96,43 @@ class _Sizes:
     def optimisation(self) -> list[Held]:
         """A step of visual-encoder optimisation: forward and backward through the whole model."""
         work, step = self.work, "optimisation"
-        mine = -(-work.batch_size // work.processes)
-        saved = sum(self._saved(t, u) for t in self.towers for u in t.units) * mine
+        mine = -(-work.batch_size // (work.processes * work.micro_batches))
+        each = [mine * self._saved(t, u) for t in self.towers for u in t.units]
+        saved, formula = sum(each), "b T ((I + O) e + 8 D), all layers"
+        if work.recompute or work.streaming:
+            inputs = sum(2 * self._hidden(t, mine) * len(t.units) for t in self.towers)
+            saved, formula = max(each) + inputs, "one layer's, and 2 b T D e of each other"
         targets = self._hidden(self.language, -(-work.pairs // work.processes))
-        logits = self._logits() // work.batch_size * mine * (self.element + 8)
-        return [
-            *self._weights(step, layers=0, quantized=True),
-            Held(step, "saved for backward", DEVICE, saved, "b T ((I + O) e + 8 D), all layers"),
+        logits = mine * work.tokens * int(self.vocabulary.out_features) * (self.element + 8)
+        held = [
+            *self._weights(step, layers=1, quantized=True),
+            Held(step, "saved for backward", DEVICE, saved, formula),
             Held(step, "targets", DEVICE, targets, "N T D e / processes"),
             Held(step, "logits", DEVICE, logits, "b T V (e + 8)"),
-            self._reservoirs(step),
         ]
+        if work.streaming:
+            ends = self.rest + _bytes(self.vocabulary)
+            return [*held, Held(step, "embeddings, head", DEVICE, ends, "during a pass")]
+        return [*held, self._reservoirs(step)]
 
     def _weights(self, step: str, layers: int, quantized: bool) -> list[Held]:
-        if not self.work.streaming:
-            kept = sum(_quantized(u) for t in self.towers for u in t.units) if quantized else 0
-            return [
-                Held(step, "weights", DEVICE, self.total, "all parameters"),
-                Held(step, "quantized weights", DEVICE, kept, "e per quantized weight, kept"),
-            ]
-        block = max(self._block(t, layers, lambda u: _bytes(u.module)) for t in self.towers)
-        kept = max(self._block(t, layers, _quantized) for t in self.towers) if quantized else 0
+        work = self.work
+        blocks = [self._block(t, layers, _quantized) for t in self.towers]
+        kept, formula = max(blocks) if quantized else 0, "e per quantized weight of the block"
+        if work.streaming:
+            block = max(self._block(t, layers, lambda u: _bytes(u.module)) for t in self.towers)
+            held = Held(step, "weights", DEVICE, max(block, self.rest), "one block, or embeddings")
+            return [held, Held(step, "quantized weights", DEVICE, kept, formula)]
+        if quantized and work.optimises and not work.recompute:
+            kept = sum(_quantized(u) for t in self.towers for u in t.units)
+            formula = "e per quantized weight, kept"
+        elif quantized:
+            earlier = (t for t in self.towers if t is not self.language)
+            kept += sum(_quantized(u) for t in earlier for u in t.units)
+            formula = "e per quantized weight of tower and block"
         return [
-            Held(step, "weights", DEVICE, max(block, self.rest), "one block, or the embeddings"),
-            Held(step, "quantized weights", DEVICE, kept, "e per quantized weight of the block"),
+            Held(step, "weights", DEVICE, self.total, "all parameters"),
+            Held(step, "quantized weights", DEVICE, kept, formula),
         ]
 
     def _waiting(self, step: str) -> Held:

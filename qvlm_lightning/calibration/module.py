@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from qvlm_lightning.calibration.calibrator import Calibrator
+from qvlm_lightning.calibration.fits import check_room
 from qvlm_lightning.calibration.progress import bar
 from qvlm_lightning.calibration.samples import Batch
 from qvlm_lightning.calibration.state import CalibrationState
@@ -43,7 +44,7 @@ class QuantModule(LightningModule):
             run folder. Ranges are those of ``false``.
     """
 
-    epochs = 0
+    epochs, optimises, micro_batches, recompute = 0, False, 1, False
 
     def __init__(
         self,
@@ -158,6 +159,7 @@ class QuantModule(LightningModule):
             progress=bar if trainer.is_global_zero else None,
             weights=weights,
         )
+        check_room(self, trainer)
         self.percentiles = kept_percentiles(trainer.callbacks) if self.streaming else None
         if isinstance(self.calibrator.passes, StreamedModel):
             prepare(self.calibrator, self.calibrator.passes, trainer, self.streaming == "disk")

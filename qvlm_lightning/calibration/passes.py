@@ -1,14 +1,15 @@
 """Forward passes over the calibration set: of a model that is in memory, or of one that is not."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.calibration.samples import Batch, rows_and_mask
 from qvlm_lightning.calibration.statistics import model_inputs
+from qvlm_lightning.nn.recompute import recomputed
 from qvlm_lightning.nn.replay import UnitInput, catch_calls
 from qvlm_lightning.nn.structure import Structure, Tower, Unit
 from qvlm_lightning.nn.taps import taps
@@ -71,9 +72,17 @@ class Passes(ABC):
             variants: each names the towers whose quantizers are on.
         """
 
+    @abstractmethod
     def held(self, units: Sequence[Unit]) -> AbstractContextManager[None]:
-        """Within the block the weights of ``units`` can be used."""
-        return nullcontext()
+        """Within the block the weights of ``units`` can be used; afterwards nothing is kept that
+        can be made again.
+        """
+
+    @abstractmethod
+    def differentiable(self) -> AbstractContextManager[None]:
+        """Within the block the model can be called as a whole, without a key-value cache; a
+        backward pass may follow, within the block or behind it.
+        """
 
     def keep(self, hidden: Tensor) -> Tensor:
         """Return a hidden state as it waits for the next block."""
@@ -87,12 +96,35 @@ class Passes(ABC):
 
 
 class WholeModel(Passes):
-    """Passes of a model that is in memory as a whole."""
+    """Passes of a model that is in memory as a whole.
+
+    Attributes:
+        recompute: a backward pass finds of every layer its input only, and runs it again; of a
+            layer that has run, no quantized weight is kept.
+    """
+
+    recompute = False
 
     @property
     def device(self) -> torch.device:
         """Device of the model."""
         return next(self.model.parameters()).device
+
+    @contextmanager
+    def held(self, units: Sequence[Unit]) -> Iterator[None]:
+        """Let the quantized weights of ``units`` go afterwards (see :meth:`Passes.held`)."""
+        try:
+            yield
+        finally:
+            for site in (site for unit in units for site in unit.sites):
+                for linear in site.linears.values():
+                    linear.forget()
+
+    def differentiable(self) -> AbstractContextManager[None]:
+        """Leave the model as it is, but for ``recompute`` (see :meth:`Passes.differentiable`)."""
+        if not self.recompute:
+            return nullcontext()
+        return recomputed(self.structure.units, self.held)
 
     @torch.no_grad()
     def watch(

@@ -2,7 +2,8 @@
 
 One sweep reads every layer's weights once. A calibration makes one for the statistics, one per
 tower for the dependency (of the layers up to that tower) and one for the search, which also repeats
-the towers in front of the one it searches; the export reads the files once more.
+the towers in front of the one it searches; the export reads the files once more. A step of the
+visual-encoder optimisation makes two, forwards and backwards.
 """
 
 import itertools
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from qvlm_lightning.calibration.passes import Done, Left, Passes, See
 from qvlm_lightning.calibration.samples import Batch
 from qvlm_lightning.calibration.statistics import model_inputs
+from qvlm_lightning.nn.recompute import recomputed
 from qvlm_lightning.nn.replay import UnitInput, catch_calls, run_unit
 from qvlm_lightning.nn.streamed import StreamedWeights
 from qvlm_lightning.nn.structure import Structure, Tower, Unit
@@ -62,17 +64,15 @@ class StreamedModel(Passes):
         self._exits: set[str] = set()
         self._tower_of = {u.name: t.name for t in structure.towers.values() for u in t.units}
         self.of_unit = {name: weights.below(name) for name in self._tower_of}
+        inside = {name for names in self.of_unit.values() for name in names}
         head = model.get_output_embeddings()
-        streamed = {name for names in self.of_unit.values() for name in names}
-        streamed |= {
-            n for name, m in model.named_modules() if m is head for n in weights.below(name)
-        }
-        self.rest = [name for name in weights.dtypes if name not in streamed]
+        places = [name for name, module in model.named_modules() if module is head]
+        self.head = [n for place in places for n in weights.below(place)]
+        self.rest = [n for n in weights.dtypes if n not in inside and n not in self.head]
         """Parameters between the towers, such as the embeddings: there while a tower is entered."""
         # on a CPU a Linear layer without a weight returns whatever lies in memory
-        for tower in structure.towers.values():
-            for unit in tower.units:
-                vars(unit.module)["forward"] = _refusal(unit.name)
+        for unit in structure.units:
+            vars(unit.module)["forward"] = _refusal(unit.name)
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +91,17 @@ class StreamedModel(Passes):
             for unit, refusal in refusals:
                 if refusal is not None:
                     vars(unit.module)["forward"] = refusal
+
+    @contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Let the model be called as a whole: each layer reads its weights when it runs, and again
+        when the backward pass comes to it (see :meth:`Passes.differentiable`).
+        """
+        with (
+            self.weights.held([*self.rest, *self.head]),
+            recomputed(self.structure.units, self.held),
+        ):
+            yield
 
     def keep(self, hidden: Tensor) -> Tensor:
         """Spill to disk, where that is asked for and the block runs on the CPU."""

@@ -11,7 +11,6 @@ from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.progress import say
 from qvlm_lightning.calibration.stream import StreamedModel
 from qvlm_lightning.calibration.stream_plan import StreamPlan
-from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.shards import Shards
@@ -32,20 +31,6 @@ def open_model(family: VLMFamily, device: torch.device) -> tuple[nn.Module, Stre
     """
     model, places = family.streamed()
     return model, StreamedWeights(model, Shards(places), device)
-
-
-def refuse_streaming(streaming: Streaming) -> None:
-    """Refuse, for methods that need the whole model.
-
-    Raises:
-        InputError: ``streaming`` is on.
-    """
-    if streaming:
-        raise InputError(
-            "visual-encoder optimisation needs gradients through the whole model, of which "
-            "streaming holds one block; give streaming: false, or a method without it "
-            "(configs/methods/cdm.yaml)"
-        )
 
 
 def kept_percentiles(callbacks: Iterable[Any]) -> list[float]:

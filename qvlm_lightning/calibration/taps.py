@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from qvlm_lightning.calibration.dependency import draw_triples, pick_tokens
 from qvlm_lightning.calibration.samples import Batch, by_sample, rows_and_mask
 from qvlm_lightning.calibration.statistics import Statistics
-from qvlm_lightning.nn.distributed import all_sum_with_gradient
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.nn.taps import taps
 from qvlm_lightning.quant.entropy import Temperature, real_codes, soft_joint_sums
@@ -48,7 +47,7 @@ def run_and_see(model: Any, structure: Structure, inputs: Batch, units: bool) ->
                 if unit.sites:
                     modules[f"{name}.{index}"] = unit.sites[0].leader
     with taps(modules, caught.__setitem__):
-        logits = model(**inputs).logits
+        logits = model(**inputs, use_cache=False).logits
     seen = Seen(logits, caught.get("features"), caught["last_hidden"])
     for name in ("vision", "language") if units else ():
         count = len(structure.towers[name].units)
@@ -75,9 +74,8 @@ def gradients_by_sample(
 class SoftEdges:
     """Differentiable joint distributions of neighbouring units on one batch (A2, A3).
 
-    The triples are drawn over the global batch, so that every number of processes uses the same
-    ones; the
-    sums are reduced before they are normalised (A18).
+    The triples are drawn over the whole batch, so that every number of parts uses the same ones;
+    counts are summed over the parts before they are normalised (A18).
 
     Args:
         structure: towers.
@@ -96,17 +94,15 @@ class SoftEdges:
             if name != "projector" and len(tower.units) > 1 and all(u.sites for u in tower.units)
         }
 
-    def joints(
-        self, seen: Seen, local: Batch, whole: Batch, seed: int, zero: Tensor
-    ) -> dict[str, list[Tensor]]:
-        """Return per tower the joint distribution [M, M] of every edge.
+    def counts(self, seen: Seen, local: Batch, whole: Batch, seed: int) -> dict[str, Tensor]:
+        """Return per tower the soft counts [edges, M, M] of the triples that lie in ``local``; over
+        all parts of the batch they sum to ``samples``.
 
         Args:
-            seen: this process's forward pass.
-            local: this process's part of the batch.
-            whole: the batch of all processes.
+            seen: forward pass of a part.
+            local: the part.
+            whole: the batch.
             seed: seed of the draw.
-            zero: 0 with a gradient path, so that every process takes part in the backward pass.
         """
         result = {}
         for tower, ranges in self.ranges.items():
@@ -122,7 +118,7 @@ class SoftEdges:
             mine = row >= 0
             units = [by_sample(tower, x, local) for x in seen.units.get(tower, [])]
             sums = self._sums(units, ranges, row[mine], fraction[mine], channel[mine])
-            result[tower] = list(all_sum_with_gradient(torch.stack(sums) + zero) / self.samples)
+            result[tower] = torch.stack(sums)
         return result
 
     def _sums(

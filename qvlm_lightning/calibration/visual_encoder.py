@@ -3,7 +3,8 @@ parameters.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Iterable
+from functools import reduce
 from typing import Any, Literal, cast
 
 import torch
@@ -12,38 +13,18 @@ from torch import Tensor, nn
 
 from qvlm_lightning.calibration.answers import note_missing_answers
 from qvlm_lightning.calibration.module import QuantModule
+from qvlm_lightning.calibration.passes import WholeModel
 from qvlm_lightning.calibration.samples import Batch, with_image_rows
-from qvlm_lightning.calibration.statistics import model_inputs
-from qvlm_lightning.calibration.stream_run import refuse_streaming
-from qvlm_lightning.calibration.taps import Seen, SoftEdges, gradients_by_sample, run_and_see
+from qvlm_lightning.calibration.stream_run import Streaming
+from qvlm_lightning.calibration.taps import SoftEdges
+from qvlm_lightning.calibration.tower_loss import LossWeights, Sums, TowerLoss
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.losses import (
-    entropy_loss,
-    gradient_norm_sums,
-    jacobian_weights,
-    relative_error,
-    squared_error_terms,
-    token_nll,
-)
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.adapters import add_lora, add_norm_shifts
 from qvlm_lightning.nn.distributed import all_sum, all_sum_with_gradient, world
-from qvlm_lightning.nn.taps import differentiable_inputs
 from qvlm_lightning.quant.scheme import Scheme
 
 Trainables = Literal["bounds", "norms", "lora"]
-
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Weights of eq. 9 and 10; the paper names none of them (docs/paper.md)."""
-
-    lambda_ent: float = 0.01
-    """lambda_1, weight of the Jacobian-weighted entropy."""
-    lambda_err: float = 1.0
-    """lambda_2, weight of the discretisation error."""
-    eta: float = 1.0
-    """Weight of the last hidden state's error against the visual features' (eq. 9)."""
 
 
 class VisualEncoderOptimization(QuantModule):
@@ -54,7 +35,8 @@ class VisualEncoderOptimization(QuantModule):
 
     Args:
         family, scheme, seed, every_n_epochs: see :class:`QuantModule`.
-        streaming: only ``false``; gradients go through the whole model.
+        streaming: see :class:`QuantModule`; a step then reads every layer forwards and again
+            backwards.
         epochs: epochs of optimisation; the Trainer runs one more for the final pass.
         lr: AdamW learning rate at the start of a cosine to 0; bounds are learned as ratios around
             1.
@@ -64,7 +46,14 @@ class VisualEncoderOptimization(QuantModule):
         train: ``bounds``, or additionally ``norms`` or ``lora`` of the tower.
         lora_rank: rank of the low-rank update, for ``train: lora``.
         grad_clip: largest gradient norm.
+        micro_batches: in how many parts a process runs its share of a batch, one after another. The
+            step is the same (the loss is made of the sums of all parts, for which each of them runs
+            forwards twice); memory for activations is divided by it.
+        recompute: keep of every layer its input only and run it again for the backward pass; the
+            step is the same. Streaming always does.
     """
+
+    optimises = True
 
     def __init__(
         self,
@@ -80,10 +69,13 @@ class VisualEncoderOptimization(QuantModule):
         train: Trainables = "bounds",
         lora_rank: int = 4,
         grad_clip: float = 1.0,
-        streaming: bool = False,
+        micro_batches: int = 1,
+        recompute: bool = False,
+        streaming: Streaming = False,
     ) -> None:
-        super().__init__(family, scheme, seed, every_n_epochs)
-        refuse_streaming(streaming)
+        super().__init__(family, scheme, seed, every_n_epochs, streaming)
+        if micro_batches < 1:
+            raise InputError(f"micro_batches {micro_batches} is not allowed; at least 1")
         if epochs < 1:
             raise InputError(
                 f"epochs {epochs} is not allowed; at least 1 (or a method without optimisation)"
@@ -96,6 +88,7 @@ class VisualEncoderOptimization(QuantModule):
         self.weights = weights or LossWeights()
         self.temperature, self.entropy_samples = temperature, entropy_samples
         self.train_what, self.lora_rank = train, lora_rank
+        self.micro_batches, self.recompute = micro_batches, recompute
 
     def build(self, data: Any, trainer: Any) -> None:
         """Build the model; make the tower's quantizers (and norms or low-rank updates) learnable.
@@ -107,10 +100,18 @@ class VisualEncoderOptimization(QuantModule):
         if self.calibrator is not None:
             return
         super().build(data, trainer)
+        passes = self._built().passes
+        smallest = min(len(batch["sample_index"]) for batch in self._built().batches)
+        parts = self.micro_batches * trainer.world_size
+        if smallest < parts:
+            raise InputError(
+                f"micro_batches {self.micro_batches} on {trainer.world_size} process(es) needs "
+                f"batches of at least {parts} pairs; the smallest has {smallest}"
+            )
         if self.train_what == "norms":
-            add_norm_shifts(self.structure)
+            add_norm_shifts(self.structure, self._built().device)
         elif self.train_what == "lora":
-            add_lora(self.structure, self.lora_rank, self.seed)
+            add_lora(self.structure, self.lora_rank, self.seed, self._built().device)
         for parameter in self.quantizer_parameters():
             parameter.requires_grad_(True)
         if not self.quantizer_parameters():
@@ -118,6 +119,10 @@ class VisualEncoderOptimization(QuantModule):
                 "visual-encoder optimisation has nothing to learn: vision and projector are both "
                 "at 16 bits"
             )
+        if isinstance(passes, WholeModel):
+            passes.recompute = self.recompute
+        else:  # Lightning does not see the model, but DDP must see what it learns
+            self.learned = nn.ParameterList(self.quantizer_parameters())
 
     def quantizer_parameters(self) -> list[nn.Parameter]:
         """Return what is learned: bounds, weight clips and adapters of tower and projector."""
@@ -146,21 +151,29 @@ class VisualEncoderOptimization(QuantModule):
         super().on_train_start()
         calibrator = self._built()
         note_missing_answers(self.structure, calibrator.batches)
-        trainer: Any = self.trainer  # sets datamodule on itself, undeclared
-        self.local_batches: list[Batch] = [
-            with_image_rows(self.family, calibrator.model, batch)
-            for batch in trainer.datamodule.rank_batches(*world())
-        ]
-        self.edges = SoftEdges(
+        edges = SoftEdges(
             self.structure, calibrator.statistics, self.temperature, self.entropy_samples
         )
-        self.targets: list[tuple[Tensor | None, Tensor]] = []
-        with torch.no_grad(), self.structure.only(set()):
-            for batch in self.local_batches:
-                seen = run_and_see(
-                    calibrator.model, self.structure, model_inputs(batch, self.device), units=False
+        self.loss = TowerLoss(calibrator.passes, edges, calibrator.batches, self._parts())
+
+    def _parts(self) -> list[list[Batch]]:
+        """Return of every batch the parts that this process runs.
+
+        They are cut as if every part had a process of its own.
+        """
+        trainer: Any = self.trainer  # sets datamodule on itself, undeclared
+        rank, size = world()
+        model = self._built().model
+        columns = [
+            [with_image_rows(self.family, model, batch) for batch in batches]
+            for batches in (
+                trainer.datamodule.rank_batches(
+                    rank * self.micro_batches + part, size * self.micro_batches
                 )
-                self.targets.append((seen.features, seen.last_hidden))
+                for part in range(self.micro_batches)
+            )
+        ]
+        return [list(parts) for parts in zip(*columns, strict=True)]
 
     # --- one step -------------------------------------------------------------------------------
 
@@ -172,12 +185,12 @@ class VisualEncoderOptimization(QuantModule):
             return
         epoch, index = divmod(self.state.steps, self.steps_per_epoch)
         if index == 0:
-            self.state.jacobian = self.measure_jacobian()
-        with torch.enable_grad():
-            terms = self.loss_terms(index, self.state.steps)
+            self.state.jacobian = self.loss.jacobian()
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
-        self.manual_backward(terms["total"] + 0.0 * self.anchor)
+        with torch.enable_grad():
+            whole = self._backward if self.micro_batches == 1 else self._backward_in_parts
+            terms = whole(index, self.state.steps)
         torch.nn.utils.clip_grad_norm_(self.quantizer_parameters(), self.grad_clip)
         for group in optimizer.param_groups:
             group["lr"] = self._learning_rate()
@@ -203,75 +216,47 @@ class VisualEncoderOptimization(QuantModule):
         angle = math.pi * self.state.steps / (self.epochs * self.steps_per_epoch)
         return self.lr * 0.5 * (1 + math.cos(angle))
 
+    def _sums(self, index: int, part: int, step: int) -> Sums:
+        return self.loss.sums(index, part, self.seed * 1_000_003 + step, self._zero())
+
     def loss_terms(self, index: int, step: int) -> dict[str, Tensor]:
         """Return ``reg`` (0 without answers), ``ent``, ``err`` and ``total`` (eq. 8-10) of batch
-        ``index``, over all processes.
+        ``index``, over all processes and parts.
 
         Args:
             index: which calibration batch.
             step: seeds the draw of the entropy's triples.
         """
-        batch = self.local_batches[index]
-        seen = run_and_see(
-            self._built().model, self.structure, model_inputs(batch, self.device), units=True
-        )
-        nll, count = token_nll(seen.logits, batch["labels"].to(self.device))
-        pooled = all_sum_with_gradient(torch.stack([nll, count.to(nll.dtype)]) + self._zero())
-        reg = pooled[0] / pooled[1].clamp_min(1)
-        err = self._discretization_error(seen, index)
-        joints = self.edges.joints(
-            seen,
-            batch,
-            self._built().batches[index],
-            self.seed * 1_000_003 + step,
-            self._zero(),
-        )
-        flat = [joint for tower in joints.values() for joint in tower]
-        factors = [w for name in joints for w in self.state.jacobian[name][: len(joints[name])]]
-        ent = (
-            entropy_loss(flat, torch.tensor(factors, device=self.device))
-            if flat
-            else reg.new_zeros(())
-        )
-        total = reg + self.weights.lambda_ent * ent + self.weights.lambda_err * err
-        return {"reg": reg, "ent": ent, "err": err, "total": total}
+        sums = _added(self._sums(index, part, step) for part in range(self.micro_batches))
+        pooled = {name: all_sum_with_gradient(x) for name, x in sums.items()}
+        return self.loss.terms(pooled, self.weights, self.state.jacobian)
 
-    def _discretization_error(self, seen: Seen, index: int) -> Tensor:
-        """Return L_err (eq. 9): relative squared errors of X_v and X_n, summed over processes
-        before the ratio.
+    def _backward(self, index: int, step: int) -> dict[str, Tensor]:
+        """Leave the gradient of a batch's loss in the parameters, and return its terms."""
+        terms = self.loss_terms(index, step)
+        self.manual_backward(terms["total"] + 0.0 * self.anchor)
+        return terms
+
+    def _backward_in_parts(self, index: int, step: int) -> dict[str, Tensor]:
+        """Do so holding the graph of one part at a time.
+
+        The loss L is a function of the sums S over all parts: each part's share of dL is
+        dL/dS times the derivative of its own sums.
         """
-        features, last_hidden = self.targets[index]
-        mask = self.local_batches[index]["attention_mask"].bool().to(self.device)
-        n_terms = torch.stack(squared_error_terms(seen.last_hidden, last_hidden, mask))
-        v_terms = torch.zeros_like(n_terms)
-        if features is not None:
-            assert seen.features is not None
-            v_terms = torch.stack(squared_error_terms(seen.features, features, None))
-        pooled = all_sum_with_gradient(torch.stack([v_terms, n_terms]) + self._zero())
-        relative = relative_error(pooled[:, 0], pooled[:, 1])
-        return relative[0] + self.weights.eta * relative[1]
-
-    def measure_jacobian(self) -> dict[str, list[float]]:
-        """Return w_k per unit from one gradient pass of E^(n) on the first batch (A17); mean 1."""
-        batch, (_, target) = self.local_batches[0], self.targets[0]
-        target = target.to(torch.promote_types(target.dtype, torch.float32))  # sums are never bf16
-        mask = batch["attention_mask"].bool().to(self.device)
-        towers = [self.structure.towers[name] for name in ("vision", "language")]
-        first = [tower.units[0].module for tower in towers if tower.units]
-        with torch.enable_grad(), differentiable_inputs(first):
-            inputs = model_inputs(batch, self.device)
-            seen = run_and_see(self._built().model, self.structure, inputs, units=True)
-            error = (seen.last_hidden - target).square().mean(dim=-1)[mask].sum()
-            units = [x for tower in seen.units.values() for x in tower]
-            found = torch.autograd.grad(error, units, allow_unused=True)
-        gradients, counts = gradients_by_sample(seen, found, batch)
-        sums = gradient_norm_sums(gradients) / float(all_sum(mask.sum().double().cpu()))
-        width = [sum(bool(unit.sites) for unit in tower.units) for tower in towers]
-        if not seen.units["vision"]:  # a process whose share has no image still takes part
-            nothing = torch.zeros(width[0], dtype=torch.float64)
-            sums, counts = torch.cat([nothing, sums]), torch.cat([nothing, counts])
-        split = jacobian_weights(all_sum(sums), all_sum(counts)).tolist()
-        return {"vision": split[: width[0]], "language": split[width[0] :]}
+        parts = range(self.micro_batches)
+        with torch.no_grad():
+            sums = _added(self._sums(index, part, step) for part in parts)
+            pooled = {name: all_sum(x) for name, x in sums.items()}
+        leaves = {name: x.requires_grad_() for name, x in pooled.items()}
+        terms = self.loss.terms(leaves, self.weights, self.state.jacobian)
+        slopes = torch.autograd.grad(terms["total"], list(leaves.values()))
+        for part in parts:
+            own = self._sums(index, part, step)
+            shares = [(own[n] * slope).sum() for n, slope in zip(leaves, slopes, strict=True)]
+            # DDP takes the mean over the processes, of which each adds its share
+            total = world()[1] * torch.stack(shares).sum()
+            self.manual_backward(total + 0.0 * self.anchor)
+        return terms
 
     def _log(self, epoch: int, index: int, values: dict[str, float]) -> None:
         logger = self.trainer.logger
@@ -296,3 +281,8 @@ class VisualEncoderOptimization(QuantModule):
             "grad_clip": self.grad_clip,
         }
         return super().identity() | own
+
+
+def _added(parts: Iterable[Sums]) -> Sums:
+    """Return the sums over parts that all name the same ones."""
+    return reduce(lambda one, other: {n: x + other[n] for n, x in one.items()}, parts)

@@ -7,7 +7,6 @@ from pkgutil import resolve_name
 from typing import Any
 
 from qvlm_lightning.calibration.module import QuantModule
-from qvlm_lightning.calibration.stream_run import refuse_streaming
 from qvlm_lightning.calibration.visual_encoder import VisualEncoderOptimization
 from qvlm_lightning.cli import CalibrationCLI
 from qvlm_lightning.errors import InputError
@@ -47,6 +46,8 @@ class Planned:
         method: of the search, if there is one.
         optimises: whether the tower is optimised.
         streaming: ``False``, ``True`` or ``"disk"``.
+        micro_batches: parts of an optimiser's step.
+        recompute: whether layers run again for the backward pass.
     """
 
     family: HubFamily
@@ -59,6 +60,8 @@ class Planned:
     method: Method | None
     optimises: bool
     streaming: bool | str
+    micro_batches: int
+    recompute: bool
 
 
 def read(options: Sequence[str]) -> Planned:
@@ -79,8 +82,6 @@ def read(options: Sequence[str]) -> Planned:
     kind, given = resolve_name(model["class_path"]), model["init_args"]
     assert issubclass(kind, QuantModule)
     optimises = issubclass(kind, VisualEncoderOptimization)
-    if optimises:
-        refuse_streaming(given.get("streaming") or False)
     family = _build(given["family"])
     if not isinstance(family, HubFamily):
         raise InputError(
@@ -101,6 +102,8 @@ def read(options: Sequence[str]) -> Planned:
         method=_build(methods[0]) if methods else None,
         optimises=optimises,
         streaming=given.get("streaming") or False,
+        micro_batches=given.get("micro_batches", 1),
+        recompute=given.get("recompute", False),
     )
 
 

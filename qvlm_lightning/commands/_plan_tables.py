@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 from rich import box
@@ -11,14 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from qvlm_lightning.calibration.memory import (
+from qvlm_lightning.calibration.memory import memory
+from qvlm_lightning.calibration.work import (
     DEVICE,
     DISK,
     RAM,
     Held,
     Work,
-    largest_batch,
-    memory,
+    alternatives,
+    first_that_fits,
+    levers,
     peak,
 )
 from qvlm_lightning.models.hub import HubFamily
@@ -66,7 +67,7 @@ class Plan:
         self.measure: Callable[[Work], list[Held]] = lambda asked: memory(model, structure, asked)
         self.held = self.measure(work)
         limit = None if device_gib is None else int(device_gib * USABLE * GIB)
-        self.batch = None if limit is None else largest_batch(self.measure, work, limit)
+        self.fits = None if limit is None else first_that_fits(self.measure, work, limit)
 
     # --- for programs -----------------------------------------------------------------------------
 
@@ -92,9 +93,9 @@ class Plan:
             **asked,
             "method": method,
             "device_gib": self.device_gib,
-            "largest_batch": self.batch,
+            "fits_with": self.fits and self._parts(self.fits),
             "memory": [vars(h) for h in self.held],
-            "batches": [{"batch_size": n, "peak_device": size} for n, size in self._batches()],
+            "alternatives": [self._parts(w) | {"peak_device": n} for w, n in self._alternatives()],
             "modules": {name: self._widths(name, x) for name, x in self.modules.items()},
             "ignored": self.structure.ignored,
             "notes": self.structure.notes,
@@ -106,13 +107,13 @@ class Plan:
         group = linear.group_size
         return f"{kind}, groups of {group}" if group else f"{kind}, per channel"
 
-    def _batches(self) -> list[tuple[int, int]]:
-        """Return batch sizes that give the same result, with the device's peak."""
-        asked = self.work.batch_size
-        sizes = (
-            [asked] if self.work.optimises else [n for n in range(asked, 0, -1) if not asked % n]
-        )
-        return [(n, peak(self.measure(replace(self.work, batch_size=n)), DEVICE)) for n in sizes]
+    def _alternatives(self) -> list[tuple[Work, int]]:
+        """Return what gives the same result, with the device's peak."""
+        return [(work, peak(self.measure(work), DEVICE)) for work in alternatives(self.work)]
+
+    @staticmethod
+    def _parts(work: Work) -> dict[str, int]:
+        return {"batch_size": work.batch_size, "micro_batches": work.micro_batches}
 
     # --- for people -------------------------------------------------------------------------------
 
@@ -195,12 +196,15 @@ class Plan:
             f"{work.batch_size}, {work.processes} process{'es' * (work.processes > 1)}, {how}; "
             f"{ram:.1f} GiB of RAM for all processes.",
         ]
-        listed = ", ".join(f"{n}: {size / GIB:.2f}" for n, size in self._batches())
+        listed = ", ".join(
+            f"{work.micro_batches if work.optimises else work.batch_size}: {size / GIB:.2f}"
+            for work, size in self._alternatives()
+        )
         if work.optimises:
             lines.append(
-                f"Device peak, GiB: {listed}. A step of the optimisation is one batch of "
-                f"{work.batch_size}, of which each process takes its part; more processes give the "
-                "same result."
+                f"Device peak by micro_batches, GiB: {listed}. A step of the optimisation is one "
+                f"batch of {work.batch_size}, shared by the processes; in how many parts, changes "
+                "nothing."
             )
         else:
             lines.append(
@@ -209,19 +213,17 @@ class Plan:
             )
         if self.device_gib is not None:
             room = f"{self.device_gib:g} GiB, of which {self.device_gib * USABLE:.1f} are used"
-            fits = f"fits with batches of {self.batch}" if self.batch else "does not fit"
-            lever = "" if self.batch else f"; {self._lever()}"
-            lines.append(f"A device of {room}: {fits}{lever}.")
+            lines.append(f"A device of {room}: {self._verdict()}.")
         notes = Counter(_kind(note, False) for note in self.structure.notes)
         return lines + [f"note ({count}x): {note}" for note, count in notes.items()]
 
-    def _lever(self) -> str:
-        if self.work.optimises:
-            return (
-                "gradients need the whole model: take a method without optimisation "
-                "(configs/methods/cdm.yaml) and --model.streaming=true"
-            )
-        return "fewer search_pairs" if self.work.streaming else "--model.streaming=true"
+    def _verdict(self) -> str:
+        fits = self.fits
+        if fits is None:
+            return f"does not fit; {levers(self.work)}"
+        return f"fits with batches of {fits.batch_size}" + (
+            f", micro_batches {fits.micro_batches}" if fits.micro_batches > 1 else ""
+        )
 
 
 def _kind(name: str, every: bool) -> str:

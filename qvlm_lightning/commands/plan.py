@@ -31,8 +31,8 @@ def main(argv: Sequence[str]) -> int:
     import torch
     from rich.console import Console
 
-    from qvlm_lightning.calibration.memory import Work
     from qvlm_lightning.calibration.state import write_json
+    from qvlm_lightning.calibration.work import Work
     from qvlm_lightning.commands._plan_config import read
     from qvlm_lightning.commands._plan_tables import Plan
     from qvlm_lightning.nn.surgery import quantize_model
@@ -53,6 +53,8 @@ def main(argv: Sequence[str]) -> int:
         optimises=planned.optimises,
         streaming=bool(planned.streaming),
         spills=planned.streaming == "disk",
+        micro_batches=planned.micro_batches,
+        recompute=planned.recompute,
     )
     plan = Plan(planned.family, planned.scheme, model, structure, work, own.device_gib)
     # into a file or a pipe, tables are as wide as they need

@@ -17,9 +17,10 @@ class LowRank(nn.Module):
     first.
     """
 
-    def __init__(self, linear: nn.Linear, rank: int, generator: torch.Generator) -> None:
+    def __init__(
+        self, linear: nn.Linear, rank: int, generator: torch.Generator, device: torch.device
+    ) -> None:
         super().__init__()
-        device = linear.weight.device
         start = torch.randn(rank, linear.in_features, generator=generator) / linear.in_features**0.5
         self.a = nn.Parameter(start.to(device))
         self.b = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
@@ -36,10 +37,10 @@ class NormShift(nn.Module):
 
     reader: QuantLinear
 
-    def __init__(self, norm: nn.LayerNorm, reader: QuantLinear) -> None:
+    def __init__(self, norm: nn.LayerNorm, reader: QuantLinear, device: torch.device) -> None:
         super().__init__()
-        self.factor = nn.Parameter(torch.ones_like(norm.weight))
-        self.offset = nn.Parameter(torch.zeros_like(norm.weight))
+        self.factor = nn.Parameter(torch.ones_like(norm.weight, device=device))
+        self.offset = nn.Parameter(torch.zeros_like(norm.weight, device=device))
         object.__setattr__(self, "reader", reader)
 
     def hook(self, norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -47,8 +48,14 @@ class NormShift(nn.Module):
         return output * self.factor + self.offset if self.reader.enabled else None
 
 
-def add_lora(structure: Structure, rank: int, seed: int) -> None:
+def add_lora(structure: Structure, rank: int, seed: int, device: torch.device) -> None:
     """Give every quantized Linear of the tower a low-rank update.
+
+    Args:
+        structure: of the model.
+        rank: of the updates.
+        seed: of their first factors.
+        device: where they are; a streamed model's weights are nowhere.
 
     Raises:
         InputError: the rank is below 1.
@@ -58,15 +65,15 @@ def add_lora(structure: Structure, rank: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for site in structure.towers["vision"].sites:
         for linear in site.linears.values():
-            linear.adapter = LowRank(linear, rank, generator)
+            linear.adapter = LowRank(linear, rank, generator, device)
 
 
-def add_norm_shifts(structure: Structure) -> None:
-    """Make the gain and offset of every norm in the tower's layers trainable."""
+def add_norm_shifts(structure: Structure, device: torch.device) -> None:
+    """Make the gain and offset of every norm in the tower's layers trainable, on ``device``."""
     for unit in structure.towers["vision"].units:
         if unit.sites:
             for norm in [m for m in unit.module.modules() if isinstance(m, nn.LayerNorm)]:
-                norm.adapter = NormShift(norm, unit.sites[0].leader)
+                norm.adapter = NormShift(norm, unit.sites[0].leader, device)
                 norm.register_forward_hook(norm.adapter.hook)
 
 

@@ -135,6 +135,7 @@ def output_sqnr(linears: Mapping[str, QuantLinear]) -> Iterator[dict[str, float]
             noise = (output.double() - exact).square().sum()
             if noise > 0:
                 ratios[name] = float(10 * torch.log10(exact.square().sum() / noise))
+            linear.forget()  # of all layers at once, they are as large as the model
 
         return linear.register_forward_hook(hook)
 

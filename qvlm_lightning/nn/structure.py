@@ -64,6 +64,11 @@ class Structure:
         """All sites of all towers in forward order."""
         return [site for tower in self.towers.values() for site in tower.sites]
 
+    @property
+    def units(self) -> list[Unit]:
+        """All units of all towers in forward order."""
+        return [unit for tower in self.towers.values() for unit in tower.units]
+
     def enable(self, on: bool, towers: set[str] | None = None) -> None:
         """Switch the quantizers (weights and activations) of ``towers`` (default: all)."""
         for name, tower in self.towers.items():

@@ -3,6 +3,7 @@
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -12,7 +13,18 @@ from torch.utils._pytree import tree_iter
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from qvlm_lightning.calibration.calibrator import Calibrator
-from qvlm_lightning.calibration.memory import DEVICE, DISK, RAM, Work, largest_batch, memory, peak
+from qvlm_lightning.calibration.fits import Room, rooms, shortage
+from qvlm_lightning.calibration.memory import memory
+from qvlm_lightning.calibration.work import (
+    DEVICE,
+    DISK,
+    RAM,
+    Work,
+    alternatives,
+    first_that_fits,
+    levers,
+    peak,
+)
 from qvlm_lightning.methods import JointSearch, MinMax
 from qvlm_lightning.methods.proxies import ConditionalEntropy
 from qvlm_lightning.models.llava import Llava
@@ -161,8 +173,13 @@ def test_what_is_held_by_hand(small) -> None:
     learned = ("clip_ratio", "low_ratio", "high_ratio")
     own = [p for n, p in model.named_parameters() if not n.endswith(learned)]
     assert search["weights"] == sum(p.nbytes for p in own)
-    decoder, tower = 2 * (4 * 64 * 64 + 3 * 64 * 172), 2 * (4 * 32 * 32 + 2 * 32 * 128)
-    assert search["quantized weights"] == e * (decoder + tower + 32 * 64 + 64 * 64)
+    layer, tower = 4 * 64 * 64 + 3 * 64 * 172, 2 * (4 * 32 * 32 + 2 * 32 * 128)
+    around = tower + 32 * 64 + 64 * 64
+    assert search["quantized weights"] == e * (layer + around)
+    tuned = replace(WORK, optimises=True)
+    for again, decoder in ((False, 2 * layer), (True, layer)):
+        step = held(memory(model, structure, replace(tuned, recompute=again)), "optimisation")
+        assert step["quantized weights"] == e * (decoder + around)
     assert search["hidden states"] == 4 * 4 * T * 64 * e
     assert search["site inputs"] == 4 * T * (3 * 64 + 172 + 172) * e
     assert held(found, "statistics")["logits"] == B * T * 40 * e
@@ -199,25 +216,111 @@ def test_more_layers_need_no_more_when_they_are_streamed(build) -> None:
     assert peaks[False, 4] > peaks[False, 2]
 
 
-def test_processes_share_a_step_of_the_optimisation(small) -> None:
+def test_processes_and_micro_batches_share_a_step_of_the_optimisation(small) -> None:
     model, structure, _ = small
-    one = held(memory(model, structure, replace(WORK, optimises=True)), "optimisation")
-    both = replace(WORK, optimises=True, processes=2)
+    tuned = replace(WORK, optimises=True)
+    one = held(memory(model, structure, tuned), "optimisation")
+    both = replace(tuned, processes=2)
     two = held(memory(model, structure, both), "optimisation")
-    for what in ("saved for backward", "targets", "logits"):
-        assert 2 * two[what] == one[what], what
+    parts = held(memory(model, structure, replace(tuned, micro_batches=2)), "optimisation")
+    for what in ("saved for backward", "logits"):
+        assert 2 * two[what] == 2 * parts[what] == one[what], what
+    assert 2 * two["targets"] == one["targets"] == parts["targets"]
     assert two["weights"] == one["weights"]
     assert "exchange" in held(memory(model, structure, both), "statistics")
 
 
-def test_the_largest_batch_divides_the_one_asked_for() -> None:
+def test_a_streamed_step_holds_a_layer_and_the_inputs_of_the_others(small) -> None:
+    model, structure, _ = small
+    e = model.lm_head.weight.itemsize
+    tuned = replace(WORK, optimises=True, streaming=True)
+    step = held(memory(model, structure, tuned), "optimisation")
+    assert step["weights"] == (4 * 64 * 64 + 3 * 64 * 172 + 2 * 64) * e
+    assert step["quantized weights"] == (4 * 64 * 64 + 3 * 64 * 172) * e
+    embeddings = 32 * (3 * 14 * 14 + 17) + 32 + 4 * 32 + 40 * 64 + 64
+    last = 4 * (32 * 32 + 32) + 32 * 128 + 128 + 128 * 32 + 32 + 4 * 32  # of the tower, unread
+    assert step["embeddings, head"] == (embeddings + last + 40 * 64) * e
+    inputs = 2 * B * (2 * T * 64 + 2 * 17 * 32 + 17 * 32) * e  # two decoder, two tower layers
+    whole = held(memory(model, structure, replace(tuned, streaming=False)), "optimisation")
+    again = held(memory(model, structure, replace(tuned, recompute=True)), "optimisation")
+    assert step["saved for backward"] == again["saved for backward"] < whole["saved for backward"]
+    layer = B * T * ((3 * 64 + 172 + 4 * 64 + 2 * 172 + 64) * e + 8 * 64)
+    assert step["saved for backward"] == inputs + layer
+    assert "reservoirs" not in step
+
+
+def test_what_cannot_have_room_is_said(small) -> None:
+    model, structure, _ = small
+    measure = partial(memory, model, structure)
+    device, ram = Room("cuda:0", (DEVICE,), 10**9, 1), Room("RAM", (RAM,), 10**9, 8)
+    work = replace(WORK, batch_size=8, pairs=8)
+    assert shortage(measure, work, [device, ram]) is None
+    needed = {n: peak(measure(replace(work, batch_size=n)), DEVICE) for n in (8, 4, 2)}
+    tight = replace_bytes(device, needed[4])
+    said = shortage(measure, work, [tight, ram])
+    assert said is not None
+    assert "of cuda:0, which has" in said
+    assert "--data.batch_size=4, with the same result" in said
+    tuned = replace(work, optimises=True, method=None)
+    small_parts = peak(measure(replace(tuned, micro_batches=2)), DEVICE)
+    said = shortage(measure, tuned, [replace_bytes(device, small_parts)])
+    assert said is not None
+    assert said.startswith("optimisation needs about")
+    assert "--model.micro_batches=2, with the same result" in said
+    said = shortage(measure, tuned, [replace_bytes(device, 1000)])
+    assert said is not None
+    assert "--model.streaming=true, or --model.recompute=true, or a method without" in said
+    # of the RAM, every process on the machine takes its own
+    crowded = replace_bytes(ram, 7 * peak(measure(work), RAM))
+    assert "of RAM, which has" in str(shortage(measure, work, [device, crowded]))
+
+
+def replace_bytes(room: Room, nbytes: int) -> Room:
+    return replace(room, nbytes=nbytes)
+
+
+def test_on_a_cpu_both_kinds_of_memory_are_one() -> None:
+    (ram,) = rooms(torch.device("cpu"), 2)
+    assert set(ram.places) == {DEVICE, RAM}
+    assert ram.processes == 2
+    assert ram.nbytes > 2**30
+
+
+@torch.no_grad()
+def test_a_search_keeps_the_quantized_weights_of_no_block(calibrated) -> None:
+    calibrator = calibrated()
+    calibrator.search(["vision", "projector", "language"], JointSearch(), "all")
+    sites = calibrator.structure.towers["language"].sites
+    linears = [linear for site in sites for linear in site.linears.values()]
+    assert all(linear._weight_cache is None for linear in linears)
+
+
+def test_the_first_that_fits_gives_the_same_result() -> None:
     def measure(work: Work) -> Any:
-        return [Sized(10 * work.batch_size)]
+        return [Sized(10 * work.batch_size // work.micro_batches)]
+
+    def fitting(asked: Work, *limits: int) -> list[tuple[int, int] | None]:
+        found = [first_that_fits(measure, asked, n) for n in limits]
+        return [w and (w.batch_size, w.micro_batches) for w in found]
 
     asked = replace(WORK, batch_size=8)
-    assert [largest_batch(measure, asked, n) for n in (80, 79, 39, 10, 9)] == [8, 4, 2, 1, None]
+    assert fitting(asked, 80, 79, 39, 10, 9) == [(8, 1), (4, 1), (2, 1), (1, 1), None]
+    # of an optimiser's step only the parts can be smaller
     asked = replace(asked, optimises=True)
-    assert [largest_batch(measure, asked, n) for n in (80, 79)] == [8, None]
+    assert fitting(asked, 80, 79, 39, 10, 9) == [(8, 1), (8, 2), (8, 4), (8, 8), None]
+    shared = [w.micro_batches for w in alternatives(replace(asked, processes=2, micro_batches=2))]
+    assert shared == [2, 4]
+    assert [w.micro_batches for w in alternatives(replace(asked, processes=8))] == [1]
+
+
+def test_levers_by_what_is_pulled_already() -> None:
+    assert levers(WORK) == "--model.streaming=true"
+    assert levers(replace(WORK, streaming=True)) == "fewer search_pairs"
+    without = "a method without optimisation (configs/methods/cdm.yaml)"
+    tuned = replace(WORK, optimises=True)
+    assert levers(tuned) == f"--model.streaming=true, or --model.recompute=true, or {without}"
+    assert levers(replace(tuned, recompute=True)) == f"--model.streaming=true, or {without}"
+    assert levers(replace(tuned, streaming=True)) == without
 
 
 class Sized:

@@ -30,10 +30,19 @@ class ToyData(LightningDataModule):
         return self.batches[:2]
 
     def rank_batches(self, rank: int, world_size: int) -> list[Any]:
-        return self.batches
+        return [part(batch, rank, world_size) for batch in self.batches]
 
     def train_dataloader(self) -> DataLoader:
         return DataLoader(self.batches, batch_size=None)
+
+
+def part(batch: dict[str, torch.Tensor], rank: int, size: int) -> dict[str, torch.Tensor]:
+    """Return the samples ``rank::size`` of a batch."""
+    taken = {n: x[rank::size] for n, x in batch.items() if n != "pixel_values"}
+    if taken["has_image"].any():
+        mine = torch.arange(len(batch["has_image"]))[batch["has_image"]] % size == rank
+        taken["pixel_values"] = batch["pixel_values"][mine]
+    return taken
 
 
 @pytest.fixture
@@ -55,7 +64,7 @@ def started(family_class, toy_batches, tmp_path):
         module.on_train_start()
         if scheme != "fp":
             module.search(0, SequentialSearch())
-        module.state.jacobian = module.measure_jacobian()
+        module.state.jacobian = module.loss.jacobian()
         return module
 
     return start
@@ -118,7 +127,7 @@ def test_v3_jacobian_weights_are_positive_with_mean_one(started):
 def test_the_error_of_a_half_precision_model_is_summed_in_single(started, monkeypatch):
     module = started()
     module.model.bfloat16()
-    module.targets = [(x, h.bfloat16()) for x, h in module.targets]
+    module.loss.targets = [[(x, h.bfloat16()) for x, h in b] for b in module.loss.targets]
     types = []
     gradients = torch.autograd.grad
 
@@ -127,7 +136,7 @@ def test_the_error_of_a_half_precision_model_is_summed_in_single(started, monkey
         return gradients(error, *args, **options)
 
     monkeypatch.setattr(torch.autograd, "grad", spy)
-    weights = [w for tower in module.measure_jacobian().values() for w in tower]
+    weights = [w for tower in module.loss.jacobian().values() for w in tower]
     assert types == [torch.float32]
     assert sum(weights) / len(weights) == pytest.approx(1)
 
@@ -158,9 +167,9 @@ def test_v3_jacobian_weights_match_finite_differences():
 def test_v4_discretisation_error_is_zero_without_quantizers(started):
     module = started()
     module.structure.enable(False)
-    assert float(module.loss_terms(0, 0)["err"]) == 0.0
+    assert module.loss_terms(0, 0)["err"].item() == 0.0
     module.structure.enable(True)
-    assert float(module.loss_terms(0, 0)["err"]) > 0.0
+    assert module.loss_terms(0, 0)["err"].item() > 0.0
 
 
 def test_v5_the_loss_is_linear_in_its_weights(started):
@@ -170,11 +179,11 @@ def test_v5_the_loss_is_linear_in_its_weights(started):
     assert torch.equal(plain["total"], plain["reg"])
     inputs = {
         k: v
-        for k, v in module.local_batches[0].items()
+        for k, v in module.loss.parts[0][0].items()
         if k in ("input_ids", "attention_mask", "pixel_values")
     }
-    reference = module.model(**inputs, labels=module.local_batches[0]["labels"]).loss
-    assert float(plain["reg"]) == pytest.approx(float(reference), rel=1e-5)
+    reference = module.model(**inputs, labels=module.loss.parts[0][0]["labels"]).loss
+    assert plain["reg"].item() == pytest.approx(reference.item(), rel=1e-5)
     module.weights = LossWeights(0.3, 0.7, 2.0)
     terms = module.loss_terms(0, 0)
     assert float(terms["total"]) == pytest.approx(
@@ -227,12 +236,53 @@ def test_the_learned_bounds_of_the_tower_survive_the_final_pass(
     assert not ratios.eq(1).all()
 
 
+def gradients(module: VisualEncoderOptimization, parts: bool) -> list[torch.Tensor]:
+    backward = module._backward_in_parts if parts else module._backward
+    for parameter in module.quantizer_parameters():
+        parameter.grad = None
+    with torch.enable_grad():
+        terms = backward(0, 3)
+    found = [p.grad.double() for p in module.quantizer_parameters()]
+    return [torch.stack([x.detach().double() for x in terms.values()]), *found]
+
+
+@pytest.mark.parametrize("parts", [2, 3, 4])
+def test_micro_batches_give_the_step_of_the_whole_batch(started, parts):
+    """Ratios, a logarithm and an entropy of the whole batch; one part has no image."""
+    weights = LossWeights(0.3, 0.7, 2.0)
+    whole = started(weights=weights)
+    module = started(weights=weights, micro_batches=parts)
+    assert [len(b) for b in module.loss.parts] == [parts] * 3
+    for tower, weight in whole.state.jacobian.items():
+        assert module.state.jacobian[tower] == pytest.approx(weight, rel=1e-5)
+    expected = gradients(whole, parts=False)
+    for found in (gradients(module, parts=True), gradients(module, parts=False)):
+        for one, other in zip(found, expected, strict=True):
+            assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
+    assert sum(float(g.abs().sum()) for g in expected[1:]) > 0.1
+
+
+def test_a_run_in_micro_batches_learns_the_same(family_class, toy_batches, tmp_path):
+    runs = [
+        fit(family_class(), toy_batches, tmp_path / str(n), epochs=1, micro_batches=n)
+        for n in (1, 2)
+    ]
+    for one, other in zip(*(m.quantizer_parameters() for m in runs), strict=True):
+        assert torch.allclose(one, other, atol=1e-4)  # a step is 1e-2
+    assert any(not torch.equal(p, torch.ones_like(p)) for p in runs[1].quantizer_parameters())
+
+
+def test_more_micro_batches_than_samples_are_refused(started):
+    with pytest.raises(InputError, match=r"micro_batches 5 .*at least 5 .*smallest has 4"):
+        started(micro_batches=5)
+
+
 @pytest.mark.parametrize("train", ["norms", "lora"])
 def test_adapters_leave_the_full_precision_model_alone(started, train):
     module = started(train=train)
     inputs = {
         k: v
-        for k, v in module.local_batches[0].items()
+        for k, v in module.loss.parts[0][0].items()
         if k in ("input_ids", "attention_mask", "pixel_values")
     }
     with module.structure.only(set()):
@@ -250,13 +300,17 @@ def test_adapters_leave_the_full_precision_model_alone(started, train):
 def test_the_printed_temperature_depends_on_the_scale(started):
     module = started()
     default = float(module.loss_terms(0, 0)["ent"])
-    module.edges.temperature = "paper"
+    module.loss.edges.temperature = "paper"
     assert float(module.loss_terms(0, 0)["ent"]) != default
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"epochs": 0}, "epochs 0"), ({"temperature": -1.0}, "temperature -1.0")],
+    [
+        ({"epochs": 0}, "epochs 0"),
+        ({"temperature": -1.0}, "temperature -1.0"),
+        ({"micro_batches": 0}, "micro_batches 0"),
+    ],
 )
 def test_impossible_options_are_refused(family_class, options, message):
     with pytest.raises(InputError, match=message):

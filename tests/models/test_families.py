@@ -375,12 +375,35 @@ def test_shares_of_a_batch_add_up(
     for share in shares:
         with torch.no_grad():
             seen = run_and_see(model, structure, model_inputs(share, CPU), units=True)
-            found.append(edges.joints(seen, share, whole, 7, torch.zeros(())))
+            found.append(edges.counts(seen, share, whole, 7))
     together, first, second = found
     assert set(together) == {"vision", "language"}
     for tower, joints in together.items():
-        for all_of_it, one, other in zip(joints, first[tower], second[tower], strict=True):
-            assert torch.allclose(all_of_it, one + other, atol=1e-4)
+        both = first[tower] + second[tower]
+        assert torch.allclose(joints / edges.samples, both / edges.samples, atol=1e-4)
+
+
+def test_layers_that_run_again_give_the_same_gradients(
+    small: Any, family: Any, batches: list[dict[str, Tensor]]
+) -> None:
+    """Image features that enter the decoder at several depths keep theirs too."""
+    calibrator = Calibrator(small.model(), family, W4A4, batches, batches)
+    calibrator.collect()
+    structure, passes = calibrator.structure, calibrator.passes
+    structure.enable(True)
+    learned = [site.quantizer.high_ratio for site in structure.towers["vision"].sites]
+    found = []
+    for recompute in (False, True):
+        passes.recompute = recompute
+        for parameter in learned:
+            parameter.requires_grad_(True)
+        with passes.differentiable():
+            seen = run_and_see(calibrator.model, structure, model_inputs(batches[0], CPU), True)
+        units = [x for tower in seen.units.values() for x in tower]
+        loss = seen.logits.square().mean() + torch.stack([x.square().mean() for x in units]).sum()
+        found.append(torch.autograd.grad(loss, learned))
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert all(bool(gradient.abs().sum() > 0) for gradient in found[0])
 
 
 def test_calibrated_saved_reloaded_and_used(
