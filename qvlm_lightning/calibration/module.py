@@ -162,7 +162,7 @@ class QuantModule(LightningModule):
         check_room(self, trainer)
         self.percentiles = kept_percentiles(trainer.callbacks) if self.streaming else None
         if isinstance(self.calibrator.passes, StreamedModel):
-            prepare(self.calibrator, self.calibrator.passes, trainer, self.streaming == "disk")
+            prepare(self, self.calibrator.passes, trainer)
         self.calibration_ids = list(data.calibration_ids)
         # what the callbacks that decide something say about themselves
         self.schedule = [c.describe() for c in trainer.callbacks if hasattr(c, "describe")]

@@ -25,6 +25,8 @@ class StreamPlan:
         depth: most layers in a block.
         dependency: whether the dependency is measured.
         method: what searches; ``None`` for nothing.
+        epochs: of the visual-encoder optimisation.
+        micro_batches: parts of its steps.
     """
 
     def __init__(
@@ -34,10 +36,15 @@ class StreamPlan:
         depth: int,
         dependency: bool,
         method: Method | None,
+        epochs: int = 0,
+        micro_batches: int = 1,
     ) -> None:
         self.passes, self.depth = passes, depth
         self.dependency, self.method = dependency, method
         self.towers = list(calibrator.structure.towers.values())
+        self.epochs, self.steps = epochs, epochs * len(calibrator.batches)
+        # forwards and backwards; in parts, each of them also forwards for the sums of the others
+        self.reads = 2 if micro_batches == 1 else 3 * micro_batches
         self.tokens = _tokens(calibrator.batches)
         self.search_tokens = _tokens(calibrator.search_batches)
 
@@ -53,7 +60,7 @@ class StreamPlan:
         searched = hidden * self.search_tokens // self.tokens
         reservoir = max(map(self._reservoir, language.units))
         where = "in mapped files" if passes.spill else "in RAM"
-        return [
+        lines = [
             f"streaming {_size(total)} of weights from {len(files)} file(s), never all in memory",
             f"on {passes.device}: a block of up to {self.depth} layers, {_size(block)}, and as "
             f"much again for its quantized weights; before a tower {_size(self._rest())} of "
@@ -63,6 +70,12 @@ class StreamPlan:
             f"in RAM: the sampled activations of one layer, up to {_size(reservoir)}",
             f"reads: {' + '.join(self._sweeps())}, each {_size(total)} or less",
         ]
+        if self.steps:
+            lines.append(
+                f"optimisation: {self.steps} steps, each of {self.reads} reads; on "
+                f"{passes.device}, what each layer was given waits for the way back"
+            )
+        return lines
 
     def timed(self, tower: str, reading: float, running: float) -> None:
         """Say how long it should take, once the decoder's turn has come.
@@ -85,11 +98,17 @@ class StreamPlan:
             for first in range(0, len(units), self.depth):
                 sites = [len(unit.sites) for unit in units[first : first + self.depth]]
                 search += len(sites) * reading + once * expected_layer_forwards(self.method, sites)
-        return (
+        said = (
             f"one of {len(units)} decoder layers: {reading:.1f} s to read, {running:.1f} s for all "
             f"calibration pairs; in all about {_time(sweeps)} for statistics and dependency and, "
             f"with blocks of {self.depth}, {_time(search)} for the search"
         )
+        if not self.steps:
+            return said
+        # a backward pass is two forward ones; before it, or a second time, the layer runs again
+        passes = self.epochs * (4 if self.reads == 2 else 5)
+        tuning = len(units) * (self.steps * self.reads * reading + passes * running)
+        return f"{said}, {_time(tuning)} for the optimisation"
 
     def _sweeps(self) -> list[str]:
         sweeps = ["statistics", "dependency (per tower, up to it)", "search", "artifact"]

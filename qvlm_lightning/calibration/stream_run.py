@@ -7,7 +7,6 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.progress import say
 from qvlm_lightning.calibration.stream import StreamedModel
 from qvlm_lightning.calibration.stream_plan import StreamPlan
@@ -41,22 +40,29 @@ def kept_percentiles(callbacks: Iterable[Any]) -> list[float]:
     return sorted({p for method in methods for p in method.percentiles}, reverse=True)
 
 
-def prepare(calibrator: Calibrator, passes: StreamedModel, trainer: Any, disk: bool) -> None:
+def prepare(module: Any, passes: StreamedModel, trainer: Any) -> None:
     """Choose where hidden states wait, and say what is held where.
 
     Args:
-        calibrator: fresh.
-        passes: its passes.
+        module: a fresh :class:`QuantModule`.
+        passes: of its calibrator.
         trainer: tells the run folder, the callbacks and who speaks.
-        disk: whether hidden states go to the run folder.
     """
-    if disk:
+    if module.streaming == "disk":
         passes.spill = Path(trainer.default_root_dir) / "hidden"
     if trainer.is_global_zero:
         depths = [c.options["max_depth"] for c in trainer.callbacks if hasattr(c, "options")]
         methods = [c.method for c in trainer.callbacks if hasattr(c, "method")]
         search = next((m for m in methods if isinstance(m, Method)), None)
-        plan = StreamPlan(calibrator, passes, max(depths, default=1), bool(depths), search)
+        plan = StreamPlan(
+            module.calibrator,
+            passes,
+            max(depths, default=1),
+            bool(depths),
+            search,
+            module.epochs,
+            module.micro_batches,
+        )
         for line in plan.lines():
             say(line)
         passes.timed = plan.timed

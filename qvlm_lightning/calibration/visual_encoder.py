@@ -22,6 +22,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.adapters import add_lora, add_norm_shifts
 from qvlm_lightning.nn.distributed import all_sum, all_sum_with_gradient, world
+from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.quant.scheme import Scheme
 
 Trainables = Literal["bounds", "norms", "lora"]
@@ -126,17 +127,7 @@ class VisualEncoderOptimization(QuantModule):
 
     def quantizer_parameters(self) -> list[nn.Parameter]:
         """Return what is learned: bounds, weight clips and adapters of tower and projector."""
-        parameters: list[nn.Parameter] = []
-        for name in (n for n in self.structure.towers if n != "language"):
-            for site in self.structure.towers[name].sites:
-                if site.quantizer.num_bits < 16:
-                    high = [site.quantizer.high_ratio]
-                    dynamic = site.quantizer.mode == "dynamic_token"
-                    parameters += high if dynamic else [site.quantizer.low_ratio, *high]
-                parameters += [x.clip_ratio for x in site.linears.values() if x.weight_bits < 16]
-            for unit in self.structure.towers[name].units:
-                parameters += [p for n, p in unit.module.named_parameters() if ".adapter." in n]
-        return parameters
+        return tower_parameters(self.structure)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW without weight decay over :meth:`quantizer_parameters`."""
@@ -281,6 +272,21 @@ class VisualEncoderOptimization(QuantModule):
             "grad_clip": self.grad_clip,
         }
         return super().identity() | own
+
+
+def tower_parameters(structure: Structure) -> list[nn.Parameter]:
+    """Return bounds, weight clips and adapters of tower and projector."""
+    parameters: list[nn.Parameter] = []
+    for name in (n for n in structure.towers if n != "language"):
+        for site in structure.towers[name].sites:
+            if site.quantizer.num_bits < 16:
+                high = [site.quantizer.high_ratio]
+                dynamic = site.quantizer.mode == "dynamic_token"
+                parameters += high if dynamic else [site.quantizer.low_ratio, *high]
+            parameters += [x.clip_ratio for x in site.linears.values() if x.weight_bits < 16]
+        for unit in structure.towers[name].units:
+            parameters += [p for n, p in unit.module.named_parameters() if ".adapter." in n]
+    return parameters
 
 
 def _added(parts: Iterable[Sums]) -> Sums:

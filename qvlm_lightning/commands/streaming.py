@@ -7,9 +7,12 @@ import time
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qvlm_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from qvlm_lightning.calibration.calibrator import Calibrator
 
 
 @dataclass
@@ -32,6 +35,10 @@ class Options:
     """``rtn``, ``sequential`` or ``cdm``."""
     max_depth: int = 3
     """Most layers in a block, for ``cdm``."""
+    steps: int = 0
+    """Of visual-encoder optimisation after the search, all pairs in each."""
+    recompute: bool = False
+    """For the steps of a model in memory: run layers again for the backward pass."""
     scheme: str = "w4a4"
     """Widths."""
     streaming: bool = True
@@ -53,6 +60,8 @@ def main(argv: list[str]) -> int:
         raise InputError(f"method {options.method!r} is not known; allowed: rtn, sequential, cdm")
     if not 1 <= options.search_pairs <= options.pairs:
         raise InputError(f"search_pairs is {options.search_pairs}; allowed: 1 to {options.pairs}")
+    if options.steps < 0:
+        raise InputError(f"steps is {options.steps}; allowed: 0 or more")
     if options.width % 128 or options.tokens < 32:
         raise InputError("width must be a multiple of 128, and tokens at least 32")
     folder = options.folder / f"{options.layers}x{options.width}"
@@ -83,9 +92,11 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
 
     from qvlm_lightning.artifact import copy_weights
     from qvlm_lightning.calibration.calibrator import Calibrator
+    from qvlm_lightning.calibration.passes import WholeModel
     from qvlm_lightning.calibration.stream import StreamedModel
     from qvlm_lightning.calibration.stream_plan import StreamPlan
     from qvlm_lightning.calibration.stream_run import open_model
+    from qvlm_lightning.calibration.visual_encoder import tower_parameters
     from qvlm_lightning.commands._random_model import RandomFamily, make_batch
     from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
     from qvlm_lightning.methods.base import Method
@@ -118,7 +129,8 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
     passes = calibrator.passes
     depth = options.max_depth if options.method == "cdm" else 1
     if isinstance(passes, StreamedModel):
-        plan = StreamPlan(calibrator, passes, depth, options.method == "cdm", method)
+        partitions = options.method == "cdm"
+        plan = StreamPlan(calibrator, passes, depth, partitions, method, options.steps)
         print("\n".join(plan.lines()), flush=True)
         passes.timed = plan.timed
     calibrator.collect(method.percentiles if options.streaming else None)
@@ -130,6 +142,11 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
     for tower in towers:
         calibrator.search([tower], method, "search")
         lap(f"search {tower}")
+    if options.steps:
+        if isinstance(passes, WholeModel):
+            passes.recompute = options.recompute
+        optimise(calibrator, options.steps)
+        lap("optimisation")
     if weights is not None:
         copy_weights(folder / "copied.part", model, weights)
         (folder / "copied.part").unlink()
@@ -150,10 +167,34 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
         "layer_forwards": sum(p["layer_forwards"] for p in state.passes),
         "site_forwards": sum(p["site_forwards"] for p in state.passes),
         "percentiles": state.percentiles,
+        "learned": [float(p.double().sum()) for p in tower_parameters(calibrator.structure)],
         "threads": torch.get_num_threads(),
         "machine": platform.processor() or platform.machine(),
         "torch": torch.__version__,
     }
+
+
+def optimise(calibrator: "Calibrator", steps: int) -> None:
+    """Take steps of visual-encoder optimisation on the calibration batches, without Lightning."""
+    import torch
+
+    from qvlm_lightning.calibration.taps import SoftEdges
+    from qvlm_lightning.calibration.tower_loss import LossWeights, TowerLoss
+    from qvlm_lightning.calibration.visual_encoder import tower_parameters
+
+    structure, batches = calibrator.structure, calibrator.batches
+    structure.enable(True)
+    learned = [p.requires_grad_(True) for p in tower_parameters(structure)]
+    edges = SoftEdges(structure, calibrator.statistics, 0.25, 16384)
+    loss = TowerLoss(calibrator.passes, edges, batches, [[batch] for batch in batches])
+    jacobian = loss.jacobian()
+    optimizer = torch.optim.AdamW(learned, lr=1e-2, weight_decay=0.0)
+    for step in range(steps):
+        index = step % len(batches)
+        sums = loss.sums(index, 0, step, torch.zeros(()))
+        optimizer.zero_grad()
+        loss.terms(sums, LossWeights(), jacobian)["total"].backward()
+        optimizer.step()
 
 
 def _peak() -> int:

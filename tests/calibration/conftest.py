@@ -5,10 +5,16 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from qvlm_lightning.calibration import VisualEncoderOptimization
+from qvlm_lightning.callbacks import EntropyRepartition, PercentileSearch
+from qvlm_lightning.methods import JointSearch, SequentialSearch
 from qvlm_lightning.models.llava import Llava
+from qvlm_lightning.quant.scheme import Scheme
 
 IMAGE, PAD = 3, 0
 
@@ -149,3 +155,80 @@ def start(toy_family: ToyFamily) -> Any:
         return calibrator
 
     return make
+
+
+class ToyData(LightningDataModule):
+    """The toy batches behind the data module's interface."""
+
+    def __init__(self, batches: list[dict[str, torch.Tensor]]) -> None:
+        super().__init__()
+        self.batches = batches
+        self.calibration_ids = [str(i) for b in batches for i in b["sample_index"].tolist()]
+
+    def calibration_batches(self) -> list[Any]:
+        return self.batches
+
+    def search_batches(self) -> list[Any]:
+        return self.batches[:2]
+
+    def rank_batches(self, rank: int, world_size: int) -> list[Any]:
+        return [part(batch, rank, world_size) for batch in self.batches]
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader(self.batches, batch_size=None)
+
+
+def part(batch: dict[str, torch.Tensor], rank: int, size: int) -> dict[str, torch.Tensor]:
+    """Return the samples ``rank::size`` of a batch."""
+    taken = {n: x[rank::size] for n, x in batch.items() if n != "pixel_values"}
+    if taken["has_image"].any():
+        mine = torch.arange(len(batch["has_image"]))[batch["has_image"]] % size == rank
+        taken["pixel_values"] = batch["pixel_values"][mine]
+    return taken
+
+
+@pytest.fixture
+def started(family_class, toy_batches, tmp_path):
+    """A module behind ``on_train_start`` and one sequential search, outside of any loop."""
+
+    def start(scheme: str = "w4a4", **options: Any) -> VisualEncoderOptimization:
+        module = VisualEncoderOptimization(family_class(), Scheme.parse(scheme), **options)
+        data = ToyData(toy_batches)
+        module.__dict__["_trainer"] = None
+        module._fabric = None
+        trainer = Trainer(
+            default_root_dir=tmp_path, fast_dev_run=True, accelerator="cpu", logger=False
+        )
+        trainer.strategy.connect(module)
+        module.trainer = trainer
+        trainer._data_connector.attach_datamodule(module, datamodule=data)
+        module.configure_model()
+        module.on_train_start()
+        if scheme != "fp":
+            module.search(0, SequentialSearch())
+        module.state.jacobian = module.loss.jacobian()
+        return module
+
+    return start
+
+
+def fit_toy(family, batches, root, epochs=2, **options: Any) -> VisualEncoderOptimization:
+    """Run the Trainer on toy batches."""
+    module = VisualEncoderOptimization(family, Scheme.parse("w4a4"), epochs=epochs, **options)
+    trainer = Trainer(
+        default_root_dir=root,
+        max_epochs=epochs + 1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[EntropyRepartition(), PercentileSearch(JointSearch(per="layer"))],
+    )
+    trainer.fit(module, datamodule=ToyData(batches))
+    return module
+
+
+@pytest.fixture
+def fit() -> Any:
+    return fit_toy

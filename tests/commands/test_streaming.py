@@ -43,6 +43,7 @@ def test_the_folder_is_a_model_that_transformers_loads(tmp_path):
         ("--method=veo", "allowed: rtn, sequential, cdm"),
         ("--search_pairs=9", "allowed: 1 to 8"),
         ("--width=100", "multiple of 128"),
+        ("--steps=-1", "steps is -1; allowed: 0 or more"),
     ],
 )
 def test_faults_are_one_sentence(option, complaint):
@@ -62,3 +63,16 @@ def test_memory_is_flat_in_the_layers_and_percentiles_are_those_in_memory(tmp_pa
     whole = run(tmp_path, layers=24, streaming="false", **sizes)
     assert whole["percentiles"] == many["percentiles"]
     assert whole["peak_bytes_above_baseline"] > many["model_bytes"]
+
+
+@pytest.mark.slow
+def test_a_streamed_optimisation_learns_what_one_in_memory_learns(tmp_path):
+    sizes = {"layers": 24, "width": 1024, "tokens": 64, "pairs": 2, "search_pairs": 1}
+    sizes |= {"method": "rtn", "steps": 2}
+    streamed = run(tmp_path, **sizes)
+    again = run(tmp_path, **sizes, streaming="false", recompute="true")
+    whole = run(tmp_path, **sizes, streaming="false")
+    assert streamed["learned"] == again["learned"] == whole["learned"]
+    assert len(set(streamed["learned"])) > 10
+    peaks = [x["peak_bytes_above_baseline"] for x in (streamed, again, whole)]
+    assert peaks[0] < streamed["model_bytes"] < peaks[1] < peaks[2]
