@@ -69,11 +69,24 @@ def bounds(root: Path) -> torch.Tensor:
     return torch.cat([x.flatten() for _, x in sorted(learned(root).items())]).double()
 
 
-def test_one_optimiser_step_agrees_on_two_processes(tmp_path):
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        pytest.param(("--model.streaming=true",), marks=pytest.mark.slow),
+        pytest.param(("--model.streaming=true", "--model.micro_batches=2"), marks=pytest.mark.slow),
+        pytest.param(
+            ("--model.activation_checkpointing=true", "--model.micro_batches=4"),
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_one_optimiser_step_agrees_on_two_processes(tmp_path, options):
     """From the same state, losses and gradients differ only by the order of summation."""
     extra = ("--model.epochs=1", "--model.entropy_samples=2048")
     extra += ("--data.calibration_pairs=8", "--data.batch_size=8")
-    one, two = (run(tmp_path / str(n), "veo", n, *extra) for n in (1, 2))
+    one = run(tmp_path / "one", "veo", 1, *extra)
+    two = run(tmp_path / "two", "veo", 2, *extra, *options)
     assert report(two)["loss"][0] == pytest.approx(report(one)["loss"][0], rel=1e-5)
     assert learned(one).keys() == learned(two).keys()
     assert (bounds(one) != 1).any()

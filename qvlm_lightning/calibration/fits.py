@@ -60,7 +60,7 @@ def work_of(module: Any, trainer: Any) -> Work:
         streaming=bool(module.streaming),
         spills=module.streaming == "disk",
         micro_batches=module.micro_batches,
-        recompute=module.recompute,
+        activation_checkpointing=module.activation_checkpointing,
     )
 
 

@@ -99,7 +99,7 @@ class _Sizes:
         mine = -(-work.batch_size // (work.processes * work.micro_batches))
         each = [mine * self._saved(t, u) for t in self.towers for u in t.units]
         saved, formula = sum(each), "b T ((I + O) e + 8 D), all layers"
-        if work.recompute or work.streaming:
+        if work.activation_checkpointing or work.streaming:
             inputs = sum(2 * self._hidden(t, mine) * len(t.units) for t in self.towers)
             saved, formula = max(each) + inputs, "one layer's, and 2 b T D e of each other"
         targets = self._hidden(self.language, -(-work.pairs // work.processes))
@@ -123,7 +123,7 @@ class _Sizes:
             block = max(self._block(t, layers, lambda u: _bytes(u.module)) for t in self.towers)
             held = Held(step, "weights", DEVICE, max(block, self.rest), "one block, or embeddings")
             return [held, Held(step, "quantized weights", DEVICE, kept, formula)]
-        if quantized and work.optimises and not work.recompute:
+        if quantized and work.optimises and not work.activation_checkpointing:
             kept = sum(_quantized(u) for t in self.towers for u in t.units)
             formula = "e per quantized weight, kept"
         elif quantized:

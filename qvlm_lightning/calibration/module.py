@@ -44,7 +44,7 @@ class QuantModule(LightningModule):
             run folder. Ranges are those of ``false``.
     """
 
-    epochs, optimises, micro_batches, recompute = 0, False, 1, False
+    epochs, optimises, micro_batches, activation_checkpointing = 0, False, 1, False
 
     def __init__(
         self,

@@ -99,11 +99,11 @@ class WholeModel(Passes):
     """Passes of a model that is in memory as a whole.
 
     Attributes:
-        recompute: a backward pass finds of every layer its input only, and runs it again; of a
-            layer that has run, no quantized weight is kept.
+        activation_checkpointing: a backward pass finds of every layer its input only, and runs it
+            again; of a layer that has run, no quantized weight is kept.
     """
 
-    recompute = False
+    activation_checkpointing = False
 
     @property
     def device(self) -> torch.device:
@@ -121,8 +121,8 @@ class WholeModel(Passes):
                     linear.forget()
 
     def differentiable(self) -> AbstractContextManager[None]:
-        """Leave the model as it is, but for ``recompute`` (see :meth:`Passes.differentiable`)."""
-        if not self.recompute:
+        """Change nothing without activation checkpointing (see :meth:`Passes.differentiable`)."""
+        if not self.activation_checkpointing:
             return nullcontext()
         return recomputed(self.structure.units, self.held)
 

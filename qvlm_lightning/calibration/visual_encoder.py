@@ -50,8 +50,8 @@ class VisualEncoderOptimization(QuantModule):
         micro_batches: in how many parts a process runs its share of a batch, one after another. The
             step is the same (the loss is made of the sums of all parts, for which each of them runs
             forwards twice); memory for activations is divided by it.
-        recompute: keep of every layer its input only and run it again for the backward pass; the
-            step is the same. Streaming always does.
+        activation_checkpointing: keep of every layer its input only and run it again for the
+            backward pass; the step is the same. Streaming always does.
     """
 
     optimises = True
@@ -71,7 +71,7 @@ class VisualEncoderOptimization(QuantModule):
         lora_rank: int = 4,
         grad_clip: float = 1.0,
         micro_batches: int = 1,
-        recompute: bool = False,
+        activation_checkpointing: bool = False,
         streaming: Streaming = False,
     ) -> None:
         super().__init__(family, scheme, seed, every_n_epochs, streaming)
@@ -89,7 +89,7 @@ class VisualEncoderOptimization(QuantModule):
         self.weights = weights or LossWeights()
         self.temperature, self.entropy_samples = temperature, entropy_samples
         self.train_what, self.lora_rank = train, lora_rank
-        self.micro_batches, self.recompute = micro_batches, recompute
+        self.micro_batches, self.activation_checkpointing = micro_batches, activation_checkpointing
 
     def build(self, data: Any, trainer: Any) -> None:
         """Build the model; make the tower's quantizers (and norms or low-rank updates) learnable.
@@ -121,7 +121,7 @@ class VisualEncoderOptimization(QuantModule):
                 "at 16 bits"
             )
         if isinstance(passes, WholeModel):
-            passes.recompute = self.recompute
+            passes.activation_checkpointing = self.activation_checkpointing
         else:  # Lightning does not see the model, but DDP must see what it learns
             self.learned = nn.ParameterList(self.quantizer_parameters())
 

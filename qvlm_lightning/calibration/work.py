@@ -26,7 +26,8 @@ class Work:
         streaming: whether the model is read layer by layer.
         spills: whether hidden states wait on disk, where streaming keeps them out of the device.
         micro_batches: parts of an optimiser's step that run one after another.
-        recompute: whether layers run again for the backward pass; streamed ones always do.
+        activation_checkpointing: whether layers run again for the backward pass; streamed ones
+            always do.
     """
 
     pairs: int
@@ -41,7 +42,7 @@ class Work:
     streaming: bool
     spills: bool = False
     micro_batches: int = 1
-    recompute: bool = False
+    activation_checkpointing: bool = False
 
     @property
     def candidates(self) -> int:
@@ -102,8 +103,8 @@ def levers(work: Work) -> str:
     """Return what makes a calibration smaller than the smallest of its :func:`alternatives`."""
     found = [] if work.streaming else ["--model.streaming=true"]
     if work.optimises:
-        whole = not (work.recompute or work.streaming)
-        found += ["--model.recompute=true"] if whole else []
+        whole = not (work.activation_checkpointing or work.streaming)
+        found += ["--model.activation_checkpointing=true"] if whole else []
         found.append("a method without optimisation (configs/methods/cdm.yaml)")
     elif work.streaming:
         found.append("fewer search_pairs")

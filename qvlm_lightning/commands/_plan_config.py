@@ -47,7 +47,7 @@ class Planned:
         optimises: whether the tower is optimised.
         streaming: ``False``, ``True`` or ``"disk"``.
         micro_batches: parts of an optimiser's step.
-        recompute: whether layers run again for the backward pass.
+        activation_checkpointing: whether layers run again for the backward pass.
     """
 
     family: HubFamily
@@ -61,7 +61,7 @@ class Planned:
     optimises: bool
     streaming: bool | str
     micro_batches: int
-    recompute: bool
+    activation_checkpointing: bool
 
 
 def read(options: Sequence[str]) -> Planned:
@@ -103,7 +103,7 @@ def read(options: Sequence[str]) -> Planned:
         optimises=optimises,
         streaming=given.get("streaming") or False,
         micro_batches=given.get("micro_batches", 1),
-        recompute=given.get("recompute", False),
+        activation_checkpointing=given.get("activation_checkpointing", False),
     )
 
 

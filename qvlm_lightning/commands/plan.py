@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         streaming=bool(planned.streaming),
         spills=planned.streaming == "disk",
         micro_batches=planned.micro_batches,
-        recompute=planned.recompute,
+        activation_checkpointing=planned.activation_checkpointing,
     )
     plan = Plan(planned.family, planned.scheme, model, structure, work, own.device_gib)
     # into a file or a pipe, tables are as wide as they need

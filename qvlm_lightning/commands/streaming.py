@@ -37,7 +37,7 @@ class Options:
     """Most layers in a block, for ``cdm``."""
     steps: int = 0
     """Of visual-encoder optimisation after the search, all pairs in each."""
-    recompute: bool = False
+    activation_checkpointing: bool = False
     """For the steps of a model in memory: run layers again for the backward pass."""
     scheme: str = "w4a4"
     """Widths."""
@@ -144,7 +144,7 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
         lap(f"search {tower}")
     if options.steps:
         if isinstance(passes, WholeModel):
-            passes.recompute = options.recompute
+            passes.activation_checkpointing = options.activation_checkpointing
         optimise(calibrator, options.steps)
         lap("optimisation")
     if weights is not None:

@@ -62,8 +62,14 @@ def test_levers_by_what_is_pulled_already() -> None:
     assert levers(replace(WORK, streaming=True)) == "fewer search_pairs"
     without = "a method without optimisation (configs/methods/cdm.yaml)"
     tuned = replace(WORK, optimises=True)
-    assert levers(tuned) == f"--model.streaming=true, or --model.recompute=true, or {without}"
-    assert levers(replace(tuned, recompute=True)) == f"--model.streaming=true, or {without}"
+    assert (
+        levers(tuned)
+        == f"--model.streaming=true, or --model.activation_checkpointing=true, or {without}"
+    )
+    assert (
+        levers(replace(tuned, activation_checkpointing=True))
+        == f"--model.streaming=true, or {without}"
+    )
     assert levers(replace(tuned, streaming=True)) == without
 
 
@@ -103,7 +109,10 @@ def test_what_cannot_have_room_is_said(build) -> None:
     assert "--model.micro_batches=2, with the same result" in said
     said = shortage(measure, tuned, [replace_bytes(device, 1000)])
     assert said is not None
-    assert "--model.streaming=true, or --model.recompute=true, or a method without" in said
+    assert (
+        "--model.streaming=true, or --model.activation_checkpointing=true, or a method without"
+        in said
+    )
     # of the RAM, every process on the machine takes its own
     crowded = replace_bytes(ram, 7 * peak(measure(work), RAM))
     assert "of RAM, which has" in str(shortage(measure, work, [device, crowded]))

@@ -173,7 +173,9 @@ def test_what_is_held_by_hand(small) -> None:
     assert search["quantized weights"] == e * (layer + around)
     tuned = replace(WORK, optimises=True)
     for again, decoder in ((False, 2 * layer), (True, layer)):
-        step = held(memory(model, structure, replace(tuned, recompute=again)), "optimisation")
+        step = held(
+            memory(model, structure, replace(tuned, activation_checkpointing=again)), "optimisation"
+        )
         assert step["quantized weights"] == e * (decoder + around)
     assert search["hidden states"] == 4 * 4 * T * 64 * e
     assert search["site inputs"] == 4 * T * (3 * 64 + 172 + 172) * e
@@ -237,7 +239,9 @@ def test_a_streamed_step_holds_a_layer_and_the_inputs_of_the_others(small) -> No
     assert step["embeddings, head"] == (embeddings + last + 40 * 64) * e
     inputs = 2 * B * (2 * T * 64 + 2 * 17 * 32 + 17 * 32) * e  # two decoder, two tower layers
     whole = held(memory(model, structure, replace(tuned, streaming=False)), "optimisation")
-    again = held(memory(model, structure, replace(tuned, recompute=True)), "optimisation")
+    again = held(
+        memory(model, structure, replace(tuned, activation_checkpointing=True)), "optimisation"
+    )
     assert step["saved for backward"] == again["saved for backward"] < whole["saved for backward"]
     layer = B * T * ((3 * 64 + 172 + 4 * 64 + 2 * 172 + 64) * e + 8 * 64)
     assert step["saved for backward"] == inputs + layer

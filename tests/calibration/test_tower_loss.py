@@ -94,7 +94,7 @@ def test_a_streamed_step_is_that_in_memory(prepare, dtype):
 
 def test_layers_that_run_again_change_nothing(prepare):
     calibrator, loss = prepare(False)
-    calibrator.passes.recompute = True
+    calibrator.passes.activation_checkpointing = True
     assert_same(step(calibrator, loss), step(*prepare(False)))
 
 
@@ -120,9 +120,9 @@ class Saved:
 
 def test_layers_that_run_again_keep_little(prepare):
     found = []
-    for recompute in (False, True):
+    for activation_checkpointing in (False, True):
         calibrator, loss = prepare(False)
-        calibrator.passes.recompute = recompute
+        calibrator.passes.activation_checkpointing = activation_checkpointing
         loss.edges.samples = 8  # the soft assignments are not in layers
         saved = Saved(calibrator)
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(saved, lambda x: x):
@@ -134,10 +134,10 @@ def test_layers_that_run_again_keep_little(prepare):
 def test_of_a_layer_that_has_run_no_quantized_weight_is_kept(prepare):
     calibrator, loss = prepare(False)
     linears = [m for m in calibrator.model.modules() if isinstance(m, QuantLinear)]
-    calibrator.passes.recompute = True
+    calibrator.passes.activation_checkpointing = True
     step(calibrator, loss)
     assert all(linear._weight_cache is None for linear in linears)
-    calibrator.passes.recompute = False
+    calibrator.passes.activation_checkpointing = False
     step(calibrator, loss)
     assert any(linear._weight_cache is not None for linear in linears)
 

@@ -179,16 +179,23 @@ def test_bad_input_is_one_sentence(options: list[str], words: str, plan, capsys)
 
 def test_gradients_can_be_streamed(plan) -> None:
     veo = f"--config={CONFIGS / 'methods' / 'qvlm.yaml'}"
-    options = [("--model.streaming=true",), ("--model.recompute=true",), ()]
+    options = [("--model.streaming=true",), ("--model.activation_checkpointing=true",), ()]
     peaks = [plan("llava-1.5-7b", "llava.Llava", veo, *o)[0]["peak_device"] for o in options]
     assert peaks[0] < peaks[1] / 2 < peaks[2] / 2
-    fourths = ("--model.recompute=true", "--model.micro_batches=4", "--device-gib=24")
+    fourths = (
+        "--model.activation_checkpointing=true",
+        "--model.micro_batches=4",
+        "--device-gib=24",
+    )
     values, told = plan("llava-1.5-7b", "llava.Llava", veo, *fourths)
     assert [row["micro_batches"] for row in values["alternatives"]] == [4, 8]
     assert values["fits_with"] == {"batch_size": 8, "micro_batches": 4}
     assert "fits with batches of 8, micro_batches 4" in told.out
     _, told = plan("llava-1.5-7b", "llava.Llava", veo, "--device-gib=24")
-    assert "does not fit; --model.streaming=true, or --model.recompute=true, or a meth" in told.out
+    assert (
+        "does not fit; --model.streaming=true, or --model.activation_checkpointing=true, or a meth"
+        in told.out
+    )
 
 
 def test_a_broken_configuration_is_one_sentence(plan, capsys, tmp_path) -> None:

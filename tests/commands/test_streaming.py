@@ -70,7 +70,7 @@ def test_a_streamed_optimisation_learns_what_one_in_memory_learns(tmp_path):
     sizes = {"layers": 24, "width": 1024, "tokens": 64, "pairs": 2, "search_pairs": 1}
     sizes |= {"method": "rtn", "steps": 2}
     streamed = run(tmp_path, **sizes)
-    again = run(tmp_path, **sizes, streaming="false", recompute="true")
+    again = run(tmp_path, **sizes, streaming="false", activation_checkpointing="true")
     whole = run(tmp_path, **sizes, streaming="false")
     assert streamed["learned"] == again["learned"] == whole["learned"]
     assert len(set(streamed["learned"])) > 10

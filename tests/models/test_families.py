@@ -393,8 +393,8 @@ def test_layers_that_run_again_give_the_same_gradients(
     structure.enable(True)
     learned = [site.quantizer.high_ratio for site in structure.towers["vision"].sites]
     found = []
-    for recompute in (False, True):
-        passes.recompute = recompute
+    for activation_checkpointing in (False, True):
+        passes.activation_checkpointing = activation_checkpointing
         for parameter in learned:
             parameter.requires_grad_(True)
         with passes.differentiable():
