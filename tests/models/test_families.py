@@ -15,6 +15,7 @@ from qvlm_lightning.calibration.samples import by_sample, with_image_rows
 from qvlm_lightning.calibration.statistics import model_inputs
 from qvlm_lightning.calibration.stream_run import open_model
 from qvlm_lightning.calibration.taps import SoftEdges, run_and_see
+from qvlm_lightning.calibration.tower_loss import LossWeights, TowerLoss
 from qvlm_lightning.data.collate import collate
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.methods import JointSearch
@@ -333,7 +334,22 @@ def test_the_search_improves_on_min_max(
     assert site.quantizer.low.shape == (() if fixed is None else (fixed, 1))
 
 
-@pytest.mark.slow
+def gradients_of_a_step(calibrator: Calibrator) -> list[float]:
+    """Take a step of visual-encoder optimisation on every batch."""
+    structure = calibrator.structure
+    structure.enable(True)
+    learned = [site.quantizer.high_ratio.requires_grad_() for site in structure.sites]
+    edges = SoftEdges(structure, calibrator.statistics, 0.25, 128)
+    parts = [[batch] for batch in calibrator.batches]
+    loss = TowerLoss(calibrator.passes, edges, calibrator.batches, parts)
+    jacobian, weights = loss.jacobian(), LossWeights(1.0, 1.0, 1.0)
+    for index in range(len(parts)):
+        sums = loss.sums(index, 0, 7, torch.zeros(()))
+        loss.terms(sums, weights, jacobian)["total"].backward()
+    assert all(p.grad is not None for p in learned)
+    return [float(p.grad.double().sum()) for p in learned if p.grad is not None]
+
+
 def test_a_streamed_calibration_decides_the_same(
     small: Any, samples: list[Sample], tmp_path: Any
 ) -> None:
@@ -353,7 +369,8 @@ def test_a_streamed_calibration_decides_the_same(
         calibrator.search(list(calibrator.structure.towers), search, "epoch0")
         sites = {site.name: site.quantizer for site in calibrator.structure.sites}
         bounds = {name: [x.item() for x in (q.low, q.high)] for name, q in sites.items()}
-        found.append((calibrator.state.percentiles, calibrator.state.objective, bounds))
+        gradients = gradients_of_a_step(calibrator)
+        found.append((calibrator.state.percentiles, calibrator.state.objective, bounds, gradients))
     assert found[0] == found[1]
 
 
