@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, first_line
 from qvlm_lightning.models.find import class_at, family_for
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.nn.adapters import merged_tensors
@@ -182,7 +182,7 @@ def _read(folder: Path, name: str, reader: Callable[[Path], Any]) -> Any:
     try:
         return reader(folder / name)
     except (ValueError, SafetensorError) as error:  # wrong JSON and wrong UTF-8 are ValueErrors
-        reason = (str(error).splitlines() or ["it is empty"])[0]
+        reason = first_line(error)
         raise InputError(f"artifact {str(folder)!r} is broken: {name}: {reason}") from error
 
 
@@ -210,7 +210,7 @@ def _empty_model(family: HubFamily, weights: dict[str, Tensor]) -> nn.Module:
     try:
         model = family.empty_model(largest.dtype)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise InputError(f"artifact {family.path!r} is broken: {CONFIG}: {reason}") from error
     for name, parameter in model.named_parameters():
         if name in weights:

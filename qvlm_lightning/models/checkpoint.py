@@ -9,7 +9,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, first_line
 
 SHARD_BYTES = 2 * 1024**3
 _FORMS = (
@@ -90,7 +90,7 @@ class _Opened:
             else:
                 self._tensors = _load_bin(self.file)
         except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line(error)
             raise InputError(f"{str(self.file)!r} cannot be read: {reason}") from error
         return self
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, first_line
 from qvlm_lightning.models.checkpoint import SHARD_BYTES, WeightWriter
 from qvlm_lightning.models.original_layout import Layout, Settings, layout_of, mixture_of
 from qvlm_lightning.models.original_parts import (
@@ -180,7 +180,7 @@ def _config(
     except KeyError as error:
         raise InputError(f"the checkpoint's config.json has no {error}") from error
     except (TypeError, ValueError, StrictDataclassError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         raise InputError(f"the checkpoint's config.json cannot be used: {reason}") from error
     return made
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, first_line
 from qvlm_lightning.models.checkpoint import WeightReader
 from qvlm_lightning.models.experts import expert_groups, unfuse_experts
 from qvlm_lightning.models.family import ANSWER, PAD, PROMPT, VISION, Named, VLMFamily
@@ -251,8 +251,3 @@ def tiles_by_tokens(batch: dict[str, Tensor], image_token: int, tokens: int) -> 
     """
     counts = (batch["input_ids"] == image_token).sum(dim=1)[batch["has_image"]]
     return (counts // tokens).tolist()
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error's message, or the name of its type."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, first_line
 from qvlm_lightning.models.original_layout import Layout, Settings
 
 # Sizes of the towers that the authors refer to by name (openai/CLIP).
@@ -132,9 +132,8 @@ def read_tokenizer(folder: Path) -> Any:
         with without_warnings():  # it does not know the kind of model beside it
             return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"no usable tokenizer in {str(folder)!r} ({reason}); give a folder with a "
+            f"no usable tokenizer in {str(folder)!r} ({first_line(error)}); give a folder with a "
             "tokenizer.json with --tokenizer, or install sentencepiece to read tokenizer.model"
         ) from error
 
