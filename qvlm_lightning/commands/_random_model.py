@@ -13,8 +13,6 @@ from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.models.places import without_weights
 from qvlm_lightning.nn.shards import write_shard
 
-IMAGE, PATCHES = 3, 16
-
 
 class RandomFamily(Llava):
     """A LLaVA in a folder that has no processor."""
@@ -31,29 +29,41 @@ class RandomFamily(Llava):
         raise InputError("a random model has no processor")
 
     def _image_token_id(self) -> int:
-        return IMAGE
+        config = json.loads((Path(self.path) / "config.json").read_text(encoding="utf-8"))
+        return int(config["image_token_id" if "image_token_id" in config else "image_token_index"])
 
 
-def make_folder(folder: Path, layers: int, width: int, vocabulary: int) -> None:
-    """Write the model; no more than one layer of it is ever in memory.
+def shape_of(folder: Path, layers: int | None) -> Any:
+    """Return the configuration of a LLaVA, with another number of decoder layers if given.
 
-    Weights are normal with deviation 1 / sqrt(inputs), norms are 1, biases 0.
+    Raises:
+        InputError: the folder has no ``config.json`` of a LLaVA.
+    """
+    from transformers import LlavaConfig
+
+    path = folder / "config.json"
+    if not path.is_file():
+        raise InputError(f"shape {str(folder)!r} has no config.json; give a folder that has one")
+    kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    if kind != LlavaConfig.model_type:
+        raise InputError(f"shape {str(folder)!r} is of a {kind!r} model; allowed: 'llava'")
+    config = LlavaConfig.from_pretrained(folder)
+    config.dtype = config.text_config.dtype = config.vision_config.dtype = torch.bfloat16
+    config.text_config.num_hidden_layers = layers or config.text_config.num_hidden_layers
+    return config
+
+
+def small_shape(layers: int, width: int, vocabulary: int) -> Any:
+    """Return the configuration of a LLaVA with a tower of 4 narrow layers and 16 patches.
 
     Args:
-        folder: is made.
         layers: decoder layers.
-        width: of the decoder.
+        width: of the decoder; its MLP is 2.75 times as wide.
         vocabulary: tokens.
     """
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig
 
-    folder.mkdir(parents=True, exist_ok=True)
-    config = LlavaConfig(
+    return LlavaConfig(
         vision_config=CLIPVisionConfig(
             hidden_size=256,
             intermediate_size=1024,
@@ -74,9 +84,24 @@ def make_folder(folder: Path, layers: int, width: int, vocabulary: int) -> None:
             bos_token_id=1,
             eos_token_id=2,
         ),
-        image_token_index=IMAGE,
+        image_token_index=3,
         dtype="bfloat16",
     )
+
+
+def make_folder(folder: Path, config: Any, device: str = "cpu") -> None:
+    """Write a model; no more than one layer of it is ever in memory.
+
+    Weights are normal with deviation 1 / sqrt(inputs), norms are 1, biases 0.
+
+    Args:
+        folder: is made.
+        config: of a LLaVA.
+        device: where numbers are drawn; each kind draws its own.
+    """
+    from transformers import LlavaForConditionalGeneration
+
+    folder.mkdir(parents=True, exist_ok=True)
     model = without_weights(
         lambda: LlavaForConditionalGeneration._from_config(config, dtype=torch.bfloat16),
         str(folder),
@@ -88,7 +113,7 @@ def make_folder(folder: Path, layers: int, width: int, vocabulary: int) -> None:
         parts.setdefault(part, {})[name] = (value.dtype, tuple(value.shape))
     where: dict[str, str] = {}
     for number, (part, tensors) in enumerate(sorted(parts.items())):
-        generator = torch.Generator().manual_seed(number)
+        generator = torch.Generator(device).manual_seed(number)
 
         def draw(
             name: str,
@@ -99,7 +124,8 @@ def make_folder(folder: Path, layers: int, width: int, vocabulary: int) -> None:
             if len(shape) < 2:
                 return torch.full(shape, float(not name.endswith("bias")), dtype=dtype)
             deviation = 1.0 if "embed" in name else 1 / math.sqrt(math.prod(shape[1:]))
-            return (torch.randn(shape, generator=generator) * deviation).to(dtype)
+            drawn = torch.randn(shape, generator=generator, device=device)
+            return (drawn * deviation).to("cpu", dtype)
 
         write_shard(folder / f"{part}.safetensors", tensors, draw)
         where |= dict.fromkeys(tensors, f"{part}.safetensors")
@@ -108,18 +134,33 @@ def make_folder(folder: Path, layers: int, width: int, vocabulary: int) -> None:
     config.save_pretrained(folder)  # last: its presence says that the folder is complete
 
 
-def make_batch(pairs: int, tokens: int, vocabulary: int) -> dict[str, Tensor]:
-    """Return random pairs: an image, then words; all of one length."""
+def make_batches(pairs: int, batch_size: int, tokens: int, config: Any) -> list[dict[str, Tensor]]:
+    """Return random pairs in batches: an image, words, an answer; all of one length.
+
+    Raises:
+        InputError: there is no room for words behind the image.
+    """
+    image, vision = config.image_token_index, config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2
+    if tokens < patches + 16:
+        raise InputError(
+            f"{tokens} tokens is not allowed; at least {patches + 16}: an image has {patches}"
+        )
     generator = torch.Generator().manual_seed(0)
-    words = torch.randint(4, vocabulary, (pairs, tokens - PATCHES - 1), generator=generator)
-    start = torch.tensor([1] + [IMAGE] * PATCHES).expand(pairs, -1)
+    # words lie on one side of the image's token
+    low, high = (4, config.text_config.vocab_size) if image < 4 else (4, image)
+    words = torch.randint(low, high, (pairs, tokens - patches - 1), generator=generator)
+    start = torch.tensor([1] + [image] * patches).expand(pairs, -1)
     ids = torch.cat([start, words], dim=1)
-    return {
+    size = vision.image_size
+    whole = {
         "input_ids": ids,
         "attention_mask": torch.ones_like(ids),
-        # the last eighth is the answer
-        "labels": ids.where(torch.arange(tokens) >= tokens - tokens // 8, -100),
-        "pixel_values": torch.randn(pairs, 3, 56, 56, generator=generator),
+        # the last eighth of the words is the answer
+        "labels": ids.where(torch.arange(tokens) >= tokens - words.shape[1] // 8, -100),
+        "pixel_values": torch.randn(pairs, 3, size, size, generator=generator),
         "sample_index": torch.arange(pairs),
         "has_image": torch.ones(pairs, dtype=torch.bool),
     }
+    cuts = range(0, pairs, batch_size)
+    return [{name: x[n : n + batch_size] for name, x in whole.items()} for n in cuts]

@@ -19,26 +19,32 @@ if TYPE_CHECKING:
 class Options:
     """What ``qvlm streaming`` takes."""
 
-    layers: int = 24
-    """Decoder layers."""
+    shape: Path | None = None
+    """Folder with the ``config.json`` of a LLaVA (configs/models/shapes/llava-1.5-7b)."""
+    layers: int | None = None
+    """Decoder layers; default those of the shape, or 24."""
     width: int = 2048
-    """Of the hidden states; the MLP is 2.75 times as wide."""
+    """Of the decoder without a shape; the MLP is 2.75 times as wide."""
     vocabulary: int = 32000
-    """Tokens of the embedding and of the output head."""
+    """Tokens without a shape."""
     pairs: int = 8
     """Calibration pairs."""
     search_pairs: int = 8
     """The first of them, used by the search."""
+    batch_size: int = 8
+    """Pairs of a batch."""
     tokens: int = 160
-    """Tokens per pair, 16 of them for the image."""
+    """Tokens per pair, those of the image included (16 without a shape)."""
     method: str = "cdm"
     """``rtn``, ``sequential`` or ``cdm``."""
     max_depth: int = 3
     """Most layers in a block, for ``cdm``."""
     steps: int = 0
-    """Of visual-encoder optimisation after the search, all pairs in each."""
+    """Of visual-encoder optimisation after the search, a batch each."""
     activation_checkpointing: bool = False
     """For the steps of a model in memory: run layers again for the backward pass."""
+    device: str = "cpu"
+    """Where layers run: ``cpu`` or ``cuda``."""
     scheme: str = "w4a4"
     """Widths."""
     streaming: bool = True
@@ -51,7 +57,15 @@ class Options:
 
 def main(argv: list[str]) -> int:
     """Make a random bfloat16 LLaVA, calibrate it and print peak memory and seconds per layer."""
+    import torch
     from jsonargparse import ArgumentParser
+
+    from qvlm_lightning.commands._random_model import (
+        make_batches,
+        make_folder,
+        shape_of,
+        small_shape,
+    )
 
     parser = ArgumentParser(prog="qvlm streaming", description=main.__doc__)
     parser.add_class_arguments(Options, None)
@@ -62,20 +76,27 @@ def main(argv: list[str]) -> int:
         raise InputError(f"search_pairs is {options.search_pairs}; allowed: 1 to {options.pairs}")
     if options.steps < 0:
         raise InputError(f"steps is {options.steps}; allowed: 0 or more")
-    if options.width % 128 or options.tokens < 32:
-        raise InputError("width must be a multiple of 128, and tokens at least 32")
-    folder = options.folder / f"{options.layers}x{options.width}"
+    if options.width % 128:
+        raise InputError(f"width is {options.width}; allowed: multiples of 128")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda', but there is no such device here; allowed: cpu")
+    if options.shape is None:
+        config = small_shape(options.layers or 24, options.width, options.vocabulary)
+    else:
+        config = shape_of(options.shape, options.layers)
+    sizes = (options.pairs, options.batch_size, options.tokens, config)
+    batches, search = make_batches(*sizes), make_batches(options.search_pairs, *sizes[1:])
+    text = config.text_config
+    folder = options.folder / f"{text.num_hidden_layers}x{text.hidden_size}"
     if not (folder / "config.json").is_file():
-        from qvlm_lightning.commands._random_model import make_folder
-
-        sizes = (folder, options.layers, options.width, options.vocabulary)
         # in a process of its own, so that its memory is not ours
-        child = get_context("spawn").Process(target=make_folder, args=sizes)
+        given = (folder, config, options.device)
+        child = get_context("spawn").Process(target=make_folder, args=given)
         child.start()
         child.join()
         if child.exitcode:
             raise InputError(f"the random model could not be made in {str(folder)!r}")
-    figures = measure(options, folder)
+    figures = measure(options, folder, batches, search)
     print(json.dumps(figures, indent=1))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -83,10 +104,19 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def measure(options: Options, folder: Path) -> dict[str, Any]:
+def measure(
+    options: Options, folder: Path, batches: list[Any], search: list[Any]
+) -> dict[str, Any]:
     """Calibrate and return the figures.
 
-    Memory is the peak resident set of this process, less what it was after all imports.
+    Memory is the peak resident set of this process, less what it was after all imports, and that of
+    the tensors on the device.
+
+    Args:
+        options: of the verb.
+        folder: of the model.
+        batches: calibration pairs.
+        search: those of them that the search uses.
     """
     import torch
 
@@ -97,7 +127,7 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
     from qvlm_lightning.calibration.stream_plan import StreamPlan
     from qvlm_lightning.calibration.stream_run import open_model
     from qvlm_lightning.calibration.visual_encoder import tower_parameters
-    from qvlm_lightning.commands._random_model import RandomFamily, make_batch
+    from qvlm_lightning.commands._random_model import RandomFamily
     from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
     from qvlm_lightning.methods.base import Method
     from qvlm_lightning.methods.proxies import ConditionalEntropy
@@ -109,20 +139,22 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
     with torch.device("meta"):
         family.empty_model(torch.bfloat16)  # imports what transformers imports late
     baseline = _peak()
-    batches = [make_batch(options.pairs, options.tokens, options.vocabulary)]
-    search = [{n: x[: options.search_pairs] for n, x in batch.items()} for batch in batches]
     seconds: dict[str, float] = {}
     clock = time.perf_counter()
 
     def lap(name: str) -> None:
         nonlocal clock
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         now = time.perf_counter()
         seconds[name], clock = now - clock, now
 
     model: Any
-    device = torch.device("cpu")
-    loaded = open_model(family, device) if options.streaming else (family.load_model(), None)
-    model, weights = loaded
+    device, weights = torch.device(options.device), None
+    if options.streaming:
+        model, weights = open_model(family, device)
+    else:
+        model = family.load_model().to(device)
     scheme = Scheme.parse(options.scheme)
     calibrator = Calibrator(model, family, scheme, batches, search, weights=weights)
     lap("open")
@@ -130,7 +162,8 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
     depth = options.max_depth if options.method == "cdm" else 1
     if isinstance(passes, StreamedModel):
         partitions = options.method == "cdm"
-        plan = StreamPlan(calibrator, passes, depth, partitions, method, options.steps)
+        epochs = -(-options.steps // len(batches))
+        plan = StreamPlan(calibrator, passes, depth, partitions, method, epochs)
         print("\n".join(plan.lines()), flush=True)
         passes.timed = plan.timed
     calibrator.collect(method.percentiles if options.streaming else None)
@@ -160,6 +193,7 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
         "model_bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
         "baseline_bytes": baseline,
         "peak_bytes_above_baseline": _peak() - baseline,
+        "device_peak_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
         "seconds": seconds,
         "seconds_total": sum(seconds.values()),
         "cpu_seconds": sum(resource.getrusage(resource.RUSAGE_SELF)[:2]),
@@ -169,7 +203,9 @@ def measure(options: Options, folder: Path) -> dict[str, Any]:
         "percentiles": state.percentiles,
         "learned": [float(p.double().sum()) for p in tower_parameters(calibrator.structure)],
         "threads": torch.get_num_threads(),
-        "machine": platform.processor() or platform.machine(),
+        "machine": torch.cuda.get_device_name()
+        if device.type == "cuda"
+        else platform.processor() or platform.machine(),
         "torch": torch.__version__,
     }
 
@@ -191,7 +227,7 @@ def optimise(calibrator: "Calibrator", steps: int) -> None:
     optimizer = torch.optim.AdamW(learned, lr=1e-2, weight_decay=0.0)
     for step in range(steps):
         index = step % len(batches)
-        sums = loss.sums(index, 0, step, torch.zeros(()))
+        sums = loss.sums(index, 0, step, torch.zeros((), device=calibrator.device))
         optimizer.zero_grad()
         loss.terms(sums, LossWeights(), jacobian)["total"].backward()
         optimizer.step()

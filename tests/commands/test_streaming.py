@@ -9,9 +9,17 @@ from typing import Any
 import pytest
 import torch
 
-from qvlm_lightning.commands._random_model import RandomFamily, make_batch, make_folder
+from qvlm_lightning.commands._random_model import (
+    RandomFamily,
+    make_batches,
+    make_folder,
+    shape_of,
+    small_shape,
+)
 from qvlm_lightning.commands.streaming import main
 from qvlm_lightning.errors import InputError
+
+SHAPES = Path(__file__).parents[2] / "configs" / "models" / "shapes"
 
 
 def run(tmp_path: Path, **options: Any) -> dict[str, Any]:
@@ -25,10 +33,13 @@ def run(tmp_path: Path, **options: Any) -> dict[str, Any]:
 
 
 def test_the_folder_is_a_model_that_transformers_loads(tmp_path):
-    make_folder(tmp_path, layers=2, width=128, vocabulary=50)
+    config = small_shape(layers=2, width=128, vocabulary=50)
+    make_folder(tmp_path, config)
     model = RandomFamily(str(tmp_path)).load_model()
     assert len(list(tmp_path.glob("layer-*.safetensors"))) == 2
-    batch = make_batch(pairs=2, tokens=40, vocabulary=50)
+    batch, last = make_batches(pairs=3, batch_size=2, tokens=40, config=config)
+    assert [len(x["sample_index"]) for x in (batch, last)] == [2, 1]
+    assert batch["labels"][0].ne(-100).sum() == 2  # an eighth of 40 - 17 words
     inputs = {n: x for n, x in batch.items() if n not in ("sample_index", "has_image")}
     inputs["pixel_values"] = inputs["pixel_values"].to(torch.bfloat16)
     logits = model(**inputs).logits
@@ -37,16 +48,30 @@ def test_the_folder_is_a_model_that_transformers_loads(tmp_path):
     assert logits.std() > 0.1
 
 
+def test_a_shape_is_taken_from_its_config(tmp_path):
+    config = shape_of(SHAPES / "llava-1.5-7b", layers=2)
+    assert (config.text_config.hidden_size, config.text_config.num_hidden_layers) == (4096, 2)
+    (batch,) = make_batches(pairs=1, batch_size=8, tokens=640, config=config)
+    assert batch["input_ids"].eq(config.image_token_index).sum() == 576
+    assert batch["pixel_values"].shape == (1, 3, 336, 336)
+    assert str(config.dtype) == "torch.bfloat16"
+
+
 @pytest.mark.parametrize(
     ("option", "complaint"),
     [
         ("--method=veo", "allowed: rtn, sequential, cdm"),
         ("--search_pairs=9", "allowed: 1 to 8"),
-        ("--width=100", "multiple of 128"),
+        ("--width=100", "width is 100; allowed: multiples of 128"),
+        ("--tokens=20", "20 tokens is not allowed; at least 32"),
+        ("--device=cuda", "no such device here; allowed: cpu"),
+        ("--shape=nowhere", "'nowhere' has no config.json"),
+        (f"--shape={SHAPES / 'qwen2.5-vl-7b'}", "is of a 'qwen2_5_vl' model; allowed: 'llava'"),
         ("--steps=-1", "steps is -1; allowed: 0 or more"),
     ],
 )
-def test_faults_are_one_sentence(option, complaint):
+def test_faults_are_one_sentence(option, complaint, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=complaint):
         main([option])
 
@@ -54,7 +79,7 @@ def test_faults_are_one_sentence(option, complaint):
 @pytest.mark.slow
 def test_memory_is_flat_in_the_layers_and_percentiles_are_those_in_memory(tmp_path):
     """Wide layers, so that one more of them would be seen."""
-    sizes = {"width": 768, "tokens": 64, "pairs": 2, "search_pairs": 1, "method": "sequential"}
+    sizes = {"width": 1024, "pairs": 4, "search_pairs": 2, "method": "sequential"}
     few, many = (run(tmp_path, layers=n, **sizes) for n in (6, 24))
     assert many["model_bytes"] > 3 * few["model_bytes"]
     peaks = [x["peak_bytes_above_baseline"] for x in (few, many)]
