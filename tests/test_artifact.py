@@ -107,7 +107,10 @@ def test_x6_holds_with_adapters_merged_into_the_weights(tmp_path, questions, tra
     model, structure = calibrate(scheme)
     with torch.no_grad():
         before = model(**questions).logits
-        add_lora(structure, rank=2, seed=0) if train == "lora" else add_norm_shifts(structure)
+        if train == "lora":
+            add_lora(structure, rank=2, seed=0, device=model.device)
+        else:
+            add_norm_shifts(structure, model.device)
         for name, parameter in model.named_parameters():
             if ".adapter." in name:
                 parameter.add_(0.05 * torch.randn_like(parameter))

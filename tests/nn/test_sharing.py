@@ -211,7 +211,7 @@ def test_a_change_of_an_adapter_is_seen(quantized):
     _, structure = quantized()
     layer = structure.towers["vision"].sites[0].leader
     before = layer.quantized_weight()
-    add_lora(structure, rank=2, seed=0)
+    add_lora(structure, rank=2, seed=0, device=layer.weight.device)
     assert torch.equal(layer.quantized_weight(), before), "a low-rank update starts at 0"
     with torch.no_grad():
         layer.adapter.b.fill_(1.0)
