@@ -49,7 +49,7 @@ def prepare(module: Any, passes: StreamedModel, trainer: Any) -> None:
         trainer: tells the run folder, the callbacks and who speaks.
     """
     if module.streaming == "disk":
-        passes.spill = Path(trainer.default_root_dir) / "hidden"
+        passes.spill = Path(trainer.default_root_dir)  # unlinked once mapped
     if trainer.is_global_zero:
         depths = [c.options["max_depth"] for c in trainer.callbacks if hasattr(c, "options")]
         methods = [c.method for c in trainer.callbacks if hasattr(c, "method")]

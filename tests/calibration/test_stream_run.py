@@ -54,6 +54,19 @@ def test_the_artifact_is_that_of_the_model_in_memory(runs):
     assert load_artifact(runs["true"] / "artifact").structure.enabled()["language"]
 
 
+def test_hidden_states_on_disk_leave_nothing_in_the_run_folder(runs, tmp_path):
+    fit(tmp_path / "disk", "sequential", "disk")
+    left, others = (
+        {p.relative_to(root) for p in root.rglob("*") if ".tfevents." not in p.name}
+        for root in (tmp_path / "disk", runs["true"])
+    )
+    assert left == others
+    one, other = (
+        root / "artifact" / "quantizers.safetensors" for root in (tmp_path / "disk", runs["true"])
+    )
+    assert one.read_bytes() == other.read_bytes()
+
+
 def test_a_checkpoint_made_in_memory_reaches_a_streamed_model(runs):
     """Lightning, which would load it, does not see the model."""
     checkpoint = torch.load(runs["false"] / "checkpoints" / "last.ckpt", weights_only=True)
