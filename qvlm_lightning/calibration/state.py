@@ -55,9 +55,12 @@ class CalibrationState:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees either the old file or the whole new one."""
+    """Write JSON so that a reader sees either the old file or the whole new one.
+
+    What a killed process had written of it is overwritten.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.part")
+    scratch = path.with_name(f".{path.name}.part")
     with scratch.open("w", encoding="utf-8") as file:
         json.dump(value, file, indent=1)
         file.write("\n")
