@@ -474,6 +474,12 @@ def small(request: pytest.FixtureRequest) -> Small:
 
 
 @pytest.fixture
+def make_small() -> Callable[[str], Small]:
+    """Make the parts of a small model of one family."""
+    return lambda kind: BUILDERS[kind]()
+
+
+@pytest.fixture
 def kind(request: pytest.FixtureRequest) -> str:
     """Name of the builder that made ``small``."""
     return request.node.callspec.params["small"]
