@@ -156,7 +156,7 @@ def load_artifact(path: str | Path) -> Artifact:
     model = _empty_model(family, weights)
     try:
         scheme = Scheme.from_dict(manifest.get("scheme"))
-        structure = quantize_model(model, family, scheme)
+        structure = quantize_model(model, family, scheme, accepted=True)
     except InputError as error:
         raise InputError(f"artifact {str(path)!r} is broken: {error}") from error
     _fill(model, weights | quantizers, folder)

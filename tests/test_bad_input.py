@@ -78,7 +78,7 @@ def overlay(folder: Path, text: str) -> str:
         ("--model.scheme.vision.activation_bits=9", "activation_bits 9 is not allowed; 2 to 8"),
         ("--model.scheme.projector.weight_bits=four", "weight_bits: expected int, got four"),
         ("--model.scheme.activation_mode=magic", "'static_tensor', 'static_channel', 'dynamic"),
-        ("--model.scheme.group_size=7", "group_fallback"),
+        ("--model.scheme.group_size=7", "divides the inputs of no quantized Linear layer"),
         ('--model.scheme.ignore=["no_such_layer"]', "'no_such_layer' matches no Linear"),
         ('--model.scheme.ignore=["("]', "'(' is no regular expression"),
         ("--model.every_n_epochs=0", "every_n_epochs 0"),

@@ -253,7 +253,10 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "search pairs": ({"search_pairs": 5}, "search_pairs is 5"),
     "batch size": ({"batch_size": 0}, "batch_size is 0"),
     "ignore": ({"scheme": Scheme.parse("w4a4", ignore=("qkv",))}, "'qkv' matches no Linear layer"),
-    "group": ({"scheme": Scheme.parse("w4a4", group_size=5)}, "group_size 5 does not divide"),
+    "group": (
+        {"scheme": Scheme.parse("w4a4", group_size=5)},
+        "group_size 5 divides the inputs of no",
+    ),
 }
 
 

@@ -21,7 +21,11 @@ _ROUTER = "router of experts, kept in full precision"
 
 
 def quantize_model(
-    model: nn.Module, family: VLMFamily, scheme: Scheme, device: torch.device | None = None
+    model: nn.Module,
+    family: VLMFamily,
+    scheme: Scheme,
+    device: torch.device | None = None,
+    accepted: bool = False,
 ) -> Structure:
     """Swap the Linear layers of tower, projector and decoder for :class:`QuantLinear`; quantizers
     stay off.
@@ -31,6 +35,8 @@ def quantize_model(
         family: names the parts.
         scheme: widths per part, activation mode, groups and the ignore list.
         device: of the quantizers; default that of the weights, which may be missing (meta).
+        accepted: the scheme is that of an artifact: a group size without any effect, which used to
+            be allowed, does not keep it from loading.
 
     Returns:
         The towers with their sites, the names of the quantized modules (-> part) and of the ignored
@@ -38,8 +44,8 @@ def quantize_model(
 
     Raises:
         InputError: a module holds weights but is not a plain Linear layer, an ignore pattern
-            matches
-            nothing, a group size does not divide, or nothing is left to quantize.
+            matches nothing, a group size divides no layer (with ``group_fallback: error``, not
+            every one), or nothing is left to quantize.
     """
     layers = {
         "vision": family.vision_layers(model),
@@ -66,6 +72,8 @@ def quantize_model(
         raise InputError(
             "the scheme leaves nothing to quantize: every part is at 16 bits or ignored"
         )
+    if not accepted:
+        _check_groups(model, scheme, structure)
     # only now, so that a refused model is left as it was
     for part, unit, plan in plans:
         unit.sites = [
@@ -156,6 +164,23 @@ def _group(scheme: Scheme, part: str, name: str, linear: nn.Linear) -> int | Non
         return scheme.weight_groups(linear.in_features)
     except InputError as error:
         raise InputError(f"{name}: {error}") from error
+
+
+def _check_groups(model: nn.Module, scheme: Scheme, structure: Structure) -> None:
+    """Refuse a group size that would leave one scale per output channel everywhere."""
+    widths: set[int] = set()
+    for name, part in structure.quantized.items():
+        if scheme.part(part).weight_bits < OFF:
+            linear = model.get_submodule(name)
+            assert isinstance(linear, nn.Linear)
+            widths.add(linear.in_features)
+    size = scheme.group_size
+    if size is not None and widths and all(width % size for width in widths):
+        seen = ", ".join(map(str, sorted(widths)))
+        raise InputError(
+            f"group_size {size} divides the inputs of no quantized Linear layer; the layers have "
+            f"{seen} inputs, choose a divisor"
+        )
 
 
 def _route(family: VLMFamily, unit: Unit, linear: str, site_name: str) -> Route | None:

@@ -68,9 +68,9 @@ class Scheme:
     """Symmetric weight codes around 0 instead of asymmetric ones with a zero point."""
     group_size: int | None = None
     """Inputs that share a weight scale; none: one scale per output channel."""
-    group_fallback: GroupFallback = "error"
-    """When the group size does not divide a layer's inputs: ``error``, or one scale per output
-    ``channel`` in that layer."""
+    group_fallback: GroupFallback = "channel"
+    """When the group size does not divide a layer's inputs: one scale per output ``channel`` in
+    that layer, with a note, or ``error``. A size that divides no layer is always an error."""
     ignore: tuple[str, ...] = ()
     """Regular expressions, searched in module names; what matches stays in full precision."""
 
@@ -135,7 +135,8 @@ class Scheme:
             in_features: inputs of the layer.
 
         Raises:
-            InputError: the group size does not divide the inputs and no fallback is chosen.
+            InputError: the group size does not divide the inputs and ``group_fallback`` is
+                ``error``.
         """
         if self.group_size is None or in_features % self.group_size == 0:
             return self.group_size

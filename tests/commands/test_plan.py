@@ -160,7 +160,12 @@ def test_every_preset_has_its_plan() -> None:
         (["--tokens=many"], "invalid int value: 'many'; --help tells"),
         (["--device-gib=-1"], "--device-gib -1.0 is not allowed"),
         (["--model.family.path=./nowhere"], "'./nowhere' has no config.json"),
-        (["--model.scheme.group_size=96"], "group_size 96 does not divide 1024 inputs"),
+        (["--model.scheme.group_size=96"], "group_size 96 divides the inputs of no quantized"),
+        (["--model.scheme.group_size=96"], "the layers have 1024, 4096, 11008 inputs"),
+        (
+            ["--model.scheme.group_size=2048", "--model.scheme.group_fallback=error"],
+            "group_size 2048 does not divide 1024 inputs",
+        ),
         (["--model.scheme.language.weight_bits=1"], "weight_bits 1 is not allowed; 2 to 8, or 16"),
         (['--model.scheme.ignore=["nothing_of_it"]'], "'nothing_of_it' matches no Linear"),
         (["--nonsense=1"], "--nonsense=1; --help lists what is allowed"),

@@ -147,7 +147,13 @@ def test_fused_experts_of_a_part_at_sixteen_bits_are_left(config, build, family,
 
 
 @pytest.mark.parametrize(
-    "options", [{"group_size": 16}, {"ignore": ("q_porj",)}], ids=["group", "ignore"]
+    "options",
+    [
+        {"group_size": 16, "group_fallback": "error"},
+        {"group_size": 5},
+        {"ignore": ("q_porj",)},
+    ],
+    ids=["group", "no group", "ignore"],
 )
 def test_a_refused_model_is_left_as_it_was(config, build, family, options):
     model = build(config())
@@ -166,13 +172,38 @@ def test_a_quantized_model_is_not_quantized_again(quantized, family):
 # --- groups ---------------------------------------------------------------------------------------
 
 
-def test_a_group_size_that_does_not_divide_is_refused_with_the_way_out(config, build, family):
+def test_a_group_size_that_does_not_divide_is_refused_on_request(config, build, family):
+    scheme = Scheme.parse("w4a4", group_size=16, group_fallback="error")
     with pytest.raises(InputError, match=r"linear_2: group_size 16 does not divide 24.*fallback"):
-        quantize_model(build(config()), family, Scheme.parse("w4a4", group_size=16))
+        quantize_model(build(config()), family, scheme)
+
+
+def test_a_group_size_that_divides_no_layer_is_refused_with_the_widths(config, build, family):
+    message = r"^group_size 7 .* no quantized Linear layer; the layers have 16, 24, 32, 48 inputs"
+    with pytest.raises(InputError, match=message):
+        quantize_model(build(config()), family, Scheme.parse("w4a4", group_size=7))
+
+
+def test_only_layers_with_quantized_weights_count_for_the_groups(config, build, family):
+    """32 divides inputs of the tower alone, whose weights stay at 16 bits."""
+    parts = {"vision": PartScheme(16, 4), "language": PartScheme(4, 16)}
+    message = r"group_size 32 .* the layers have 16, 24, 48 inputs"
+    with pytest.raises(InputError, match=message):
+        quantize_model(build(config()), family, Scheme(**parts, group_size=32))
+
+
+def test_a_group_size_without_effect_that_was_once_accepted_still_means_channels(
+    config, build, family
+):
+    scheme = Scheme.parse("w4a4", group_size=7, group_fallback="channel")
+    structure = quantize_model(build(config()), family, scheme, accepted=True)
+    layers = {name: x for s in structure.sites for name, x in s.linears.items()}
+    assert {layer.group_size for layer in layers.values()} == {None}
+    assert len(structure.notes) == len(layers)
 
 
 def test_fallback_from_groups_to_channels_is_noted_for_each_layer(quantized, inputs):
-    model, structure = quantized(Scheme.parse("w4a4", group_size=16, group_fallback="channel"))
+    model, structure = quantized(Scheme.parse("w4a4", group_size=16))
     for name, layer in of_type(model, QuantLinear).items():
         noted = [note for note in structure.notes if note.startswith(f"{name}: ")]
         assert layer.group_size == (None if layer.in_features % 16 else 16)

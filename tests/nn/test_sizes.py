@@ -98,7 +98,7 @@ def test_only_the_language_model() -> None:
 
 
 def test_groups_have_a_scale_each_and_fall_back_per_channel() -> None:
-    scheme = Scheme.parse("w4a4", group_size=128, group_fallback="channel", weight_symmetric=True)
+    scheme = Scheme.parse("w4a4", group_size=128, weight_symmetric=True)
     found = sizes("qwen2.5-vl-7b", scheme)["vision"]
     layer = 3840 * 10 + 1280 * 10 + 2 * 3420 * 10 + 1280  # 3420 inputs: one scale per channel
     assert found.scales == 32 * layer * 2
