@@ -51,10 +51,12 @@ class VLMFamily(ABC):
 
     def streamed(self) -> tuple[nn.Module, dict[str, tuple[Path, str]]]:
         """Return a model without weights, in ``eval()`` mode and frozen, and by the name of every
-        weight the safetensors file and the key in it that hold it.
+        weight the safetensors file and the key in it that hold it; one that no file needs to hold
+        is in the model.
 
         Raises:
-            InputError: models of this family cannot be read layer by layer.
+            InputError: models of this family cannot be read layer by layer, or the files lack a
+                weight.
         """
         raise InputError(
             f"{type(self).__name__} cannot be streamed; give a model in a folder, or streaming: "
@@ -164,14 +166,14 @@ class VLMFamily(ABC):
 
         Args:
             model: in full precision.
-            sample: gives every n-th element of a flattened weight, called with its name and n, for
-                a model without weights.
+            sample: gives every n-th element of a flattened weight that is not in the model, called
+                with its name and n.
         """
         digest = hashlib.sha256(json.dumps(self.describe(), sort_keys=True, default=str).encode())
         for name, parameter in model.named_parameters():
             flat = parameter.detach().reshape(-1)
             stride = max(1, flat.numel() // 64)
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            some = sample(name, stride) if sample else flat[::stride]
+            some = sample(name, stride) if sample and flat.is_meta else flat[::stride]
             digest.update(some.to(torch.float32).cpu().numpy().tobytes())
         return digest.hexdigest()[:16]

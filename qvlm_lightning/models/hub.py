@@ -76,7 +76,7 @@ class HubFamily(VLMFamily):
             if isinstance(error, SafetensorError) and Path(self.path).is_dir():
                 WeightReader(Path(self.path))  # names the file that is broken
             raise InputError(self._unusable(error)) from error
-        self._check_complete(model, found["missing_keys"])
+        self._complete(model, found["missing_keys"])
         unfuse_experts(model)
         return model.eval().requires_grad_(False)
 
@@ -88,12 +88,20 @@ class HubFamily(VLMFamily):
             self.path, dtype=dtype, output_loading_info=True
         )
 
-    def _check_complete(self, model: nn.Module, missing: Iterable[str]) -> None:
-        """Refuse a checkpoint without weights that matter: transformers draws those at random."""
-        lost = [f"{name}." for name, _, _ in self.unreachable_layers(model)]
-        needed = sorted(name for name in missing if not name.startswith(tuple(lost)))
+    def _complete(self, model: nn.Module, missing: Iterable[str]) -> None:
+        """Refuse a checkpoint without weights that matter, and put 0 for those that do not, which
+        transformers draws at random.
+        """
+        lost = tuple(f"{name}." for name, _, _ in self.unreachable_layers(model))
+        needed = sorted(name for name in missing if not name.startswith(lost))
         if needed:
             raise InputError(f"{self.path!r} lacks {len(needed)} weights, such as {needed[0]!r}")
+        for name in missing:
+            path, _, own = name.rpartition(".")
+            owner = model.get_submodule(path)
+            zeros = torch.zeros_like(getattr(owner, own), device="cpu")
+            held = own in owner._parameters
+            setattr(owner, own, nn.Parameter(zeros, requires_grad=False) if held else zeros)
 
     def _unusable(self, error: Exception) -> str:
         reason = first_line(error)
@@ -104,7 +112,9 @@ class HubFamily(VLMFamily):
     def streamed(self) -> tuple[nn.Module, dict[str, Place]]:
         """Build the model without weights and find them (see :class:`VLMFamily`)."""
         model = self.weightless()
-        return model, weight_places(model, self.path)
+        places = weight_places(model, self.path)
+        self._complete(model, model.state_dict().keys() - places.keys())
+        return model, places
 
     def weightless(self) -> nn.Module:
         """Return the frozen model without weights; a ``config.json`` is all that is read.

@@ -41,15 +41,15 @@ def weight_places(model: Any, path: str) -> dict[str, Place]:
     """Return by name in ``model`` the file and the key under which a checkpoint holds it.
 
     Names change between a checkpoint and a model; which way, transformers says itself. Tied
-    parameters have the same place.
+    parameters have the same place; what the checkpoint lacks has none.
 
     Args:
         model: of transformers, with or without weights.
         path: its folder, or a repository id on the hub.
 
     Raises:
-        InputError: the checkpoint is not in safetensors, lacks a weight, or holds one that is
-            computed from several on loading.
+        InputError: the checkpoint is not in safetensors, or holds a weight that is computed from
+            several on loading.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import (
@@ -88,8 +88,6 @@ def weight_places(model: Any, path: str) -> dict[str, Place]:
                 f"weight {name} is made from {computed[name]} and others when the model is loaded; "
                 "streaming reads only weights that are stored as they are used"
             )
-        else:
-            raise InputError(f"{path!r} lacks the weight {name}")
     return places
 
 

@@ -21,9 +21,9 @@ class StreamedWeights:
     """Parameters that lie in files until somebody needs them.
 
     Args:
-        model: its parameters are on the meta device, its buffers are not; buffers that the files
-            hold are filled at once.
-        shards: hold every parameter by its name in ``model``.
+        model: its parameters are on the meta device, except those that stay in place; its buffers
+            are not, and those that the files hold are filled at once.
+        shards: hold every parameter on the meta device by its name in ``model``.
         device: where parameters come to lie.
 
     Raises:
@@ -33,9 +33,12 @@ class StreamedWeights:
     def __init__(self, model: nn.Module, shards: Shards, device: torch.device) -> None:
         _keep_tensors_off_the_heap()
         self.model, self.shards, self.device = model, shards, device
-        self.dtypes = {n: p.dtype for n, p in model.named_parameters(remove_duplicate=False)}
+        named = dict(model.named_parameters(remove_duplicate=False))
+        self.dtypes = {name: p.dtype for name, p in named.items() if p.is_meta}
         for name, value in model.state_dict().items():
             entry = shards.entries.get(name)
+            if entry is None and not value.is_meta:
+                continue
             if entry is None or entry.shape != tuple(value.shape):
                 found = "is missing" if entry is None else f"has shape {list(entry.shape)}"
                 raise InputError(
@@ -44,6 +47,9 @@ class StreamedWeights:
         for name, buffer in model.named_buffers():
             if name in shards.entries:
                 buffer.copy_(shards.read(name))
+        for parameter in named.values():
+            if not parameter.is_meta:
+                parameter.data = parameter.data.to(device)
         for module in model.modules():
             for name, held in module._buffers.items():
                 if held is not None:

@@ -161,15 +161,22 @@ def test_noise_of_every_layer_is_that_in_memory(folder, toy_batches):
     assert len(found[0]) == len(linears)
 
 
-def test_the_exported_weights_are_the_same_file(folder, toy_batches, tmp_path):
+@pytest.mark.parametrize("lost", ["nothing", "encoder.layers.2."])  # cannot reach the output
+def test_the_exported_weights_are_the_same_file(build, toy_batches, tmp_path, lost):
     from safetensors.torch import save_file
 
+    model, folder = build(), tmp_path / "model"
+    kept = {name: x for name, x in model.state_dict().items() if lost not in name}
+    model.save_pretrained(folder, state_dict=kept)
     streamed, whole = (calibrate(folder, toy_batches, on, MinMax()) for on in (True, False))
     tensors, weights = split_state(whole.model)
     save_file(weights, tmp_path / "whole.safetensors", metadata={"format": "pt"})
     path = tmp_path / "streamed.safetensors"
     copied = copy_weights(path, streamed.model, streamed.passes.weights)
     assert path.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert streamed.fingerprint == whole.fingerprint
+    zeros = [name for name, x in weights.items() if name.endswith(".weight") and x.eq(0).all()]
+    assert len(zeros) == (0 if lost == "nothing" else 8)
     assert copied.keys() == tensors.keys()
     assert all(torch.equal(copied[name], tensors[name]) for name in tensors)
 

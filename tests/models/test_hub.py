@@ -33,18 +33,33 @@ def drop(folder: Path, part: str) -> None:
     save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_a_missing_weight_is_named_and_not_drawn_at_random(folder: Path) -> None:
+@pytest.mark.parametrize("read", [Llava.load_model, Llava.streamed])
+def test_a_missing_weight_is_named_and_not_drawn_at_random(folder: Path, read: Any) -> None:
     drop(folder, "layers.1.mlp.down_proj.weight")
     with pytest.raises(InputError, match=r"lacks 1 weights, such as '\S+layers.1.mlp.down_proj"):
-        Llava(str(folder)).load_model()
+        read(Llava(str(folder)))
 
 
 def test_weights_that_cannot_reach_the_output_may_be_missing(folder: Path) -> None:
-    whole = Llava(str(folder)).load_model()
+    image = {
+        "input_ids": torch.tensor([[3, 9, 9, 9, 9, 5]]),
+        "pixel_values": torch.randn(1, 3, 16, 16),
+    }
+    family = Llava(str(folder))
+    whole = family.load_model()
+    whole.config.image_token_id = 9
+    logits = whole(**image).logits
     drop(folder, "encoder.layers.1.")
-    model = Llava(str(folder)).load_model()
-    ids = torch.tensor([[3, 4, 5]])
-    assert torch.equal(model(input_ids=ids).logits, whole(input_ids=ids).logits)
+    model, (streamed, places) = family.load_model(), family.streamed()
+    model.config.image_token_id = 9
+    assert torch.equal(model(**image).logits, logits)
+    ours, theirs = streamed.state_dict(), model.state_dict()
+    lost = {name for name in theirs if ".encoder.layers.1." in name}
+    assert lost == theirs.keys() - places.keys()
+    assert len(lost) == 16
+    for name in lost:
+        assert theirs[name].eq(0).all()
+        assert torch.equal(ours[name], theirs[name])
 
 
 def test_the_broken_one_of_several_files_is_named(folder: Path) -> None:

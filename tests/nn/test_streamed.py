@@ -71,6 +71,17 @@ def test_buffers_of_the_checkpoint_are_filled_at_once(places):
     assert model.counts.tolist() == [5, 5]
 
 
+def test_what_the_files_need_not_hold_stays_in_place(places):
+    model = empty()
+    model.first.bias = nn.Parameter(torch.ones(3), requires_grad=False)
+    del places["first.bias"]
+    weights = StreamedWeights(model, Shards(places), torch.device("cpu"))
+    assert weights.below("first") == ["first.weight"]
+    with weights.held(["first.weight", "first.bias"]):
+        assert model.first.bias.tolist() == [1, 1, 1]
+    assert model.first.bias.tolist() == [1, 1, 1]
+
+
 def test_types_are_those_of_the_model(places):
     model = empty().to(torch.bfloat16)
     weights = StreamedWeights(model, Shards(places), torch.device("cpu"))
