@@ -10,11 +10,18 @@ import torch
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.entries import Entry, choose_reference
 from qvlm_lightning.evaluation.predictions import COLUMNS, Predictions
-from qvlm_lightning.evaluation.report import Row, units
+from qvlm_lightning.evaluation.rows import (
+    Row,
+    difference,
+    figure,
+    mean,
+    rate,
+    right_or_wrong,
+    score,
+    units,
+)
 from qvlm_lightning.metrics.divergence import answer_kl
 from qvlm_lightning.metrics.grouped import OVERALL
-from qvlm_lightning.metrics.intervals import bootstrap_interval, score_difference, wilson_interval
-from qvlm_lightning.metrics.target import WHOLE
 
 _PART = 512
 
@@ -109,9 +116,10 @@ def _own(answered: Predictions) -> Iterator[Row]:
     points = np.array(answered.points)
     failed = np.array([parsed is None for parsed in answered.parsed])
     for group, places in _places(answered):
-        yield _score(group, units(points, answered.clusters, places))
-        yield _rate(group, "parse_failures", failed[places])
-    yield _row(OVERALL, "seconds", answered.seconds, None, len(answered.ids))
+        counted = units(points, answered.clusters, places)
+        yield _of(group, score("score", counted, right_or_wrong(counted)))
+        yield _of(group, rate("parse_failures", failed[places]))
+    yield _of(OVERALL, figure("seconds", answered.seconds, None, len(answered.ids)))
 
 
 def _paired(answered: Predictions, reference: Predictions) -> Iterator[Row]:
@@ -119,12 +127,9 @@ def _paired(answered: Predictions, reference: Predictions) -> Iterator[Row]:
     pairs = zip(answered.parsed, reference.parsed, strict=True)
     same = np.array([a == b for a, b in pairs])
     for group, places in _places(answered):
-        yield _difference(
-            group,
-            units(mine, answered.clusters, places),
-            units(theirs, answered.clusters, places),
-        )
-        yield _rate(group, "agreement", same[places])
+        counted, other = (units(x, answered.clusters, places) for x in (mine, theirs))
+        yield _of(group, difference("difference", counted, other))
+        yield _of(group, rate("agreement", same[places]))
     # log-probabilities of models with other weights are over other vocabularies, or mean nothing
     if answered.log_probs is None or reference.log_probs is None or answered.base != reference.base:
         return
@@ -135,9 +140,8 @@ def _paired(answered: Predictions, reference: Predictions) -> Iterator[Row]:
     divergence = torch.cat([answer_kl(*part) for part in parts]).numpy()
     token = (reference.log_probs.argmax(-1) == answered.log_probs.argmax(-1)).numpy()
     for group, places in _places(answered):
-        values = divergence[places]
-        yield _row(group, "kl", float(values.mean()), bootstrap_interval(values), len(values))
-        yield _rate(group, "same_token", token[places])
+        yield _of(group, mean("kl", divergence[places]))
+        yield _of(group, rate("same_token", token[places]))
 
 
 def asked_otherwise(answered: Predictions, reference: Predictions) -> list[str]:
@@ -168,35 +172,8 @@ def _places(answered: Predictions) -> Iterator[tuple[str, np.ndarray]]:
         yield name, np.array(found[name])
 
 
-def _score(group: str, points: np.ndarray) -> Row:
-    n = len(points)
-    value = 100 * int(points.sum()) / (WHOLE * n)
-    if np.isin(points, (0, WHOLE)).all():
-        low, high = wilson_interval(int(points.sum()) // WHOLE, n)
-    else:
-        low, high = (x / WHOLE for x in bootstrap_interval(points, levels=WHOLE + 1))
-    return _row(group, "score", value, (100 * low, 100 * high), n)
-
-
-def _difference(group: str, points: np.ndarray, other: np.ndarray) -> Row:
-    found = score_difference(points, other, WHOLE)
-    interval = 100 * found.ci_low, 100 * found.ci_high
-    row = _row(group, "difference", 100 * found.value, interval, len(points))
-    return row | {"p_value": found.p_value, "won": found.won, "lost": found.lost}
-
-
-def _rate(group: str, metric: str, hits: np.ndarray) -> Row:
-    k, n = int(hits.sum()), len(hits)
-    low, high = wilson_interval(k, n)
-    return _row(group, metric, 100 * k / n, (100 * low, 100 * high), n)
-
-
-def _row(
-    group: str, metric: str, value: float, interval: tuple[float, float] | None, n: int
-) -> Row:
-    low, high = interval or (None, None)
-    bounds = {"ci_low": low, "ci_high": high}
-    return {"group": group, "metric": metric, "value": value, **bounds, "n": n}
+def _of(group: str, row: Row) -> Row:
+    return {"group": group} | row
 
 
 def _aligned(entry: Entry, reference: Entry) -> Entry:

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qvlm_lightning.evaluation.compare import Comparison
-from qvlm_lightning.evaluation.report import Row
+from qvlm_lightning.evaluation.rows import Row
 from qvlm_lightning.metrics.grouped import OVERALL
 
 REFERENCE = "#5b6472"

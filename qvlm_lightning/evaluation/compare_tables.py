@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 from qvlm_lightning.evaluation.compare import Comparison, asked_otherwise
 from qvlm_lightning.evaluation.render import NONE, Grid, Number, cell, nats, points, signed
-from qvlm_lightning.evaluation.report import Row
+from qvlm_lightning.evaluation.rows import Row
 from qvlm_lightning.metrics.grouped import OVERALL, UNPARSED
 
 NOTE = (

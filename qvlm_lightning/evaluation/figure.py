@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
 from qvlm_lightning.evaluation.render import Group, groups
-from qvlm_lightning.evaluation.report import Row
+from qvlm_lightning.evaluation.rows import Row
 
 COLOURS = {
     "fp": "#333333",

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qvlm_lightning.evaluation.report import Row
+from qvlm_lightning.evaluation.rows import Row
 from qvlm_lightning.metrics.grouped import OVERALL
 
 NONE = "–"

@@ -4,22 +4,26 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.predictions import Predictions, file_name, stored, write_whole
+from qvlm_lightning.evaluation.rows import Row as Row
+from qvlm_lightning.evaluation.rows import (
+    difference,
+    figure,
+    mean,
+    rate,
+    right_or_wrong,
+    score,
+    units,
+)
 from qvlm_lightning.metrics.divergence import AnswerKL, answer_kl
 from qvlm_lightning.metrics.grouped import OVERALL
-from qvlm_lightning.metrics.intervals import (
-    bootstrap_interval,
-    score_difference,
-    wilson_interval,
-)
+from qvlm_lightning.metrics.intervals import bootstrap_interval
 from qvlm_lightning.metrics.target import WHOLE
 
-Row = dict[str, Any]
 Known = Mapping[str, Predictions]
 
 METHODS = ("fp", "rtn", "sequential", "cdm", "veo", "qvlm")
@@ -109,78 +113,34 @@ def write_results(path: Path, rows: Sequence[Row]) -> None:
     write_whole(path, f"[\n{lines}\n]\n")
 
 
-def _row(task: str, metric: str, value: float, interval: tuple[float, float] | None, n: int) -> Row:
-    low, high = interval or (None, None)
-    return {
-        "task": task,
-        "metric": metric,
-        "value": value,
-        "ci_low": low,
-        "ci_high": high,
-        "n": n,
-    }
-
-
 def _own(answered: Predictions) -> Iterator[Row]:
     yield from _accuracy(answered, "accuracy")
-    unread = [parsed is None for parsed in answered.parsed]
-    yield from _rate(answered, unread, "parse_failures")
-    yield _row(OVERALL, "seconds", answered.seconds, None, len(answered.ids))
-
-
-def units(points: np.ndarray, clusters: Sequence[str], places: np.ndarray) -> np.ndarray:
-    """Return the points of what counts as one: a question alone, or the worst of a cluster.
-
-    Args:
-        points: of every question.
-        clusters: cluster of every question; empty: alone.
-        places: the questions that count.
-
-    Example:
-        >>> units(np.array([10, 10, 0, 10]), ["a", "", "a", ""], np.arange(4)).tolist()
-        [0, 10, 10]
-    """
-    if not any(clusters):
-        return points[places]
-    worst: dict[str, int] = {}
-    for place in places.tolist():
-        name = f"cluster {clusters[place]}" if clusters[place] else f"question {place}"
-        worst[name] = min(worst.get(name, WHOLE), int(points[place]))
-    return np.array(list(worst.values()))
+    unread = np.array([parsed is None for parsed in answered.parsed])
+    yield from _rates(answered, unread, "parse_failures")
+    yield _of(OVERALL, figure("seconds", answered.seconds, None, len(answered.ids)))
 
 
 def _accuracy(answered: Predictions, name: str) -> Iterator[Row]:
     points = np.array(answered.points)
     for task, places in _tasks(answered):
         counted = units(points, answered.clusters, places)
-        total, n = int(counted.sum()), len(counted)
-        if _right_or_wrong(points):
-            low, high = wilson_interval(total // WHOLE, n)
-        else:
-            low, high = (x / WHOLE for x in bootstrap_interval(counted, levels=WHOLE + 1))
-        yield _row(task, name, 100 * total / (WHOLE * n), (100 * low, 100 * high), n)
-
-
-def _right_or_wrong(points: np.ndarray) -> bool:
-    return bool(np.isin(points, (0, WHOLE)).all())
+        yield _of(task, score(name, counted, right_or_wrong(points)))
 
 
 def _families(answered: Predictions) -> list[str]:
     return list(dict.fromkeys(answered.families))
 
 
-def _rate(answered: Predictions, hits: list[bool], name: str) -> Iterator[Row]:
-    counted = np.array(hits)
+def _rates(answered: Predictions, hits: np.ndarray, name: str) -> Iterator[Row]:
     for task, places in _tasks(answered):
-        k, n = int(counted[places].sum()), len(places)
-        low, high = wilson_interval(k, n)
-        yield _row(task, name, 100 * k / n, (100 * low, 100 * high), n)
+        yield _of(task, rate(name, hits[places]))
 
 
 def _against_fp(answered: Predictions, reference: Predictions) -> Iterator[Row]:
     families = _families(answered)
     pairs = zip(answered.parsed, reference.parsed, strict=True)
-    yield from _rate(answered, [mine == theirs for mine, theirs in pairs], "agreement")
+    same = np.array([mine == theirs for mine, theirs in pairs])
+    yield from _rates(answered, same, "agreement")
     yield from _differences(answered, reference, "accuracy_minus_fp")
     if answered.log_probs is not None and reference.log_probs is not None:
         metric = AnswerKL(families)
@@ -189,7 +149,7 @@ def _against_fp(answered: Predictions, reference: Predictions) -> Iterator[Row]:
         values = answer_kl(reference.log_probs, answered.log_probs).numpy()
         for task, places in _tasks(answered):
             interval = bootstrap_interval(values[places])
-            yield _row(task, "kl", float(means[task]), interval, len(places))
+            yield _of(task, figure("kl", float(means[task]), interval, len(places)))
 
 
 def _against_rtn(
@@ -201,22 +161,21 @@ def _against_rtn(
         return
     gap = answer_kl(full, answered.log_probs) - answer_kl(full, rounded.log_probs)
     for task, places in _tasks(answered):
-        values = gap.numpy()[places]
-        interval = bootstrap_interval(values)
-        yield _row(task, "kl_minus_rtn", float(values.mean()), interval, len(places))
+        yield _of(task, mean("kl_minus_rtn", gap.numpy()[places]))
 
 
 def _differences(answered: Predictions, other: Predictions, name: str) -> Iterator[Row]:
     points, others = np.array(answered.points), np.array(other.points)
     whole = WHOLE
-    if _right_or_wrong(points) and _right_or_wrong(others):
+    if right_or_wrong(points) and right_or_wrong(others):
         points, others, whole = points // WHOLE, others // WHOLE, 1
     for task, places in _tasks(answered):
-        mine = units(points, answered.clusters, places)
-        found = score_difference(mine, units(others, answered.clusters, places), whole)
-        interval = 100 * found.ci_low, 100 * found.ci_high
-        row = _row(task, name, 100 * found.value, interval, len(mine))
-        yield row | {"p_value": found.p_value, "won": found.won, "lost": found.lost}
+        mine, theirs = (units(x, answered.clusters, places) for x in (points, others))
+        yield _of(task, difference(name, mine, theirs, whole))
+
+
+def _of(task: str, row: Row) -> Row:
+    return {"task": task} | row
 
 
 def _tasks(answered: Predictions) -> Iterator[tuple[str, np.ndarray]]:
