@@ -75,6 +75,11 @@ def test_an_artifact_answers_other_questions_than_it_was_made_with(shapes, tmp_p
         (["data/chat", "--data.calibration.path=./nowhere"], "'./nowhere' does not exist"),
         (["data/chat", "--data.calibration.path=owner/name"], "hub repository 'owner/name'"),
         (["data/chat", "--data.calibration.path={}/few.jsonl"], "has 1 samples, but 8 were"),
+        (["data/chat", "--data.max_turns=0"], "max_turns is 0; allowed are integers of at least 1"),
+        (
+            ["data/chat", "--data.max_turns=2", "--data.calibration.path={}/turn.jsonl"],
+            "line 1 of '{}/turn.jsonl' has a message 3 of 'assistant'; allowed is user or human",
+        ),
         (["data/chat", "--data.calibration.path={}/bad.jsonl"], "line 2 of"),
         (["data/chat", "--data.calibration.path={}/lost.jsonl"], "lost.png' does not exist"),
         (["data/chat", "--data.calibration.path={}"], "holds no parquet files"),
@@ -95,6 +100,9 @@ def test_a_fault_is_one_sentence_before_anything_is_written(
     folder, run = tmp_path / "data", tmp_path / "run"
     folder.mkdir()
     (folder / "few.jsonl").write_text('{"question": "Q"}\n')
+    roles = ("user", "assistant", "assistant")
+    turns = {"messages": [{"role": role, "content": "x"} for role in roles]}
+    (folder / "turn.jsonl").write_text(json.dumps(turns))
     (folder / "bad.jsonl").write_text('{"question": "Q"}\n{"query": "Q"}\n')
     lost = [json.dumps({"question": f"Q{i}", "image": "lost.png"}) for i in range(8)]
     (folder / "lost.jsonl").write_text("\n".join(lost))
@@ -109,5 +117,5 @@ def test_a_fault_is_one_sentence_before_anything_is_written(
     assert "Traceback" not in error
     last = error.rstrip("\n").rpartition("\n")[2]
     assert last.startswith("error: ")
-    assert words in last
+    assert words.replace("{}", str(folder)) in last
     assert not run.exists()

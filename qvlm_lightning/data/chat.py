@@ -31,6 +31,8 @@ class ChatData(VQADataModule):
         image_folder: what names of image files are relative to; by default the folder that the
             JSON file is in.
         name: name of the data in results.
+        max_turns: exchanges of a dialogue that calibration sees, the first ones; evaluation asks
+            the first question only.
         evaluation_count: questions that are evaluated, the first ones; None for all there are.
         sizes: the other arguments of :class:`VQADataModule`.
     """
@@ -44,6 +46,7 @@ class ChatData(VQADataModule):
         evaluation: Source | None = None,
         image_folder: str | None = None,
         name: str = "chat",
+        max_turns: int = 1,
         evaluation_count: int | None = None,
         **sizes: Any,
     ) -> None:
@@ -51,6 +54,9 @@ class ChatData(VQADataModule):
         self.calibration_source = calibration
         self.evaluation_source = evaluation
         self.image_folder = image_folder
+        if max_turns < 1:
+            raise InputError(f"max_turns is {max_turns}; allowed are integers of at least 1")
+        self.max_turns = max_turns
         self._benchmark = name
         self._files: dict[Path, LazyImage] = {}
 
@@ -76,7 +82,8 @@ class ChatData(VQADataModule):
         Raises:
             InputError: there are none, or they cannot be read.
         """
-        samples = self._samples(self.calibration_source, "calibration", "train")
+        source = self.calibration_source
+        samples = self._samples(source, "calibration", "train", self.max_turns)
         order = random.Random(self.seed).sample(range(len(samples)), len(samples))
         return [samples[place] for place in order[: self.calibration_pairs]]
 
@@ -94,13 +101,17 @@ class ChatData(VQADataModule):
         known = [] if source is None else self._samples(source, "calibration", "train")
         return [sample for sample in known if sample.answer]
 
-    def _samples(self, source: Source | None, what: str, split: str) -> list[Sample]:
+    def _samples(
+        self, source: Source | None, what: str, split: str, max_turns: int = 1
+    ) -> list[Sample]:
         if source is None:
             raise InputError(f"there is no {what} set; give data.{what}.path, {_HINT}")
-        return [self._sample(*found) for found in _rows(source, split)]
+        return [self._sample(*found, max_turns) for found in _rows(source, split)]
 
-    def _sample(self, row: Mapping[str, Any], where: str, name: str, folder: Path) -> Sample:
-        found = read_exchange(row, where)
+    def _sample(
+        self, row: Mapping[str, Any], where: str, name: str, folder: Path, max_turns: int
+    ) -> Sample:
+        found = read_exchange(row, where, max_turns)
         image = found.image
         if isinstance(image, str):
             path = Path(self.image_folder or folder).expanduser() / image
@@ -112,6 +123,7 @@ class ChatData(VQADataModule):
             choices=found.choices,
             answer=found.answer,
             family=str(row.get("family") or ""),
+            further=found.further,
         )
 
 

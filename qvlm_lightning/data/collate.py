@@ -9,6 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qvlm_lightning.data.dialogue import (
+    Turn,
+    answer_spans,
+    first_message,
+    read_turns,
+    shared_tokens,
+)
 from qvlm_lightning.data.image import decoded
 from qvlm_lightning.data.sample import Sample
 
@@ -22,7 +29,7 @@ _TEXT = ("input_ids", "attention_mask", "labels", *_PER_TOKEN)
 
 
 def prompt_text(sample: Sample, processor: Any) -> str:
-    """Render the prompt of a sample with the processor's chat template.
+    """Render the first question of a sample with the processor's chat template.
 
     Args:
         sample: the question, with or without an image.
@@ -31,10 +38,7 @@ def prompt_text(sample: Sample, processor: Any) -> str:
     Returns:
         The text up to where the model answers, the image still one placeholder.
     """
-    content: list[dict[str, Any]] = [{"type": "text", "text": sample.question}]
-    if sample.image is not None:
-        content.insert(0, {"type": "image"})
-    messages = [{"role": "user", "content": content}]
+    messages = [first_message(sample)]
     return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
@@ -43,9 +47,11 @@ def collate(
 ) -> Batch:
     """Make a batch: prompts for generation, or prompts with their answers for calibration.
 
-    Without answers the padding is on the left, so that all rows continue at the same place. With
-    answers it is on the right and ``labels`` count the answer's tokens and the end of sequence; of
-    a sample whose answer is empty they count nothing. Images are decoded here, each once.
+    Without answers the padding is on the left, so that all rows continue at the same place, and
+    exchanges after the first are left out. With answers it is on the right and ``labels`` count the
+    answer's tokens and the end of sequence; of a sample whose answer is empty they count nothing.
+    Of a dialogue they count the tokens of every answer and of what the chat template ends it with;
+    if it ends none, the end of sequence comes last. Images are decoded here, each once.
 
     Args:
         samples: at least one; images of one resolution after the processor, unless it packs their
@@ -62,7 +68,8 @@ def collate(
         [B]; ``has_image`` [B] bool.
 
     Raises:
-        InputError: an image cannot be decoded.
+        InputError: an image cannot be decoded, or answers of a dialogue cannot be told from its
+            questions.
     """
     prompts = [prompt_text(sample, processor) for sample in samples]
     given = [sample.image for sample in samples if sample.image is not None]
@@ -72,16 +79,16 @@ def collate(
     rows: list[list[int]] = encoded["input_ids"]
     batch: Batch = {}
     if with_answer:
-        texts = [_answered(p, s.answer) for p, s in zip(prompts, samples, strict=True)]
-        full = _encode(processor, texts, images)["input_ids"]
-        end = processor.tokenizer.eos_token_id
-        ended = [
-            row if row[-1] == end or not sample.answer.strip() else [*row, end]
-            for row, sample in zip(full, samples, strict=True)
+        dialogues = [read_turns(s, processor) if s.further else [] for s in samples]
+        texts = [
+            dialogue[-1].told if dialogue else _answered(prompt, sample.answer)
+            for dialogue, prompt, sample in zip(dialogues, prompts, samples, strict=True)
         ]
-        labels = [_label(row, prompt) for row, prompt in zip(ended, rows, strict=True)]
-        batch["labels"] = _pad(labels, IGNORED, "right")
-        rows = ended
+        full = _encode(processor, texts, images)["input_ids"]
+        each = zip(samples, dialogues, rows, full, strict=True)
+        told = [_labelled(*one, processor.tokenizer) for one in each]
+        rows = [row for row, _ in told]
+        batch["labels"] = _pad([label for _, label in told], IGNORED, "right")
     side = "right" if with_answer else "left"
     batch["input_ids"] = _pad(rows, _pad_id(processor.tokenizer), side)
     batch["attention_mask"] = _pad([[1] * len(row) for row in rows], 0, side)
@@ -142,12 +149,21 @@ def _answered(prompt: str, answer: str) -> str:
     return f"{prompt}{gap}{answer}"
 
 
-def _label(row: list[int], prompt: list[int]) -> list[int]:
-    """Ignore what the row shares with its prompt; a token merged across the border is counted."""
-    shared = 0
-    while shared < min(len(row), len(prompt)) and row[shared] == prompt[shared]:
-        shared += 1
-    return [IGNORED] * shared + row[shared:]
+def _labelled(
+    sample: Sample, dialogue: list[Turn], prompt: list[int], row: list[int], tokenizer: Any
+) -> tuple[list[int], list[int]]:
+    """Return a row, ended, with its labels; a token merged across a border is the answer's."""
+    end = tokenizer.eos_token_id
+    ends = row[-1] == end or not sample.answer.strip()
+    if not dialogue:
+        row = row if ends else [*row, end]
+        shared = shared_tokens(row, prompt)
+        return row, [IGNORED] * shared + row[shared:]
+    labels = [IGNORED] * len(row)
+    for first, after in answer_spans(sample, dialogue, row, tokenizer):
+        labels[first:after] = row[first:after]
+    ending = [] if ends or dialogue[-1].ended else [end]
+    return row + ending, labels + ending
 
 
 def _pad_id(tokenizer: Any) -> int:

@@ -1,7 +1,8 @@
-"""One row of your own data: a chat or a question, its answer if there is one, its image."""
+"""One row of your own data: a chat or a question, its answers if there are any, its image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import takewhile
 from string import ascii_uppercase
 from typing import Any
 
@@ -29,10 +30,12 @@ class Exchange:
     """The image, or the name of its file."""
     choices: tuple[str, ...] = ()
     """Options of a multiple choice, already part of the question."""
+    further: tuple[tuple[str, str], ...] = ()
+    """Questions and answers that follow."""
 
 
-def read_exchange(row: Mapping[str, Any], where: str) -> Exchange:
-    """Read the first question and answer of a row.
+def read_exchange(row: Mapping[str, Any], where: str, max_turns: int = 1) -> Exchange:
+    """Read the first question and answer of a row, and those that follow.
 
     Three forms are read: ``messages`` with ``role`` and ``content`` (a text, or a list of parts of
     type ``text`` and ``image``); ``conversations`` with ``from`` and ``value``; or ``question``
@@ -41,17 +44,19 @@ def read_exchange(row: Mapping[str, Any], where: str) -> Exchange:
     Args:
         row: the row.
         where: its place, for messages.
+        max_turns: exchanges to read at most; messages after them are not looked at.
 
     Returns:
-        The question, stripped of image placeholders.
+        The question, stripped of image placeholders. What follows ends before a question without an
+        answer.
 
     Raises:
-        InputError: the row has none of these forms, several images, or a message that is not
-            understood.
+        InputError: the row has none of these forms, several images, an image after the first
+            question, or a message that is not understood.
 
     Example:
         >>> read_exchange({"question": "What?", "answer": "A cat.", "image": "1.png"}, "line 1")
-        Exchange(question='What?', answer='A cat.', image='1.png', choices=())
+        Exchange(question='What?', answer='A cat.', image='1.png', choices=(), further=())
     """
     images = _images(row, where)
     answer = ""
@@ -78,7 +83,33 @@ def read_exchange(row: Mapping[str, Any], where: str) -> Exchange:
     if not isinstance(answer, str):
         raise InputError(f"{where} has an answer of type {type(answer).__name__}; allowed is text")
     choices = _choices(row, answer.strip(), where)
-    return Exchange(question, answer.strip(), images[0] if images else None, choices)
+    further = _further(turns[: 2 * max_turns], where) if answer.strip() else ()
+    return Exchange(question, answer.strip(), images[0] if images else None, choices, further)
+
+
+def _further(turns: list[tuple[str, Any]], where: str) -> tuple[tuple[str, str], ...]:
+    """Return the exchanges after the first, up to a question without an answer."""
+    texts = [_follows(turns[place], place, where) for place in range(2, len(turns))]
+    pairs = list(zip(texts[::2], texts[1::2], strict=False))
+    return tuple(takewhile(lambda pair: pair[1], pairs))
+
+
+def _follows(turn: tuple[str, Any], place: int, where: str) -> str:
+    """Return the text of a question or an answer after the first exchange."""
+    role, content = turn
+    roles = _ANSWERS if place % 2 else _ASKS
+    if role not in roles:
+        raise InputError(
+            f"{where} has a message {place + 1} of {role!r}; allowed is {' or '.join(roles)}"
+        )
+    text, images = _parts(content, where)
+    if images or PLACEHOLDER in text:
+        raise InputError(
+            f"{where} has an image in message {place + 1}; allowed is one in the first"
+        )
+    if not place % 2 and not text.strip():
+        raise InputError(f"{where} has an empty question as message {place + 1}; needed is a text")
+    return text.strip()
 
 
 def _list(value: Any, where: str) -> list[Any]:

@@ -1,4 +1,6 @@
-"""One question with its image, and the checks that samples pass before any work starts."""
+"""One question with its image, and what may follow it, and the checks that samples pass before any
+work starts.
+"""
 
 import hashlib
 from collections import Counter
@@ -31,6 +33,9 @@ class Sample:
     """Group of questions that results are also reported for."""
     target: Target | None = None
     """What a benchmark's scoring rule needs; None where ``answer`` says it all."""
+    further: tuple[tuple[str, str], ...] = ()
+    """Questions and answers that follow in the dialogue. Calibration sees them; evaluation asks the
+    first question only."""
 
 
 def check_samples(samples: Sequence[Sample], what: str, need: int, answers: bool) -> None:
@@ -43,7 +48,8 @@ def check_samples(samples: Sequence[Sample], what: str, need: int, answers: bool
         answers: whether every sample must have an answer.
 
     Raises:
-        InputError: too few samples, repeated ids, a missing answer or an undecodable image.
+        InputError: too few samples, repeated ids, a missing answer, an empty text in a dialogue or
+            an undecodable image.
 
     Example:
         >>> check_samples([Sample("a", None, "why?", answer="so")], "calibration", 1, answers=True)
@@ -59,6 +65,12 @@ def check_samples(samples: Sequence[Sample], what: str, need: int, answers: bool
     for sample in samples:
         if answers and not sample.answer.strip():
             raise InputError(f"{what} sample {sample.id!r} has no answer; every one needs a text")
+        texts = (sample.answer, *(text for pair in sample.further for text in pair))
+        if sample.further and not all(text.strip() for text in texts):
+            raise InputError(
+                f"{what} sample {sample.id!r} has an empty question or answer in its dialogue; "
+                "every one needs a text"
+            )
     first: dict[int, Sample] = {}
     for sample in samples:
         if sample.image is not None:
@@ -72,7 +84,7 @@ def check_disjoint(calibration: Sequence[Sample], evaluation: Sequence[Sample]) 
     """Check that no evaluation question was calibrated on, by id and by content.
 
     Args:
-        calibration: samples that calibration sees.
+        calibration: samples that calibration sees, with all questions of their dialogues.
         evaluation: samples that results are reported for.
 
     Raises:
@@ -84,21 +96,22 @@ def check_disjoint(calibration: Sequence[Sample], evaluation: Sequence[Sample]) 
     check_disjoint_ids([s.id for s in calibration], [s.id for s in evaluation])
     digests: dict[int, str] = {}
 
-    def content(sample: Sample) -> tuple[str, str]:
+    def digest(sample: Sample) -> str:
         key = id(sample.image)
         if key not in digests:
             pixels = b"" if sample.image is None else decoded(sample.image).tobytes()
             digests[key] = hashlib.blake2b(pixels, digest_size=16).hexdigest()
-        return sample.question, digests[key]
+        return digests[key]
 
-    asked = {s.question for s in calibration}
-    seen = {content(s): s.id for s in calibration}
+    asked = [(text, s) for s in calibration for text in (s.question, *(q for q, _ in s.further))]
+    texts = {text for text, _ in asked}
+    seen = {(text, digest(s)): s.id for text, s in asked}
     for sample in evaluation:
         # images are only hashed where the question repeats: large sets hash next to nothing
-        if sample.question in asked and content(sample) in seen:
+        if sample.question in texts and (content := (sample.question, digest(sample))) in seen:
             raise InputError(
                 f"evaluation sample {sample.id!r} has question and image of calibration sample "
-                f"{seen[content(sample)]!r}; calibrate on data that is not evaluated"
+                f"{seen[content]!r}; calibrate on data that is not evaluated"
             )
 
 

@@ -98,7 +98,9 @@ def nesting(cls: Any) -> Any:
 
 
 PREFIX_CHAT = (
-    "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] }}{{ eos_token }}"
+    "{% for m in messages %}{% if m['role'] == 'assistant' %}{% if m['content'] is string %}"
+    "{{ m['content'] }}{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}"
+    "{{ eos_token }}"
     "{% elif m['content'] is string %}{{ bos_token }}{{ m['content'] }}\n{% else %}"
     "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% endif %}{% endfor %}"
     "{{ bos_token }}{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}"

@@ -107,6 +107,55 @@ def test_without_answers_there_is_nothing_to_predict(folder):
     assert given.blind_samples() == []
 
 
+@pytest.fixture
+def talks(folder) -> dict:
+    """Every color asked after twice; the last row is a single question."""
+    made = rows("train")
+    for row in made[:-1]:
+        row["messages"] += [{"role": "user", "content": "really?"}, row["messages"][1]]
+    return write(folder / "a.jsonl", made)
+
+
+def counted(given: ChatData) -> dict[str, int]:
+    """Return id -> number of labelled tokens."""
+    labels = [row for batch in given.calibration_batches() for row in batch["labels"]]
+    tokens = [int((row != -100).sum()) for row in labels]
+    return dict(zip(given.calibration_ids, tokens, strict=True))
+
+
+def test_calibration_sees_the_turns_of_a_dialogue(talks):
+    single, both, all_there_are = (
+        data(talks, calibration_pairs=4, max_turns=turns) for turns in (1, 2, 9)
+    )
+    single.setup("fit")
+    names = [f"train-{color}" for color in COLORS]
+    assert counted(single) == dict.fromkeys(names, 2)  # a word and the end
+    assert counted(both) == counted(all_there_are) == dict.fromkeys(names[:3], 4) | {names[3]: 2}
+    assert {s.further for s in both.calibration} == {
+        *((("really?", color),) for color in COLORS[:3]),
+        (),
+    }
+
+
+def test_evaluation_and_the_guesser_see_the_first_question(talks):
+    given = data(talks, talks, max_turns=2)
+    assert {s.further for s in (*given.evaluation, *given.blind_samples())} == {()}
+
+
+def test_a_later_question_of_a_dialogue_is_seen_too(talks, folder):
+    later = [{"image": "train-green.png", "question": "really?"}]
+    asked = write(folder / "b.jsonl", later)
+    data(talks, asked, calibration_pairs=4).setup("fit")
+    with pytest.raises(InputError, match="question and image of calibration sample 'train-green'"):
+        data(talks, asked, calibration_pairs=4, max_turns=2).setup("fit")
+
+
+@pytest.mark.parametrize("turns", [0, -1])
+def test_a_dialogue_has_a_turn(turns):
+    with pytest.raises(InputError, match=rf"max_turns is {turns}; allowed are integers of at leas"):
+        data(max_turns=turns)
+
+
 def test_results_carry_the_name():
     assert (data().benchmark, data(name="traffic").benchmark) == ("chat", "traffic")
 

@@ -63,6 +63,64 @@ def test_answer_and_image_are_optional():
     assert read_exchange({"question": "Why?", "answer": None}, "here") == Exchange("Why?")
 
 
+TALK = [
+    user("<image>\nQ1"),
+    assistant("A1"),
+    user(" Q2 "),
+    assistant([{"type": "text", "text": "A2"}]),
+]
+
+
+@pytest.mark.parametrize(
+    ("max_turns", "further"),
+    [
+        (1, ()),
+        (2, (("Q2", "A2"),)),
+        (3, (("Q2", "A2"), ("Q3", "A3"))),
+        (9, (("Q2", "A2"), ("Q3", "A3"))),
+    ],
+)
+def test_the_first_turns_of_a_dialogue(max_turns, further):
+    """The last question has no answer: there is nothing to learn from it."""
+    turns = [*TALK, user("Q3"), assistant("A3"), user("Q4")]
+    expected = Exchange("Q1", "A1", "a.png", (), further)
+    row = {"image": "a.png", "messages": turns}
+    assert read_exchange(row, "here", max_turns) == expected
+    names = {"user": "human", "assistant": "gpt"}
+    said = [{"from": names[t["role"]], "value": t["content"]} for t in turns]
+    row = {"image": "a.png", "conversations": said}
+    assert read_exchange(row, "here", max_turns) == expected
+
+
+def test_a_dialogue_ends_before_what_has_no_answer():
+    turns = [user("Q1"), assistant("A1"), user("Q2"), assistant(" "), user("Q3"), assistant("A3")]
+    assert read_exchange({"messages": turns}, "here", 3) == Exchange("Q1", "A1")
+    mute = {"messages": [user("Q1"), assistant(""), *turns[2:]]}
+    assert read_exchange(mute, "here", 3) == Exchange("Q1")
+
+
+@pytest.mark.parametrize(
+    ("later", "message"),
+    [
+        ([assistant("A")], "a message 3 of 'assistant'; allowed is user or human"),
+        ([user("Q"), user("Q")], "a message 4 of 'user'; allowed is assistant or gpt"),
+        (
+            [user([TEXT, {"type": "image", "image": "b.png"}])],
+            "an image in message 3; allowed is on",
+        ),
+        ([user("Look: <image>")], "an image in message 3; allowed is one in the first"),
+        ([user("Q"), assistant([{"type": "image", "image": "b.png"}])], "an image in message 4"),
+        ([user(" ")], "an empty question as message 3"),
+        ([user(3)], "part of type None in a message"),
+    ],
+)
+def test_a_dialogue_that_cannot_be_read_is_named(later, message):
+    row = {"messages": [user("Q1"), assistant("A1"), *later]}
+    assert read_exchange(row, "line 7") == Exchange("Q1", "A1"), "not looked at"
+    with pytest.raises(InputError, match=f"^line 7 .*{message}"):
+        read_exchange(row, "line 7", 2)
+
+
 def test_an_image_of_a_table_is_kept():
     assert read_exchange({"question": "Why?", "image": LAZY}, "here").image is LAZY
 
@@ -122,11 +180,12 @@ keys = st.sampled_from(
 )
 
 
-@given(st.dictionaries(keys, values, max_size=4))
-def test_arbitrary_json_is_read_or_refused_in_a_sentence(row):
+@given(st.dictionaries(keys, values, max_size=4), st.integers(1, 3))
+def test_arbitrary_json_is_read_or_refused_in_a_sentence(row, max_turns):
     try:
-        found = read_exchange(row, "here")
+        found = read_exchange(row, "here", max_turns)
     except InputError:
         return
     assert found.question
     assert found.image is None or isinstance(found.image, str)
+    assert all(question and answer for question, answer in found.further)

@@ -10,6 +10,10 @@ def image(color: str = "red") -> Image.Image:
     return Image.new("RGB", (8, 8), color)
 
 
+def talk(name: str, *further: tuple[str, str]) -> Sample:
+    return Sample(name, None, "q", answer="x", further=further)
+
+
 def test_undecodable_image_of_a_sample_is_found_before_work(tmp_path):
     Image.effect_noise((64, 64), 50).save(tmp_path / "a.png")
     data = (tmp_path / "a.png").read_bytes()
@@ -27,6 +31,8 @@ def test_undecodable_image_of_a_sample_is_found_before_work(tmp_path):
         ([Sample("a", None, "q", answer="x")] * 2, "id 'a' twice"),
         ([Sample("a", None, "q", answer="x"), Sample("b", None, "q")], "sample 'b' has no answer"),
         ([Sample("a", "a.png", "q", answer="x"), Sample("b", None, "q", answer="x")], "is a str"),
+        ([talk("a", ("q", "x")), talk("b", ("q", " "))], "'b' has an empty question or answer in"),
+        ([talk("a", ("q", "x"), ("", "x")), talk("b")], "'a' has an empty question or answer in"),
     ],
 )
 def test_unusable_samples_are_refused(samples, message):
@@ -50,6 +56,20 @@ def test_overlap_by_content_of_encoded_images(tmp_path):
     first, second = (LazyImage.of(tmp_path / name) for name in ("a.png", "b.png"))
     with pytest.raises(InputError, match=r"'z' has question and image of calibration sample 'a'"):
         check_disjoint([Sample("a", first, "q")], [Sample("z", second, "q")])
+
+
+def test_overlap_with_a_later_question_of_a_dialogue():
+    talked = Sample("a", image(), "p", answer="x", further=(("q", "y"), ("r", "z")))
+    for question in "pqr":
+        with pytest.raises(InputError, match=r"question and image of calibration sample 'a'"):
+            check_disjoint([talked], [Sample("z", image(), question)])
+    check_disjoint([talked], [Sample("z", image("blue"), "q"), Sample("y", image(), "x")])
+
+
+def test_a_dialogue_needs_its_first_answer():
+    mute = Sample("a", None, "q", further=(("q", "x"),))
+    with pytest.raises(InputError, match="'a' has an empty question or answer in its dialogue"):
+        check_samples([mute], "calibration", 1, answers=False)
 
 
 def test_answers_are_only_demanded_where_they_are_needed():

@@ -2,6 +2,7 @@
 that reach every layer, and a calibration that can be saved, reloaded and used."""
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -243,6 +244,27 @@ def test_image_tokens_and_answers_are_named(
     config_id = small.model().config.image_token_id
     assert torch.equal(kind == VISION, batch["input_ids"] == config_id)
     assert ((kind == VISION).any(dim=1) == batch["has_image"]).all()
+
+
+def test_answers_of_a_dialogue_are_named(small: Any, family: Any, samples: list[Sample]) -> None:
+    """Of user, assistant, user, assistant only the answers and their ends are counted."""
+    tok, said = small.processor.tokenizer, ("what is the circle ?", "a blue one")
+    talks = [replace(sample, further=(said,)) for sample in samples[:2]]
+    batch = collate([*talks, samples[2]], small.processor, with_answer=True)
+    kind = family.token_kind(batch)
+    for row, sample in enumerate(talks):
+        ids, labels = batch["input_ids"][row], batch["labels"][row]
+        answers = (ids != labels).logical_not().long()
+        starts = (answers.diff(prepend=answers.new_zeros(1)) == 1).nonzero()[:, 0].tolist()
+        runs = [run[run != -100] for run in labels.tensor_split(starts)[1:]]
+        texts = [tok.decode(run).strip() for run in runs]
+        assert texts == [f"{answer}{tok.eos_token}" for answer in (sample.answer, said[1])]
+        assert said[0] in tok.decode(ids[starts[0] : starts[1]][len(runs[0]) :])
+        assert torch.equal(kind[row] == ANSWER, labels != -100)
+    image = batch["input_ids"] == small.model().config.image_token_id
+    assert image.any(dim=1).tolist() == [True, False, True]
+    assert torch.equal(kind == VISION, image)
+    assert (batch["labels"][image] == -100).all()
 
 
 def test_rows_of_the_tower_belong_to_samples(
