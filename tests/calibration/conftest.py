@@ -1,6 +1,8 @@
-"""A random LLaVA of 3 + 4 layers (2 tower layers reach the output) and batches for it, without any
-file."""
+"""A random LLaVA of 3 + 4 layers (2 tower layers reach the output), in a folder or without any
+file, and batches for it.
+"""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,16 +12,30 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
-from qvlm_lightning.calibration import VisualEncoderOptimization
+from qvlm_lightning.calibration import Calibrator, VisualEncoderOptimization
+from qvlm_lightning.calibration.stream import StreamedModel
+from qvlm_lightning.calibration.stream_run import open_model
 from qvlm_lightning.callbacks import EntropyRepartition, PercentileSearch
 from qvlm_lightning.methods import JointSearch, SequentialSearch
+from qvlm_lightning.methods.base import Method
+from qvlm_lightning.methods.proxies import Proxy
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.quant.scheme import Scheme
 
 IMAGE, PAD = 3, 0
 
 
-class ToyFamily(Llava):
+class InFolder(Llava):
+    """A LLaVA in a folder without a processor."""
+
+    def load_processor(self) -> Any:
+        raise AssertionError("there is no processor")
+
+    def _image_token_id(self) -> int:
+        return IMAGE
+
+
+class ToyFamily(InFolder):
     """LLaVA without a folder."""
 
     def __init__(self, seed: int = 0) -> None:
@@ -28,12 +44,6 @@ class ToyFamily(Llava):
 
     def load_model(self) -> nn.Module:
         return build_toy(self.seed)
-
-    def load_processor(self) -> Any:
-        raise AssertionError("the toy has no processor")
-
-    def _image_token_id(self) -> int:
-        return IMAGE
 
 
 def build_toy(seed: int = 0) -> nn.Module:
@@ -111,6 +121,14 @@ def build() -> Any:
 
 
 @pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The random model, saved in four shards."""
+    build_toy().save_pretrained(tmp_path / "model", max_shard_size="40KB")
+    assert len(list((tmp_path / "model").glob("*.safetensors"))) == 4
+    return tmp_path / "model"
+
+
+@pytest.fixture
 def make() -> Any:
     return make_batch
 
@@ -123,8 +141,6 @@ def family_class() -> type[ToyFamily]:
 @pytest.fixture
 def calibrated(toy_family: ToyFamily, toy_batches: list[dict[str, Tensor]]) -> Any:
     """A calibrator with statistics, W4A4 static_tensor."""
-    from qvlm_lightning.calibration.calibrator import Calibrator
-    from qvlm_lightning.quant.scheme import Scheme
 
     def start(scheme: Scheme | None = None, seed: int = 0, folder: Any = None) -> Calibrator:
         family = ToyFamily(seed)
@@ -143,10 +159,48 @@ def calibrated(toy_family: ToyFamily, toy_batches: list[dict[str, Tensor]]) -> A
 
 
 @pytest.fixture
+def opened(toy_batches: list[dict[str, Tensor]]) -> Any:
+    """A calibrator of the model in a folder, in memory or streamed, without statistics."""
+
+    def start(
+        folder: Path, streamed: bool = True, scheme: Scheme | None = None, dtype: str = "float32"
+    ) -> Calibrator:
+        family, cpu = InFolder(str(folder), dtype), torch.device("cpu")
+        model, weights = open_model(family, cpu) if streamed else (family.load_model(), None)
+        scheme = scheme or Scheme.parse("w4a4")
+        return Calibrator(model, family, scheme, toy_batches, toy_batches[:2], weights=weights)
+
+    return start
+
+
+@pytest.fixture
+def calibrate(opened: Any) -> Any:
+    """The same after a search of every tower."""
+
+    def run(
+        folder: Path,
+        streamed: bool,
+        method: Method | None = None,
+        proxy: Proxy | None = None,
+        spill: Path | None = None,
+        **options: Any,
+    ) -> Calibrator:
+        calibrator, method = opened(folder, streamed, **options), method or JointSearch()
+        if isinstance(calibrator.passes, StreamedModel):
+            calibrator.passes.spill = spill
+        calibrator.collect(method.percentiles if streamed else None)
+        towers = list(calibrator.structure.towers)
+        if proxy is not None:
+            calibrator.repartition(towers, proxy)
+        calibrator.search(towers, method, "first")
+        return calibrator
+
+    return run
+
+
+@pytest.fixture
 def start(toy_family: ToyFamily) -> Any:
     """A calibrator with statistics, W4A4 static_tensor, of any model and any batches."""
-    from qvlm_lightning.calibration.calibrator import Calibrator
-    from qvlm_lightning.quant.scheme import Scheme
 
     def make(model: nn.Module, batches: list[dict[str, Tensor]], seed: int = 0) -> Calibrator:
         scheme = Scheme.parse("w4a4")

@@ -1,6 +1,5 @@
 """One optimiser step of visual-encoder optimisation, whatever of the model is in memory."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,44 +8,21 @@ from torch import Tensor
 
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.passes import Passes
-from qvlm_lightning.calibration.stream_run import open_model
 from qvlm_lightning.calibration.taps import SoftEdges
 from qvlm_lightning.calibration.tower_loss import LossWeights, TowerLoss
 from qvlm_lightning.methods import SequentialSearch
-from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.nn.linear import QuantLinear
-from qvlm_lightning.quant.scheme import Scheme
 
 CPU = torch.device("cpu")
 WEIGHTS = LossWeights(0.1, 1.0, 1.0)
 
 
-class InFolder(Llava):
-    """A LLaVA in a folder without a processor."""
-
-    def load_processor(self) -> Any:
-        raise AssertionError("there is no processor")
-
-    def _image_token_id(self) -> int:
-        return 3
-
-
 @pytest.fixture
-def folder(build, tmp_path) -> Path:
-    build().save_pretrained(tmp_path / "model", max_shard_size="40KB")
-    return tmp_path / "model"
-
-
-@pytest.fixture
-def prepare(folder, toy_batches):
+def prepare(opened, folder, toy_batches):
     """A calibrated model, in memory or streamed, and the loss of its batches."""
 
     def run(streamed: bool, dtype: str = "float32") -> tuple[Calibrator, TowerLoss]:
-        family, search = InFolder(str(folder), dtype), SequentialSearch()
-        model, weights = open_model(family, CPU) if streamed else (family.load_model(), None)
-        scheme = Scheme.parse("w4a4")
-        args = (model, family, scheme, toy_batches, toy_batches[:2])
-        calibrator = Calibrator(*args, weights=weights)
+        calibrator, search = opened(folder, streamed, dtype=dtype), SequentialSearch()
         calibrator.collect(search.percentiles if streamed else None)
         calibrator.search(["vision", "projector", "language"], search, "first")
         calibrator.structure.enable(True)
