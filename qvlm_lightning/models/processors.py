@@ -101,10 +101,10 @@ PREFIX_CHAT = (
     "{% for m in messages %}{% if m['role'] == 'assistant' %}{% if m['content'] is string %}"
     "{{ m['content'] }}{% else %}{% for c in m['content'] %}{{ c['text'] }}{% endfor %}{% endif %}"
     "{{ eos_token }}"
-    "{% elif m['content'] is string %}{{ bos_token }}{{ m['content'] }}\n{% else %}"
+    "{% elif m['content'] is string %}{{ bos_token }}{{ m['content'] }}{{ '\\n' }}{% else %}"
     "{% for c in m['content'] %}{% if c['type'] == 'image' %}<image>{% endif %}{% endfor %}"
     "{{ bos_token }}{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}"
-    "{% endif %}{% endfor %}\n{% endif %}{% endfor %}"
+    "{% endif %}{% endfor %}{{ '\\n' }}{% endif %}{% endfor %}"
 )
 """PaliGemma's prompt, which its processor otherwise writes by itself: image, start, question."""
 
