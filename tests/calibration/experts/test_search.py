@@ -1,0 +1,67 @@
+"""Percentiles of experts: every site is decided, on the tokens that it sees."""
+
+import pytest
+import torch
+
+from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
+from qvlm_lightning.nn.replay import run_unit
+from qvlm_lightning.quant.scheme import Scheme
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "moe_llava_stablelm"])
+@pytest.mark.parametrize(
+    ("method", "mode"),
+    [
+        (MinMax, "static_tensor"),
+        (JointSearch, "static_tensor"),
+        (SequentialSearch, "static_tensor"),
+        (SequentialSearch, "static_channel"),
+        (SequentialSearch, "dynamic_token"),
+    ],
+)
+def test_every_method_decides_every_site(name, method, mode, calibrator):
+    made = calibrator(name, Scheme.parse("w4a4", activation_mode=mode), count=1, words=8)
+    made.structure.enable(True)
+    chosen = method(low=0.99, step=0.01) if method is not MinMax else method()
+    made.search(["vision", "projector", "language"], chosen, "final")
+    assert set(made.state.percentiles) == {s.name for s in made.structure.sites}
+    for objective in made.state.objective:
+        values = [objective[n] for n in ("minmax", "sequential", "joint") if n in objective]
+        assert values
+        assert torch.tensor(values).isfinite().all()
+        if "joint" in objective:
+            assert objective["joint"] <= min(objective["minmax"], objective["sequential"])
+
+
+def test_candidates_stacked_in_the_batch_are_run_as_if_alone(calibrator):
+    made = calibrator("qwen2_moe", count=1)
+    made.structure.enable(True)
+    tower = made.structure.towers["language"]
+    (call,) = made._calls(tower, set())
+    unit = tower.units[0]
+    stacked = torch.cat([call.hidden, 2 * call.hidden, -call.hidden])
+    whole = run_unit(unit, stacked, call, copies=3)
+    parts = [run_unit(unit, f * call.hidden, call) for f in (1, 2, -1)]
+    assert torch.allclose(whole, torch.cat(parts), atol=1e-5)
+
+
+def test_one_site_of_an_expert_is_scored_on_tokens_that_both_chains_send_there(calibrator):
+    made = calibrator("mixtral", count=1)
+    made.structure.enable(True)
+    tower = made.structure.towers["language"]
+    exact, quantized = made._calls(tower, set()), made._calls(tower, {"vision"})
+    block = made._block(tower, 0, 0, exact, quantized, [1.0])
+    unit = block.units[0]
+    full = block.full_precision_site_inputs(0, [c.hidden for c in exact])[0]
+    for column, site in enumerate(unit.sites):
+        none = torch.zeros(len(unit.sites), dtype=torch.int64)
+        (seen,) = block.quantized_site_input(0, [c.hidden for c in quantized], none, column)
+        mask = seen.shared_mask(full[column])
+        assert mask is not None
+        if site.route is None:
+            assert torch.equal(mask, quantized[0].mask)
+            continue
+        both = seen.mask & full[column].mask
+        assert torch.equal(mask, both)
+        assert seen.hidden.shape == (*quantized[0].hidden.shape[:2], site.leader.in_features)
+        assert (seen.hidden[~seen.mask & quantized[0].mask] == 0).all()
