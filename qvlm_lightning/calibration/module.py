@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.fits import check_room
 from qvlm_lightning.calibration.progress import bar
-from qvlm_lightning.calibration.samples import Batch
+from qvlm_lightning.calibration.samples import Batch, fingerprint
 from qvlm_lightning.calibration.state import CalibrationState
 from qvlm_lightning.calibration.stream import StreamedModel
 from qvlm_lightning.calibration.stream_run import Streaming, kept_percentiles, open_model, prepare
@@ -214,6 +214,7 @@ class QuantModule(LightningModule):
             "every_n_epochs": self.every_n_epochs,
             "seed": self.seed,
             "calibration_ids": list(self.calibration_ids),
+            "calibration_tokens": fingerprint(self._built().batches),
             "batches": [len(b["sample_index"]) for b in self._built().batches],
             "search_batches": [len(b["sample_index"]) for b in self._built().search_batches],
             "schedule": self.schedule,
@@ -239,8 +240,7 @@ class QuantModule(LightningModule):
 
         Raises:
             InputError: it comes from another model, scheme, seed or calibration set (names the
-                field), or
-                lacks a quantizer tensor.
+                field), or lacks a quantizer tensor.
         """
         stored = checkpoint.get("calibration", {}).get("identity")
         if stored is None:

@@ -4,6 +4,9 @@ A tower may see a sample as one row [T, D], as several tiles, or as packed patch
 batch dimension. Statistics, dependency and gradients are counted per sample, whatever the tower.
 """
 
+import hashlib
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
@@ -25,6 +28,16 @@ def with_image_rows(family: VLMFamily, model: nn.Module, batch: Batch) -> Batch:
         return batch
     rows = family.image_rows(model, batch)
     return batch if set(rows) == {1} else batch | {"image_rows": torch.tensor(rows)}
+
+
+def fingerprint(batches: Sequence[Batch]) -> str:
+    """Return what differs as soon as a token or a label of the batches does."""
+    found = hashlib.sha256()
+    for batch in batches:
+        for name in ("input_ids", "labels"):
+            if name in batch:
+                found.update(batch[name].contiguous().cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def rows_and_mask(tower: str, batch: Batch) -> tuple[list[int], Tensor | None]:

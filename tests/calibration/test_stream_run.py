@@ -1,5 +1,6 @@
 """The calibration program with streaming on: the same artifact, the same checkpoints."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from qvlm_lightning.artifact import load_artifact
 from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.cli import train_main
 from qvlm_lightning.data import TinyVQA
+from qvlm_lightning.errors import InputError
 from qvlm_lightning.models import Tiny
 from qvlm_lightning.quant.scheme import Scheme
 
@@ -85,6 +87,20 @@ def test_a_checkpoint_made_in_memory_reaches_a_streamed_model(runs):
     assert not any(torch.equal(fresh[n], x) for n, x in loaded.items() if n.endswith(".high"))
     assert module.state.searched == ["vision", "projector", "language"]
     assert list(module.children()) == []
+
+
+def test_other_answers_to_the_same_questions_are_another_calibration_set(runs):
+    checkpoint = torch.load(runs["false"] / "checkpoints" / "last.ckpt", weights_only=True)
+    family = Tiny()
+    data = TinyVQA(family, calibration_pairs=4, search_pairs=2, batch_size=2)
+    data.setup("fit")
+    data.calibration[2] = replace(data.calibration[2], answer="seven")
+    module = QuantModule(family, Scheme.parse("w4a4"))
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.build(data, trainer)
+    module.schedule = checkpoint["calibration"]["identity"]["schedule"]
+    with pytest.raises(InputError, match="the checkpoint has calibration_tokens '"):
+        module.check(checkpoint)
 
 
 def test_what_is_held_where_is_said_before_it_starts(tmp_path, capsys):
