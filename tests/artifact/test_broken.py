@@ -1,0 +1,106 @@
+"""Artifacts that cannot be loaded say why, in one sentence."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import qvlm_lightning
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.tiny import WEIGHTS
+from qvlm_lightning.quant.scheme import Scheme
+
+FILES = ["quantization.json", "quantizers.safetensors", "model.safetensors", "config.json"]
+
+
+def refused(folder: Path, *words: str) -> None:
+    with pytest.raises(InputError) as fault:
+        qvlm_lightning.load(folder)
+    message = str(fault.value)
+    assert str(folder) in message
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    refused(folder, f"has no {name}")
+
+
+def test_a_folder_that_is_none_is_named(tmp_path):
+    refused(tmp_path / "nowhere", "is not an artifact")
+    (tmp_path / "file").write_text("x")
+    refused(tmp_path / "file", "is not an artifact")
+    refused(WEIGHTS, "is not an artifact", "quantization.json")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "quantizers.safetensors"])
+@pytest.mark.parametrize("size", [0, 7, 1000, -1])
+def test_a_truncated_tensor_file_is_named(folder, name, size):
+    whole = (folder / name).read_bytes()
+    (folder / name).write_bytes(whole[:size])
+    refused(folder, "is broken", name)
+
+
+@pytest.mark.parametrize("name", ["quantization.json", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\x00", b"[1, 2]", b"null"])
+def test_garbage_instead_of_json_is_refused(folder, name, content):
+    (folder / name).write_bytes(content)
+    refused(folder)
+
+
+def rewrite(path: Path, **changes: Any) -> None:
+    manifest = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in manifest.items() if v is not None}))
+
+
+def test_another_format_is_named(folder):
+    rewrite(folder / "quantization.json", format=2)
+    refused(folder, "format 2", "allowed: 1")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "word"),
+    [
+        (None, "scheme"),
+        ("w4a4", "scheme"),
+        ({"vision": {"weight_bits": 1}}, "weight_bits 1"),
+        ({"vision": 4}, "vision"),
+        ({"colour": 4}, "colour"),
+    ],
+)
+def test_a_manifest_without_a_usable_scheme_is_refused(folder, scheme, word):
+    rewrite(folder / "quantization.json", scheme=scheme)
+    refused(folder, word)
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "quantizers.safetensors"])
+def test_tensors_that_do_not_fit_are_named(folder, file):
+    tensors = load_file(folder / file)
+    name = sorted(tensors)[-1]
+    less = {k: v for k, v in tensors.items() if k != name}
+    save_file(less, folder / file)
+    refused(folder, name)
+    save_file(less | {"one.more": tensors[name]}, folder / file)
+    refused(folder, "does not fit")
+    save_file(less | {name: torch.zeros(3, 1, 4)}, folder / file)
+    refused(folder, name)
+
+
+def test_tied_weights_that_are_missing_under_both_names_are_named(tmp_path, calibrate, export, tie):
+    scheme = Scheme.parse("w8a8")
+    model, _ = calibrate(scheme, change=tie)
+    folder = export(tmp_path / "artifact", model, scheme)
+    tensors = load_file(folder / "model.safetensors")
+    kept = {k: v for k, v in tensors.items() if "lm_head" not in k and "embed_tokens" not in k}
+    save_file(kept, folder / "model.safetensors")
+    refused(folder, "lm_head.weight")
+
+
+def test_another_architecture_is_refused(folder):
+    rewrite(folder / "config.json", model_type="bert", architectures=["BertModel"])
+    refused(folder)

@@ -1,0 +1,168 @@
+"""``qvlm_lightning.quantize``: the calibration without a configuration; X4 (docs/paper.md)."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import Tensor, nn
+
+import qvlm_lightning
+from qvlm_lightning.cli import train_main
+from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.nn.quantizer import ActivationQuantizer
+from qvlm_lightning.notebook import METHODS
+from qvlm_lightning.quant.scheme import Scheme
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def quantizers(model: nn.Module) -> dict[str, ActivationQuantizer]:
+    return {n: m for n, m in model.named_modules() if isinstance(m, ActivationQuantizer)}
+
+
+def ratios(model: nn.Module, tower: str) -> Tensor:
+    """Return every learnable factor of a tower in one vector."""
+    names = ("low_ratio", "high_ratio", "clip_ratio")
+    found = [p for n, p in model.named_parameters() if tower in n and n.endswith(names)]
+    return torch.cat([p.detach().flatten() for p in found])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_quantizes_the_model_in_place(
+    model, original, processor, samples, question, method, small
+):
+    result = qvlm_lightning.quantize(model, processor, samples, method=method, **small)
+    assert result is model
+    assert not model.training
+    assert not any(p.requires_grad for p in model.parameters())
+    sites = quantizers(model)
+    assert len(sites) == 2 * 4 + 2 + 2 * 4
+    assert all(q.enabled and q.low.isfinite().all() and q.low <= q.high for q in sites.values())
+    logits, exact = model(**question).logits, original(**question).logits
+    assert logits.isfinite().all()
+    assert not torch.equal(logits, exact)
+    for q in [*sites.values(), *(m for m in model.modules() if isinstance(m, QuantLinear))]:
+        q.enabled = False
+    assert torch.equal(model(**question).logits, exact), "weights are left as they were"
+
+
+def test_x4_presets_differ_in_what_they_decide(model, processor, samples, tmp_path, small):
+    """Blocks come with cross-layer dependency, learned bounds with visual-encoder optimisation."""
+    found = {}
+    for method in METHODS:
+        changed = copy.deepcopy(model)
+        root = tmp_path / method
+        qvlm_lightning.quantize(changed, processor, samples, method=method, output=root, **small)
+        report = json.loads((root / "report.json").read_text())
+        found[method] = report
+        assert report["method"] == method
+        joint = method in ("cdm", "qvlm")
+        assert bool(report["dependency"]) == joint
+        assert all(("joint" in block) == joint for block in report["objective"])
+        longest = max(b - a for t in report["partition"].values() for a, b in t)
+        assert joint or longest == 0
+        learned = method in ("veo", "qvlm")
+        assert len(report["loss"]) == learned
+        for tower in ("vision_tower", "multi_modal_projector"):
+            assert ratios(changed, tower).eq(1).all() != learned
+        assert ratios(changed, "language_model").eq(1).all()
+        assert (method == "rtn") == (set(report["percentiles"].values()) == {1.0})
+    # until the first step all do the same to the tower
+    for one, other in (("sequential", "veo"), ("cdm", "qvlm")):
+        blocks = [
+            [b for b in found[m]["objective"] if b["tower"] == "vision"] for m in (one, other)
+        ]
+        assert blocks[0] == blocks[1]
+
+
+def test_x4_presets_are_four_configurations():
+    """The rows of the paper's Table 1, as files: two switches, each on or off."""
+    switches = {}
+    for name in ("sequential", "cdm", "veo", "qvlm"):
+        preset = yaml.safe_load((CONFIGS / "methods" / f"{name}.yaml").read_text())
+        callbacks = {
+            c["class_path"].rpartition(".")[2]: c.get("init_args", {})
+            for c in preset["trainer"]["callbacks+"]
+        }
+        search = callbacks["PercentileSearch"]["method"]["class_path"].rpartition(".")[2]
+        module = preset["model"]["class_path"].rpartition(".")[2]
+        assert callbacks["ArtifactExport"] == {"method": name}
+        assert search == (
+            "JointSearch" if "EntropyRepartition" in callbacks else "SequentialSearch"
+        )
+        switches[name] = (search == "JointSearch", module == "VisualEncoderOptimization")
+    assert switches == {
+        "sequential": (False, False),
+        "cdm": (True, False),
+        "veo": (False, True),
+        "qvlm": (True, True),
+    }
+
+
+def test_the_command_line_decides_the_same(model, processor, samples, tmp_path, small):
+    folder = tmp_path / "model"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    files = ("base", "methods/qvlm", "schemes/w4a4", "models/tiny", "data/tiny")
+    train_main(
+        [
+            "fit",
+            *(f"--config={CONFIGS / name}.yaml" for name in files),
+            "--model.init_args.family=qvlm_lightning.models.Llava",
+            f"--model.init_args.family.init_args.path={folder}",
+            "--data.init_args.calibration_pairs=4",
+            "--data.init_args.search_pairs=2",
+            "--data.init_args.batch_size=2",
+            "--data.init_args.seed=3",
+            "--trainer.accelerator=cpu",
+            f"--trainer.default_root_dir={tmp_path / 'program'}",
+            "--model.init_args.epochs=1",
+        ]
+    )
+    notebook = tmp_path / "notebook"
+    qvlm_lightning.quantize(model, processor, samples, output=notebook, **small)
+    reports = [
+        json.loads((root / "report.json").read_text()) for root in (tmp_path / "program", notebook)
+    ]
+    assert set(reports[0]) == set(reports[1])
+    assert reports[0]["percentiles"] == reports[1]["percentiles"]
+    for key in set(reports[0]) - {"model", "search"}:
+        assert reports[0][key] == reports[1][key], key
+    for file in ("quantizers.safetensors", "model.safetensors"):
+        assert (tmp_path / "program" / "artifact" / file).read_bytes() == (
+            notebook / "artifact" / file
+        ).read_bytes()
+
+
+def test_x6_what_is_kept_has_the_logits_of_what_is_returned(
+    model, processor, samples, question, tmp_path, small
+):
+    scheme = Scheme.parse("w4a8", activation_mode="static_channel")
+    options = {"scheme": scheme, "method": "veo", "output": tmp_path / "run", **small}
+    qvlm_lightning.quantize(model, processor, samples, **options)
+    loaded, _ = qvlm_lightning.load(tmp_path / "run" / "artifact")
+    assert torch.equal(loaded(**question).logits, model(**question).logits)
+
+
+def test_nothing_is_kept_unless_asked_for(model, processor, samples, tmp_path, monkeypatch, small):
+    monkeypatch.chdir(tmp_path)
+    qvlm_lightning.quantize(model, processor, samples, method="rtn", **small)
+    assert not list(tmp_path.iterdir())
+
+
+def test_x3_the_same_seed_gives_the_same_model(model, processor, samples, small):
+    states = []
+    for seed in (3, 3, 4):
+        changed = copy.deepcopy(model)
+        torch.manual_seed(len(states))  # what was drawn before must not matter
+        options = {**small, "seed": seed}
+        qvlm_lightning.quantize(changed, processor, samples, method="qvlm", **options)
+        states.append(changed.state_dict())
+    same, other = (
+        [torch.equal(states[0][name], state[name]) for name in states[0]] for state in states[1:]
+    )
+    assert all(same)
+    assert not all(other)
