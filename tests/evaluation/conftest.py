@@ -1,12 +1,17 @@
-"""Made-up answers, small enough to score by hand: two colours, two multiple choices."""
+"""Made-up answers, small enough to score by hand: two colours, two multiple choices; and
+the embedded model with its questions.
+"""
 
 from collections.abc import Callable
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from qvlm_lightning.data import TinyVQA
 from qvlm_lightning.evaluation.predictions import Predictions, Variant
+from qvlm_lightning.models import Llava
+from qvlm_lightning.models.tiny import WEIGHTS
 
 LOGITS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
 QUANTIZED = ("w4a4", "static_tensor", 1.0, 0)
@@ -53,3 +58,31 @@ def known() -> Callable[..., dict[str, Predictions]]:
 def _quick_guesser(monkeypatch) -> None:
     """Let the blind guesser learn from few questions: thousands take seconds."""
     monkeypatch.setattr(TinyVQA, "blind_samples", lambda self: self.calibration)
+
+
+@pytest.fixture
+def family():
+    return Llava(str(WEIGHTS))
+
+
+@pytest.fixture
+def data(family):
+    return TinyVQA(family, evaluation_count=20, evaluation_batch_size=8)
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    return Trainer(
+        accelerator="cpu",
+        devices=1,
+        logger=False,
+        enable_progress_bar=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )
+
+
+@pytest.fixture
+def names(tmp_path):
+    """Names of the answers that are stored in the run folder."""
+    return lambda: sorted(p.stem for p in (tmp_path / "predictions").glob("*.json"))

@@ -1,0 +1,61 @@
+"""The evaluation program: rows, tables, faults in one sentence."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qvlm_lightning.evaluation.cli import eval_main
+from qvlm_lightning.evaluation.progress import QuestionBar
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def arguments(tmp_path, *more: str) -> list[str]:
+    return [
+        f"--config={CONFIGS / 'eval' / 'tiny.yaml'}",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.default_root_dir={tmp_path}",
+        "--data.init_args.evaluation_count=20",
+        *more,
+    ]
+
+
+def test_program_writes_rows_and_prints_the_table(tmp_path, capsys):
+    eval_main(arguments(tmp_path))
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert {row["metric"] for row in rows} == {
+        *("accuracy", "accuracy_blind", "accuracy_shuffled", "parse_failures", "seconds")
+    }
+    assert "full precision" in capsys.readouterr().out
+    assert "| full precision |" in (tmp_path / "results.md").read_text()
+
+
+def test_program_leaves_out_controls_and_shows_questions_per_second(tmp_path, capsys, names):
+    bar = "--trainer.enable_progress_bar=true"
+    cli = eval_main([*arguments(tmp_path), bar, "--controls=false"])
+    assert names() == ["fp-k1"]
+    assert isinstance(cli.trainer.progress_bar_callback, QuestionBar)
+    printed = capsys.readouterr().err
+    assert "fp-k1: 100%|██████████| 20/20" in printed
+    assert " questions/s]" in printed
+
+
+@pytest.mark.parametrize(
+    ("option", "sentence"),
+    [
+        ("--model.artifact=/nowhere", "'/nowhere' is not an artifact: it has no quantization.json"),
+        ("--data.evaluation_count=0", "evaluation_count is 0; allowed are integers of at least 1"),
+        ("--model.init_args.wings=2", "wings"),
+        ("--data.evaluation_count=many", "expected int, got many"),
+    ],
+)
+def test_user_faults_are_one_sentence(tmp_path, capsys, option, sentence):
+    with pytest.raises(SystemExit) as end:
+        eval_main(arguments(tmp_path, option))
+    printed = capsys.readouterr()
+    assert end.value.code == 2
+    assert sentence in printed.err
+    assert printed.err.startswith("error: ")
+    assert len(printed.err.splitlines()) == 1
