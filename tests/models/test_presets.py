@@ -1,10 +1,13 @@
 """The presets for large models calibrate small ones of the same kind, as they are written."""
 
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from PIL import Image
 
 from qvlm_lightning.artifact import load_artifact
@@ -27,6 +30,18 @@ def chats(tmp_path: Path) -> Path:
     return tmp_path / "chats.jsonl"
 
 
+@pytest.fixture
+def group() -> Iterator[None]:
+    """Take down the process group that ``strategy: ddp`` sets up, and what it says of its port."""
+    before = dict(os.environ)
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.mark.usefixtures("group")
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
 def test_a_preset_runs(preset: Path, make_small: Any, chats: Path, tmp_path: Path) -> None:
     """On the CPU, in one process; what else it says stays."""
