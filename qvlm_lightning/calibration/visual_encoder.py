@@ -192,13 +192,13 @@ class VisualEncoderOptimization(QuantModule):
     def _zero(self) -> Tensor:
         """Return 0 with a gradient path to every learned parameter.
 
-        Samples without an image leave the tower unused. A process that has only such samples must
-        still take part in every reduction of the backward pass, and DDP wants every gradient.
+        Samples without an image leave the tower unused. A process or part that has only such
+        samples must still take part in every reduction of the backward pass, and DDP wants every
+        gradient. Of a bare sum all gradients would be one tensor, and what is added to one of them
+        later would be in all.
         """
-        return (
-            sum((p.sum() for p in self.quantizer_parameters()), torch.zeros((), device=self.device))
-            * 0.0
-        )
+        parts = ((p * 0.0).sum() for p in self.quantizer_parameters())
+        return sum(parts, torch.zeros((), device=self.device))
 
     def _learning_rate(self) -> float:
         """Cosine from ``lr`` to 0, a function of the step alone so that nothing has to be

@@ -17,9 +17,11 @@ def gradients(module: VisualEncoderOptimization, parts: bool) -> list[torch.Tens
     return [torch.stack([x.detach().double() for x in terms.values()]), *found]
 
 
+@pytest.mark.parametrize("blind", [(1,), (0,), (0, 2), (1, 2, 3)])
 @pytest.mark.parametrize("parts", [2, 3, 4])
-def test_micro_batches_give_the_step_of_the_whole_batch(started, parts):
-    """Ratios, a logarithm and an entropy of the whole batch; one part has no image."""
+def test_micro_batches_give_the_step_of_the_whole_batch(started, toy_batches, make, parts, blind):
+    """Ratios, a logarithm and an entropy of the whole batch; some parts have no image."""
+    toy_batches[0] = make(0, blind=blind)
     weights = LossWeights(0.3, 0.7, 2.0)
     whole = started(weights=weights)
     module = started(weights=weights, micro_batches=parts)
@@ -31,6 +33,15 @@ def test_micro_batches_give_the_step_of_the_whole_batch(started, parts):
         for one, other in zip(found, expected, strict=True):
             assert torch.allclose(one, other, rtol=1e-4, atol=1e-6)
     assert sum(float(g.abs().sum()) for g in expected[1:]) > 0.1
+
+
+def test_every_parameter_has_a_gradient_of_its_own_without_images(started):
+    """DDP and later parts write into them."""
+    module = started()
+    module._zero().backward()
+    places = [p.grad.data_ptr() for p in module.quantizer_parameters()]
+    assert len(set(places)) == len(places) > 10
+    assert all(p.grad.eq(0).all() for p in module.quantizer_parameters())
 
 
 def test_a_run_in_micro_batches_learns_the_same(family_class, toy_batches, tmp_path, fit):
