@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.nn.linear import QuantLinear
-from qvlm_lightning.nn.shards import Shards
+from qvlm_lightning.nn.shards import Entry, Shards
 
 _GLIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 _M_MMAP_THRESHOLD = -3  # of malloc.h
@@ -44,6 +45,10 @@ class StreamedWeights:
                 raise InputError(
                     f"weight {name} {found} in the checkpoint; the model needs {list(value.shape)}"
                 )
+        tied: dict[tuple[Entry, torch.dtype], list[str]] = defaultdict(list)
+        for name, dtype in self.dtypes.items():
+            tied[shards.entries[name], dtype].append(name)
+        self.tied = {name: names for names in tied.values() if len(names) > 1 for name in names}
         for name, buffer in model.named_buffers():
             if name in shards.entries:
                 buffer.copy_(shards.read(name))
@@ -74,7 +79,10 @@ class StreamedWeights:
 
     @contextmanager
     def held(self, names: Iterable[str]) -> Iterator[None]:
-        """Within the block the named parameters are in place; those that already were stay."""
+        """Within the block the named parameters are in place; those that already were stay.
+
+        Tied parameters that are in place at the same time are one, as in a loaded model.
+        """
         placed: list[tuple[nn.Module, str, nn.Parameter]] = []
         try:
             for name in names:
@@ -82,9 +90,12 @@ class StreamedWeights:
                 owner = self.model.get_submodule(path)
                 empty = owner._parameters[own]
                 if empty is not None and empty.is_meta:
-                    value = self.read(name).to(self.device)
+                    value = self._tied_in_place(name)
+                    if value is None:
+                        read = self.read(name).to(self.device)
+                        value = nn.Parameter(read, requires_grad=False)
                     placed.append((owner, own, empty))
-                    owner._parameters[own] = nn.Parameter(value, requires_grad=False)
+                    owner._parameters[own] = value
             yield
         finally:
             for owner, own, empty in placed:
@@ -93,6 +104,11 @@ class StreamedWeights:
                     owner.forget()
             if placed:
                 _give_back()
+
+    def _tied_in_place(self, name: str) -> nn.Parameter | None:
+        """Return a parameter that lies where ``name`` lies in the files, if it is in place."""
+        others = (self.model.get_parameter(other) for other in self.tied.get(name, ()))
+        return next((other for other in others if not other.is_meta), None)
 
 
 def _keep_tensors_off_the_heap() -> None:

@@ -1,5 +1,6 @@
 """One optimiser step of visual-encoder optimisation, whatever of the model is in memory."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,8 +22,10 @@ WEIGHTS = LossWeights(0.1, 1.0, 1.0)
 def prepare(opened, folder, toy_batches):
     """A calibrated model, in memory or streamed, and the loss of its batches."""
 
-    def run(streamed: bool, dtype: str = "float32") -> tuple[Calibrator, TowerLoss]:
-        calibrator, search = opened(folder, streamed, dtype=dtype), SequentialSearch()
+    def run(
+        streamed: bool, dtype: str = "float32", path: Path = folder
+    ) -> tuple[Calibrator, TowerLoss]:
+        calibrator, search = opened(path, streamed, dtype=dtype), SequentialSearch()
         calibrator.collect(search.percentiles if streamed else None)
         calibrator.search(["vision", "projector", "language"], search, "first")
         calibrator.structure.enable(True)
@@ -55,6 +58,19 @@ def step(calibrator: Calibrator, loss: TowerLoss) -> tuple[Any, dict[str, float]
     return jacobian, {n: x.item() for n, x in terms.items()}, gradients
 
 
+def count_reads(calibrator: Calibrator, monkeypatch: Any) -> list[str]:
+    """Return a list that grows by the name of every weight that is read."""
+    weights = calibrator.passes.weights
+    read, names = weights.read, []
+
+    def count(name: str) -> Tensor:
+        names.append(name)
+        return read(name)
+
+    monkeypatch.setattr(weights, "read", count)
+    return names
+
+
 def assert_same(one: Any, other: Any) -> None:
     assert one[:2] == other[:2]
     assert all(torch.equal(*pair) for pair in zip(one[2], other[2], strict=True))
@@ -66,6 +82,27 @@ def test_a_streamed_step_is_that_in_memory(prepare, dtype):
     assert_same(streamed, whole)
     assert whole[1]["ent"] > 0
     assert sum(float(g.abs().sum()) for g in whole[2]) > 0
+
+
+def test_a_streamed_step_reads_tied_embeddings_once(prepare, build, tmp_path, monkeypatch):
+    model = build()
+    model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = True
+    model.tie_weights()
+    model.save_pretrained(tmp_path / "tied")
+    calibrator, loss = prepare(True, path=tmp_path / "tied")
+    names = count_reads(calibrator, monkeypatch)
+    with torch.enable_grad():
+        loss.sums(0, 0, 7, torch.zeros(()))
+    embedding = calibrator.model.get_input_embeddings()
+    tied = [
+        n
+        for n, p in calibrator.model.named_parameters(remove_duplicate=False)
+        if p is embedding.weight
+    ]
+    assert len(tied) == 2
+    assert sum(names.count(n) for n in tied) == 1
+    whole, streamed = (step(*prepare(on, path=tmp_path / "tied")) for on in (False, True))
+    assert_same(streamed, whole)
 
 
 def test_layers_that_run_again_change_nothing(prepare):
@@ -151,6 +188,7 @@ def test_streaming_holds_one_layer_on_both_ways(prepare, monkeypatch):
         ones = {"vision": [1.0, 1.0], "language": [1.0] * 4}
         del order[:]
         loss.terms(sums, WEIGHTS, ones)["total"].backward()
+    assert order == units[::-1]
     frozen = [p for n, p in calibrator.model.named_parameters() if n.endswith(".weight")]
     assert all(p.is_meta for p in frozen)
 
@@ -158,14 +196,7 @@ def test_streaming_holds_one_layer_on_both_ways(prepare, monkeypatch):
 def test_what_a_step_reads_can_be_counted(prepare, monkeypatch):
     """Each layer's weights twice: forwards and backwards."""
     calibrator, loss = prepare(True)
-    weights = calibrator.passes.weights
-    read, names = weights.read, []
-
-    def count(name: str) -> Tensor:
-        names.append(name)
-        return read(name)
-
-    monkeypatch.setattr(weights, "read", count)
+    names = count_reads(calibrator, monkeypatch)
     with torch.enable_grad():
         sums = loss.sums(0, 0, 7, torch.zeros(()))
         loss.terms(sums, WEIGHTS, {"vision": [1.0] * 2, "language": [1.0] * 4})["total"].backward()

@@ -57,6 +57,42 @@ def test_parameters_come_and_go(places):
     assert all(after[name] is before[name] for name in before)
 
 
+def test_tied_parameters_are_in_place_once(places, monkeypatch):
+    model = empty()
+    weights = StreamedWeights(model, Shards(places), torch.device("cpu"))
+    read, names = weights.read, []
+
+    def count(name):
+        names.append(name)
+        return read(name)
+
+    monkeypatch.setattr(weights, "read", count)
+    with weights.held(["second.weight", "first.weight", "tied.weight"]):
+        assert model.tied.weight is model.second.weight
+        assert torch.equal(model.tied.weight, weights.shards.read("second.weight"))
+    assert names == ["second.weight", "first.weight"]
+    with weights.held(["tied.weight"]):
+        held = model.tied.weight
+        assert model.second.weight.is_meta
+        with weights.held(["second.weight"]):
+            assert model.second.weight is held
+        assert model.second.weight.is_meta
+        assert model.tied.weight is held
+    assert names == ["second.weight", "first.weight", "tied.weight"]
+    assert model.tied.weight is model.second.weight
+    assert model.tied.weight.is_meta
+
+
+def test_equal_shapes_in_different_places_are_not_tied(places):
+    """A checkpoint may hold both names, each with values of its own."""
+    places["tied.weight"] = places["first.weight"]
+    model = empty()
+    weights = StreamedWeights(model, Shards(places), torch.device("cpu"))
+    with weights.held(["second.weight", "tied.weight", "first.weight"]):
+        assert model.tied.weight is model.first.weight
+        assert not torch.equal(model.tied.weight, model.second.weight)
+
+
 def test_they_go_even_when_something_fails(places):
     model = empty()
     weights = StreamedWeights(model, Shards(places), torch.device("cpu"))
