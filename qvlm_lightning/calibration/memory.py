@@ -48,7 +48,10 @@ class _Sizes:
         self.total = _bytes(model)
         self.vocabulary = model.get_output_embeddings()
         inside = sum(_bytes(u.module) for t in self.towers for u in t.units)
-        self.rest = self.total - inside - _bytes(self.vocabulary)
+        everywhere = model.named_parameters(remove_duplicate=False)
+        tied = sum(p is self.vocabulary.weight for _, p in everywhere) > 1
+        self.head = 0 if tied else _bytes(self.vocabulary)
+        self.rest = self.total - inside - self.head
         self.language = structure.towers["language"]
         self.element = self.vocabulary.weight.itemsize
 
@@ -111,7 +114,7 @@ class _Sizes:
             Held(step, "logits", DEVICE, logits, "b T V (e + 8)"),
         ]
         if work.streaming:
-            ends = self.rest + _bytes(self.vocabulary)
+            ends = self.rest + self.head
             return [*held, Held(step, "embeddings, head", DEVICE, ends, "during a pass")]
         return [*held, self._reservoirs(step)]
 

@@ -105,10 +105,14 @@ class StreamPlan:
         )
         if not self.steps:
             return said
-        # a backward pass is two forward ones; before it, or a second time, the layer runs again
-        passes = self.epochs * (4 if self.reads == 2 else 5)
-        tuning = len(units) * (self.steps * self.reads * reading + passes * running)
-        return f"{said}, {_time(tuning)} for the optimisation"
+        # targets forwards; in every step the layer runs, again, and backwards (twice as long), and
+        # in parts once more; the Jacobian weights of an epoch take about a step
+        step = 4 if self.reads == 2 else 5
+        batches = self.steps // self.epochs
+        runs = 1 + self.epochs * step * (1 + 1 / batches)
+        reads = batches + (self.steps + self.epochs) * self.reads
+        tuning = len(units) * (reads * reading + runs * running)
+        return f"{said}, at least {_time(tuning)} for the optimisation"
 
     def _sweeps(self) -> list[str]:
         sweeps = ["statistics", "dependency (per tower, up to it)", "search", "artifact"]

@@ -102,13 +102,6 @@ class VisualEncoderOptimization(QuantModule):
             return
         super().build(data, trainer)
         passes = self._built().passes
-        smallest = min(len(batch["sample_index"]) for batch in self._built().batches)
-        parts = self.micro_batches * trainer.world_size
-        if smallest < parts:
-            raise InputError(
-                f"micro_batches {self.micro_batches} on {trainer.world_size} process(es) needs "
-                f"batches of at least {parts} pairs; the smallest has {smallest}"
-            )
         if self.train_what == "norms":
             add_norm_shifts(self.structure, self._built().device)
         elif self.train_what == "lora":

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.percentile import MinMax
 
@@ -51,6 +52,30 @@ class Work:
             return 1
         return max(len(self.method.percentiles), 3)
 
+    @property
+    def smallest_batch(self) -> int:
+        """Pairs of the last batch, or of all."""
+        return self.pairs % self.batch_size or self.batch_size
+
+    def check(self) -> None:
+        """Check that sizes are possible and that every process and part has a pair of every batch.
+
+        Raises:
+            InputError: they are not, or one has not.
+        """
+        for name in ("pairs", "search_pairs", "batch_size", "micro_batches"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} {getattr(self, name)} is not allowed; at least 1")
+        if self.search_pairs > self.pairs:
+            raise InputError(f"search_pairs {self.search_pairs} is not allowed; 1 to {self.pairs}")
+        parts = self.micro_batches * self.processes
+        if self.smallest_batch < parts:
+            raise InputError(
+                f"micro_batches {self.micro_batches} on {self.processes} process(es) needs "
+                f"batches of at least {parts} pairs; the smallest of {self.pairs} pairs in batches "
+                f"of {self.batch_size} has {self.smallest_batch}"
+            )
+
     def tokens_of(self, tower: str) -> int:
         """Return the tokens of a pair in a tower."""
         return self.tokens if tower == "language" else self.patches
@@ -82,7 +107,7 @@ def alternatives(work: Work) -> list[Work]:
     if not work.optimises:
         sizes = (n for n in range(work.batch_size, 0, -1) if work.batch_size % n == 0)
         return [replace(work, batch_size=size) for size in sizes]
-    share = max(work.batch_size // work.processes, 1)
+    share = max(work.smallest_batch // work.processes, 1)
     parts = (n for n in range(work.micro_batches, share + 1) if share % n == 0)
     return [work, *(replace(work, micro_batches=n) for n in parts if n != work.micro_batches)]
 

@@ -56,6 +56,7 @@ def main(argv: Sequence[str]) -> int:
         micro_batches=planned.micro_batches,
         activation_checkpointing=planned.activation_checkpointing,
     )
+    work.check()
     plan = Plan(planned.family, planned.scheme, model, structure, work, own.device_gib)
     # into a file or a pipe, tables are as wide as they need
     width = own.width if own.width or sys.stdout.isatty() else _WIDTH_OF_FILES

@@ -1,14 +1,17 @@
 """What fits on a machine, and what is said of what does not."""
 
+import math
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
 from qvlm_lightning.calibration import fits
-from qvlm_lightning.calibration.fits import Room, rooms, shortage
+from qvlm_lightning.calibration.calibrator import Calibrator
+from qvlm_lightning.calibration.fits import Room, _lacking, rooms, shortage, work_of
 from qvlm_lightning.calibration.memory import memory
 from qvlm_lightning.calibration.work import (
     DEVICE,
@@ -88,55 +91,97 @@ def test_a_method_without_candidates_stacks_nothing() -> None:
     assert WORK.candidates == 5
 
 
-def test_what_cannot_have_room_is_said(build) -> None:
+def test_what_has_no_room_is_said(build) -> None:
     model = build()
     structure = quantize_model(model, Llava("toy"), Scheme.parse("w4a4"))
     measure = partial(memory, model, structure)
-    device, ram = Room("cuda:0", (DEVICE,), 10**9, 1), Room("RAM", (RAM,), 10**9, 8)
+
+    def said(work: Work, nbytes: int) -> str:
+        return str(shortage(measure, work, Room("cuda:0", (DEVICE,), nbytes, 1)))
+
     work = replace(WORK, batch_size=8, pairs=8)
-    assert shortage(measure, work, [device, ram]) is None
-    needed = {n: peak(measure(replace(work, batch_size=n)), DEVICE) for n in (8, 4, 2)}
-    tight = replace_bytes(device, needed[4])
-    said = shortage(measure, work, [tight, ram])
-    assert said is not None
-    assert "of cuda:0, which has" in said
-    assert "--data.batch_size=4, with the same result" in said
+    needed = {n: peak(measure(replace(work, batch_size=n)), DEVICE) for n in (8, 4)}
+    assert said(work, needed[8]) == "None"
+    assert "of cuda:0, which has" in said(work, needed[4])
+    assert "--data.batch_size=4, with the same result" in said(work, needed[4])
     tuned = replace(work, optimises=True, method=None)
-    small_parts = peak(measure(replace(tuned, micro_batches=2)), DEVICE)
-    said = shortage(measure, tuned, [replace_bytes(device, small_parts)])
-    assert said is not None
-    assert said.startswith("optimisation needs about")
-    assert "--model.micro_batches=2, with the same result" in said
-    said = shortage(measure, tuned, [replace_bytes(device, 1000)])
-    assert said is not None
-    assert (
-        "--model.streaming=true, or --model.activation_checkpointing=true, or a method without"
-        in said
-    )
+    halves = peak(measure(replace(tuned, micro_batches=2)), DEVICE)
+    assert said(tuned, halves).startswith("optimisation needs about")
+    assert "--model.micro_batches=2, with the same result" in said(tuned, halves)
+    both = "--model.streaming=true, or --model.activation_checkpointing=true, or a method without"
+    assert both in said(tuned, 1000)
     # of the RAM, every process on the machine takes its own
-    crowded = replace_bytes(ram, 7 * peak(measure(work), RAM))
-    assert "of RAM, which has" in str(shortage(measure, work, [device, crowded]))
+    ram = Room("RAM", (RAM,), 8 * peak(measure(work), RAM), 8)
+    assert shortage(measure, work, ram) is None
+    assert "of RAM" in str(shortage(measure, work, replace(ram, nbytes=ram.nbytes - 1)))
+    assert _lacking([], ram) is None
 
 
-def replace_bytes(room: Room, nbytes: int) -> Room:
-    return replace(room, nbytes=nbytes)
-
-
-def test_on_a_cpu_both_kinds_of_memory_are_one() -> None:
+def test_on_a_cpu_both_kinds_of_memory_are_one(monkeypatch, tmp_path) -> None:
     (ram,) = rooms(torch.device("cpu"), 2)
     assert set(ram.places) == {DEVICE, RAM}
     assert ram.processes == 2
     assert ram.nbytes > 2**30
+    (tmp_path / "memory.max").write_text("1000000\n")
+    monkeypatch.setattr(fits, "CONTAINER", tmp_path / "memory.max")
+    assert rooms(torch.device("cpu"), 1)[0].nbytes == 1_000_000
 
 
-def test_a_run_ends_before_it_starts(family_class, toy_batches, tmp_path, fit, monkeypatch) -> None:
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"micro_batches": 0}, "micro_batches 0 is not allowed; at least 1"),
+        ({"search_pairs": 9}, "search_pairs 9 is not allowed; 1 to 8"),
+        ({"batch_size": 4, "processes": 8}, "needs batches of at least 8 pairs; .* 4 has 4"),
+        (
+            {"batch_size": 5, "micro_batches": 4},
+            "at least 4 pairs; the smallest of 8 .*has 3",
+        ),
+    ],
+)
+def test_sizes_that_cannot_be(wrong, words) -> None:
+    with pytest.raises(InputError, match=words):
+        replace(WORK, **wrong).check()
+    replace(WORK, pairs=20, batch_size=8, micro_batches=4).check()
+
+
+def test_the_smallest_batch_limits_the_parts() -> None:
+    asked = replace(WORK, pairs=20, batch_size=8, optimises=True)
+    assert [w.micro_batches for w in alternatives(asked)] == [1, 2, 4]
+
+
+def fitted(fit: Any, room: Room, monkeypatch: Any, *args: Any) -> None:
+    monkeypatch.setattr(fits, "rooms", lambda device, processes: [room])
+    fit(*args, epochs=1)
+
+
+def test_a_run_on_a_small_device_ends_before_it_starts(
+    family_class, toy_batches, tmp_path, fit, monkeypatch
+) -> None:
     collected: list[Any] = []
-    monkeypatch.setattr(
-        "qvlm_lightning.calibration.calibrator.Calibrator.collect",
-        lambda *args: collected.append(args),
-    )
-    small = [Room("this machine's RAM", (DEVICE, RAM), 10_000, 1)]
-    monkeypatch.setattr(fits, "rooms", lambda device, processes: small)
-    with pytest.raises(InputError, match=r"GiB of this machine's RAM.*a method without optimisat"):
-        fit(family_class(), toy_batches, tmp_path)
+    monkeypatch.setattr(Calibrator, "collect", lambda *args: collected.append(args))
+    room = Room("cuda:0", (DEVICE,), 10_000, 1)
+    with pytest.raises(InputError, match=r"GiB of cuda:0.*a method without optimisation"):
+        fitted(fit, room, monkeypatch, family_class(), toy_batches, tmp_path)
     assert collected == []
+
+
+def test_little_ram_is_said_and_tried(
+    family_class, toy_batches, tmp_path, fit, monkeypatch, capsys
+) -> None:
+    room = Room("this machine's RAM", (DEVICE, RAM), 10_000, 1)
+    fitted(fit, room, monkeypatch, family_class(), toy_batches, tmp_path)
+    assert "may not fit: " in capsys.readouterr().out
+    assert list(tmp_path.iterdir())
+
+
+def test_lengths_are_means_over_the_pairs(family_class, toy_batches, make, tmp_path, fit) -> None:
+    long = make(12, size=1, text=30, blind=())
+    module = fit(family_class(), [*toy_batches, long], tmp_path, epochs=1)
+    trainer = SimpleNamespace(callbacks=[], world_size=1)
+    work = work_of(module, trainer)
+    tokens = sum(b["attention_mask"].numel() for b in [*toy_batches, long])
+    images = sum(int(b["has_image"].sum()) for b in [*toy_batches, long])
+    assert (work.pairs, work.batch_size) == (13, 4)
+    assert work.tokens == math.ceil(tokens / 13)
+    assert work.patches == math.ceil(images * 5 / 13)  # four patches and the class token

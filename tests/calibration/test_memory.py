@@ -248,6 +248,18 @@ def test_a_streamed_step_holds_a_layer_and_the_inputs_of_the_others(small) -> No
     assert "reservoirs" not in step
 
 
+def test_tied_embeddings_are_there_once(build) -> None:
+    sizes = []
+    for tie in (False, True):
+        model = build()
+        model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = tie
+        model.tie_weights()
+        structure = quantize_model(model, Llava("toy"), Scheme.parse("w4a4"))
+        tuned = replace(WORK, optimises=True, streaming=True)
+        sizes.append(held(memory(model, structure, tuned), "optimisation")["embeddings, head"])
+    assert sizes[0] - sizes[1] == 40 * 24 * 4  # one of two matrices [vocabulary, width]
+
+
 @torch.no_grad()
 def test_a_search_keeps_the_quantized_weights_of_no_block(calibrated) -> None:
     calibrator = calibrated()

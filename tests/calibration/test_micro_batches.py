@@ -55,5 +55,5 @@ def test_a_run_in_micro_batches_learns_the_same(family_class, toy_batches, tmp_p
 
 
 def test_more_micro_batches_than_samples_are_refused(started):
-    with pytest.raises(InputError, match=r"micro_batches 5 .*at least 5 .*smallest has 4"):
+    with pytest.raises(InputError, match=r"micro_batches 5 .*at least 5 .*smallest .*has 4"):
         started(micro_batches=5)
