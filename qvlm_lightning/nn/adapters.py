@@ -1,11 +1,16 @@
 """Small trainable changes of the tower's full-precision weights; merged into the weights on
 export.
+
+What is learned is float32 whatever the type of the model: steps would be lost in bfloat16, and
+AdamW's smallest constant is 0 in float16.
 """
 
+from copy import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.nn.linear import QuantLinear
@@ -26,26 +31,48 @@ class LowRank(nn.Module):
         self.b = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the changed weight."""
-        return weight + self.b @ self.a
+        """Return the changed weight in the type of ``weight``."""
+        return (weight + self.b @ self.a).to(weight.dtype)
 
 
 class NormShift(nn.Module):
-    """Trainable factor and offset behind a norm; on while the quantizers that read the norm are
-    on.
+    """Trainable factor and, where the norm has a bias, offset behind a norm; on while the
+    quantizers that read the norm are on.
+
+    In float32 it changes the output of the norm, from which the merged weight and bias differ by
+    rounding. In half types, where that is many quantization steps, it runs the norm with the
+    merged ones.
     """
 
     reader: QuantLinear
 
-    def __init__(self, norm: nn.LayerNorm, reader: QuantLinear, device: torch.device) -> None:
+    def __init__(self, norm: Any, reader: QuantLinear, device: torch.device) -> None:
         super().__init__()
-        self.factor = nn.Parameter(torch.ones_like(norm.weight, device=device))
-        self.offset = nn.Parameter(torch.zeros_like(norm.weight, device=device))
+        self.factor = nn.Parameter(torch.ones(norm.weight.shape, device=device))
+        self.offset = None
+        if getattr(norm, "bias", None) is not None:
+            self.offset = nn.Parameter(torch.zeros(norm.weight.shape, device=device))
         object.__setattr__(self, "reader", reader)
 
-    def hook(self, norm: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+    def merged(self, norm: Any) -> dict[str, Tensor]:
+        """Return the norm's parameters with what was learned, each in its own type."""
+        weight, bias = norm.weight * self.factor, None
+        if self.offset is not None:
+            bias = norm.bias * self.factor + self.offset
+        named = {"weight": weight, "bias": bias}
+        return {n: x.to(norm.weight.dtype) for n, x in named.items() if x is not None}
+
+    def hook(self, norm: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         """Forward hook on the norm."""
-        return output * self.factor + self.offset if self.reader.enabled else None
+        if not self.reader.enabled:
+            return None
+        if norm.weight.dtype == torch.float32:
+            changed = output * self.factor
+            return (changed if self.offset is None else changed + self.offset).to(output.dtype)
+        other = copy(norm)
+        other._parameters = norm._parameters | self.merged(norm)
+        result: Tensor = other.forward(*args)  # without this hook
+        return result
 
 
 def add_lora(structure: Structure, rank: int, seed: int, device: torch.device) -> None:
@@ -69,20 +96,40 @@ def add_lora(structure: Structure, rank: int, seed: int, device: torch.device) -
 
 
 def add_norm_shifts(structure: Structure, device: torch.device) -> None:
-    """Make the gain and offset of every norm in the tower's layers trainable, on ``device``."""
+    """Make the gain and offset of every norm in the tower's layers trainable, on ``device``.
+
+    Raises:
+        InputError: a layer has no norm whose gain is its weight.
+    """
     for unit in structure.towers["vision"].units:
         if unit.sites:
-            for norm in [m for m in unit.module.modules() if isinstance(m, nn.LayerNorm)]:
+            norms = [m for m in unit.module.modules() if _has_gain(m)]
+            if not norms:
+                found = {type(m).__name__ for m in unit.module.modules()}
+                raise InputError(
+                    "train 'norms' needs LayerNorm, or RMSNorm with its weight as the gain; "
+                    f"{unit.name} has {', '.join(sorted(n for n in found if 'Norm' in n)) or None}"
+                )
+            for norm in norms:
                 norm.adapter = NormShift(norm, unit.sites[0].leader, device)
                 norm.register_forward_hook(norm.adapter.hook)
 
 
+def _has_gain(module: nn.Module) -> bool:
+    """Return whether a module is a norm that multiplies by its weight; some by 1 + weight."""
+    if isinstance(module, nn.LayerNorm):
+        return module.elementwise_affine
+    own = dict(module.named_parameters())
+    if not type(module).__name__.endswith("RMSNorm") or set(own) != {"weight"}:
+        return False
+    shape = own["weight"].shape
+    return not functional_call(module, {"weight": torch.zeros(shape)}, torch.ones(1, *shape)).any()
+
+
 @torch.no_grad()
 def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return, by their names in ``model``, the tensors that hold what its adapters learned.
-
-    Raises:
-        RuntimeError: a norm has no bias.
+    """Return, by their names in ``model``, the tensors that hold what its adapters learned; each
+    in the type of the one it replaces.
     """
     merged: dict[str, Tensor] = {}
     module: Any
@@ -91,8 +138,5 @@ def merged_tensors(model: nn.Module) -> dict[str, Tensor]:
         if isinstance(adapter, LowRank):
             merged[f"{name}.weight"] = adapter(module.weight)
         elif isinstance(adapter, NormShift):
-            if module.bias is None:
-                raise RuntimeError("a norm without bias cannot hold a learned offset")
-            merged[f"{name}.weight"] = module.weight * adapter.factor
-            merged[f"{name}.bias"] = module.bias * adapter.factor + adapter.offset
+            merged |= {f"{name}.{own}": x for own, x in adapter.merged(module).items()}
     return merged

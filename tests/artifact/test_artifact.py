@@ -58,12 +58,13 @@ def test_x6_exported_and_loaded_model_has_equal_logits(
     assert [float(s.quantizer.percentile) for s in artifact.structure.sites] == percentiles
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 @pytest.mark.parametrize("train", ["lora", "norms"])
 def test_x6_holds_with_adapters_merged_into_the_weights(
-    tmp_path, questions, train, calibrate, export
+    tmp_path, questions, train, dtype, calibrate, export
 ):
     scheme = Scheme.parse("w6a6")
-    model, structure = calibrate(scheme)
+    model, structure = calibrate(scheme, Llava(str(WEIGHTS), dtype=dtype))
     with torch.no_grad():
         before = model(**questions).logits
         if train == "lora":
@@ -77,9 +78,11 @@ def test_x6_holds_with_adapters_merged_into_the_weights(
     assert not torch.allclose(learned, before, atol=1e-2)
     loaded, _ = qvlm_lightning.load(export(tmp_path / "artifact", model, scheme))
     assert not [name for name, _ in loaded.named_parameters() if "adapter" in name]
+    types = {p.dtype for n, p in loaded.named_parameters() if n.endswith(("weight", "bias"))}
+    assert types == {getattr(torch, dtype)}
     logits = loaded(**questions).logits
     assert torch.equal(model(**questions).logits, learned), "exporting changes nothing"
-    if train == "lora":
+    if train == "lora" or dtype != "float32":
         assert torch.equal(logits, learned)
     else:  # a factor rounds elsewhere, and a value may cross the border between two codes
         assert torch.allclose(logits, learned, atol=0.1 * float((learned - before).abs().max()))
