@@ -1,5 +1,6 @@
 """A LLaVA of random weights in a folder, written shard by shard, and pairs for it."""
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -44,12 +45,17 @@ def shape_of(folder: Path, layers: int | None) -> Any:
     path = folder / "config.json"
     if not path.is_file():
         raise InputError(f"shape {str(folder)!r} has no config.json; give a folder that has one")
-    kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    try:
+        kind = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{str(path)!r} is no JSON object: {error}") from error
     if kind != LlavaConfig.model_type:
         raise InputError(f"shape {str(folder)!r} is of a {kind!r} model; allowed: 'llava'")
     config = LlavaConfig.from_pretrained(folder)
     config.dtype = config.text_config.dtype = config.vision_config.dtype = torch.bfloat16
-    config.text_config.num_hidden_layers = layers or config.text_config.num_hidden_layers
+    config.text_config.num_hidden_layers = (
+        config.text_config.num_hidden_layers if layers is None else layers
+    )
     return config
 
 
@@ -87,6 +93,15 @@ def small_shape(layers: int, width: int, vocabulary: int) -> Any:
         image_token_index=3,
         dtype="bfloat16",
     )
+
+
+def folder_name(config: Any) -> str:
+    """Return the name of a model's folder, another for every configuration."""
+    values = json.loads(config.to_json_string(use_diff=False))
+    values.pop("transformers_version", None)
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+    text = config.text_config
+    return f"{text.num_hidden_layers}x{text.hidden_size}-{digest[:12]}"
 
 
 def make_folder(folder: Path, config: Any, device: str = "cpu") -> None:

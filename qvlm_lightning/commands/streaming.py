@@ -4,7 +4,7 @@ import json
 import platform
 import resource
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,14 +23,14 @@ class Options:
     """Folder with the ``config.json`` of a LLaVA (configs/models/shapes/llava-1.5-7b)."""
     layers: int | None = None
     """Decoder layers; default those of the shape, or 24."""
-    width: int = 2048
-    """Of the decoder without a shape; the MLP is 2.75 times as wide."""
-    vocabulary: int = 32000
-    """Tokens without a shape."""
+    width: int | None = None
+    """Of the decoder; the MLP is 2.75 times as wide. Default 2048; not together with a shape."""
+    vocabulary: int | None = None
+    """Tokens, 4 of them no words. Default 32000; not together with a shape."""
     pairs: int = 8
     """Calibration pairs."""
-    search_pairs: int = 8
-    """The first of them, used by the search."""
+    search_pairs: int | None = None
+    """The first of them, used by the search; default all."""
     batch_size: int = 8
     """Pairs of a batch."""
     tokens: int = 160
@@ -42,7 +42,8 @@ class Options:
     steps: int = 0
     """Of visual-encoder optimisation after the search, a batch each."""
     activation_checkpointing: bool = False
-    """For the steps of a model in memory: run layers again for the backward pass."""
+    """For the steps of a model in memory: run layers again for the backward pass. A streamed model
+    always does."""
     device: str = "cpu"
     """Where layers run: ``cpu`` or ``cuda``."""
     scheme: str = "w4a4"
@@ -50,17 +51,18 @@ class Options:
     streaming: bool = True
     """``false`` loads the model as a whole, for comparison."""
     folder: Path = Path("runs/random-model")
-    """Where the model is made, unless it is there already; about 2 bytes per parameter."""
+    """Where the model is made, in a folder of its own, unless it is there already; about 2 bytes
+    per parameter."""
     json: Path | None = None
     """Where to write the figures."""
 
 
 def main(argv: list[str]) -> int:
     """Make a random bfloat16 LLaVA, calibrate it and print peak memory and seconds per layer."""
-    import torch
     from jsonargparse import ArgumentParser
 
     from qvlm_lightning.commands._random_model import (
+        folder_name,
         make_batches,
         make_folder,
         shape_of,
@@ -70,28 +72,29 @@ def main(argv: list[str]) -> int:
     parser = ArgumentParser(prog="qvlm streaming", description=main.__doc__)
     parser.add_class_arguments(Options, None)
     options = Options(**vars(parser.instantiate_classes(parser.parse_args(argv))))
-    if options.method not in ("rtn", "sequential", "cdm"):
-        raise InputError(f"method {options.method!r} is not known; allowed: rtn, sequential, cdm")
-    if not 1 <= options.search_pairs <= options.pairs:
-        raise InputError(f"search_pairs is {options.search_pairs}; allowed: 1 to {options.pairs}")
-    if options.steps < 0:
-        raise InputError(f"steps is {options.steps}; allowed: 0 or more")
-    if options.width % 128:
-        raise InputError(f"width is {options.width}; allowed: multiples of 128")
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device is 'cuda', but there is no such device here; allowed: cpu")
+    check(options)
     if options.shape is None:
-        config = small_shape(options.layers or 24, options.width, options.vocabulary)
+        given = (options.layers, options.width, options.vocabulary)
+        defaults = zip(given, (24, 2048, 32000), strict=True)
+        config = small_shape(*(value if x is None else x for x, value in defaults))
     else:
         config = shape_of(options.shape, options.layers)
-    sizes = (options.pairs, options.batch_size, options.tokens, config)
-    batches, search = make_batches(*sizes), make_batches(options.search_pairs, *sizes[1:])
     text = config.text_config
-    folder = options.folder / f"{text.num_hidden_layers}x{text.hidden_size}"
+    search_pairs = options.pairs if options.search_pairs is None else options.search_pairs
+    options = replace(
+        options,
+        search_pairs=search_pairs,
+        layers=text.num_hidden_layers,
+        width=text.hidden_size,
+        vocabulary=text.vocab_size,
+    )
+    sizes = (options.batch_size, options.tokens, config)
+    batches, search = (make_batches(n, *sizes) for n in (options.pairs, search_pairs))
+    folder = options.folder / folder_name(config)
     if not (folder / "config.json").is_file():
         # in a process of its own, so that its memory is not ours
-        given = (folder, config, options.device)
-        child = get_context("spawn").Process(target=make_folder, args=given)
+        made = (folder, config, options.device)
+        child = get_context("spawn").Process(target=make_folder, args=made)
         child.start()
         child.join()
         if child.exitcode:
@@ -102,6 +105,52 @@ def main(argv: list[str]) -> int:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
     return 0
+
+
+def check(options: Options) -> None:
+    """Refuse options that cannot be, before anything is made.
+
+    Args:
+        options: of the verb.
+
+    Raises:
+        InputError: an option holds what it must not, or does not go with another.
+    """
+    import torch
+
+    from qvlm_lightning.quant.scheme import Scheme
+
+    allowed = {"method": ("rtn", "sequential", "cdm"), "device": ("cpu", "cuda")}
+    for name, choices in allowed.items():
+        value = getattr(options, name)
+        if value not in choices:
+            raise InputError(f"{name} {value!r} is not known; allowed: {', '.join(choices)}")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is 'cuda', but there is no such device here; allowed: cpu")
+    least = {"layers": 1, "pairs": 1, "batch_size": 1, "max_depth": 1, "steps": 0}
+    least |= {"vocabulary": 5}  # one word
+    for name, smallest in least.items():
+        value = getattr(options, name)
+        if value is not None and value < smallest:
+            raise InputError(f"{name} is {value}; allowed: {smallest} or more")
+    pairs = options.search_pairs
+    if pairs is not None and not 1 <= pairs <= options.pairs:
+        raise InputError(f"search_pairs is {pairs}; allowed: 1 to {options.pairs}")
+    if options.width is not None and (options.width < 128 or options.width % 128):
+        raise InputError(f"width is {options.width}; allowed: multiples of 128")
+    for name in ("width", "vocabulary"):
+        value = getattr(options, name)
+        if options.shape is not None and value is not None:
+            raise InputError(
+                f"{name} {value} is not allowed together with shape {str(options.shape)!r}, which "
+                "has its own; leave out one of them"
+            )
+    if options.activation_checkpointing and options.streaming:
+        raise InputError(
+            "activation_checkpointing true is not allowed together with streaming true, which runs "
+            "layers again anyway; allowed: streaming false"
+        )
+    Scheme.parse(options.scheme)
 
 
 def measure(

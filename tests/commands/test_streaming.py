@@ -1,6 +1,8 @@
 """The random model and what is measured on it: flat memory, linear time."""
 
 import json
+import multiprocessing.dummy
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from qvlm_lightning.commands import streaming
 from qvlm_lightning.commands._random_model import (
     RandomFamily,
     make_batches,
@@ -20,6 +23,7 @@ from qvlm_lightning.commands.streaming import main
 from qvlm_lightning.errors import InputError
 
 SHAPES = Path(__file__).parents[2] / "configs" / "models" / "shapes"
+LLAVA = shlex.quote(f"--shape={SHAPES / 'llava-1.5-7b'}")
 
 
 def run(tmp_path: Path, **options: Any) -> dict[str, Any]:
@@ -61,19 +65,92 @@ def test_a_shape_is_taken_from_its_config(tmp_path):
     ("option", "complaint"),
     [
         ("--method=veo", "allowed: rtn, sequential, cdm"),
-        ("--search_pairs=9", "allowed: 1 to 8"),
+        ("--search_pairs=9", "search_pairs is 9; allowed: 1 to 8"),
+        ("--search_pairs=0", "search_pairs is 0; allowed: 1 to 8"),
+        ("--pairs=0", "pairs is 0; allowed: 1 or more"),
         ("--width=100", "width is 100; allowed: multiples of 128"),
+        ("--width=0", "width is 0; allowed: multiples of 128"),
+        ("--width=-128", "width is -128; allowed: multiples of 128"),
+        ("--layers=0", "layers is 0; allowed: 1 or more"),
+        ("--layers=-1", "layers is -1; allowed: 1 or more"),
+        ("--vocabulary=4", "vocabulary is 4; allowed: 5 or more"),
+        ("--batch_size=0", "batch_size is 0; allowed: 1 or more"),
+        ("--max_depth=0", "max_depth is 0; allowed: 1 or more"),
+        ("--device=tpu", "device 'tpu' is not known; allowed: cpu, cuda"),
+        ("--scheme=w99", "scheme 'w99' cannot be read; allowed: 'w4a4'"),
+        ("--activation_checkpointing=true", "together with streaming true.*allowed: streaming fal"),
+        (f"{LLAVA} --layers=0", "layers is 0; allowed: 1 or more"),
+        (f"{LLAVA} --width=128", "width 128 is not allowed together"),
+        (f"{LLAVA} --vocabulary=50", "vocabulary 50 is not allowed toge"),
         ("--tokens=20", "20 tokens is not allowed; at least 32"),
         ("--device=cuda", "no such device here; allowed: cpu"),
         ("--shape=nowhere", "'nowhere' has no config.json"),
-        (f"--shape={SHAPES / 'qwen2.5-vl-7b'}", "is of a 'qwen2_5_vl' model; allowed: 'llava'"),
+        (
+            shlex.quote(f"--shape={SHAPES / 'qwen2.5-vl-7b'}"),
+            "is of a 'qwen2_5_vl' model; allowed: 'llava'",
+        ),
         ("--steps=-1", "steps is -1; allowed: 0 or more"),
     ],
 )
-def test_faults_are_one_sentence(option, complaint, monkeypatch):
+def test_faults_are_one_sentence_and_leave_nothing(option, complaint, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(InputError, match=complaint):
-        main([option])
+        main([*shlex.split(option), f"--folder={tmp_path / 'models'}"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shape_that_is_no_json_is_named(tmp_path):
+    for text in ("{", "[]"):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(InputError, match=r"config\.json' is no JSON object"):
+            shape_of(tmp_path, layers=None)
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """What would be measured: options, the model's folder, and the pairs of both kinds."""
+    found: list[Any] = []
+
+    def note(*given: Any) -> dict[str, Any]:
+        found[:] = given
+        return {}
+
+    def start(**options: Any) -> Any:
+        words = [f"--{name}={value}" for name, value in options.items()]
+        main([*words, f"--folder={tmp_path / 'models'}"])
+        return found
+
+    monkeypatch.setattr(streaming, "measure", note)
+    monkeypatch.setattr(streaming, "get_context", lambda _: multiprocessing.dummy)
+    return start
+
+
+def test_a_model_is_made_once_and_only_for_its_own_configuration(made, tmp_path):
+    sizes = {"layers": 2, "width": 128}
+    _, small, *_ = made(**sizes, vocabulary=50)
+    times = {f: f.stat().st_mtime_ns for f in small.iterdir()}
+    _, large, *_ = made(**sizes, vocabulary=60)
+    embedding = RandomFamily(str(large)).load_model().get_input_embeddings()
+    assert embedding.weight.shape == (60, 128)
+    _, again, *_ = made(**sizes, vocabulary=50)
+    assert {f: f.stat().st_mtime_ns for f in again.iterdir()} == times
+    config = small_shape(2, 128, 50)
+    config.vision_config.num_hidden_layers = 3
+    config.save_pretrained(tmp_path / "shape")
+    options, other, *_ = made(shape=tmp_path / "shape")
+    assert other not in (small, large)
+    assert (options.layers, options.width, options.vocabulary) == (2, 128, 50)
+    config.save_pretrained(tmp_path / "copy")
+    assert made(shape=tmp_path / "copy")[1] == other
+
+
+def test_the_search_takes_all_pairs_unless_told(made):
+    sizes = {"layers": 1, "width": 128, "vocabulary": 50, "pairs": 4}
+    options, _, *batches = made(**sizes)
+    assert [sum(len(x["sample_index"]) for x in found) for found in batches] == [4, 4]
+    assert options.search_pairs == 4
+    _, _, *batches = made(**sizes, search_pairs=2)
+    assert [sum(len(x["sample_index"]) for x in found) for found in batches] == [4, 2]
 
 
 @pytest.mark.slow
