@@ -93,10 +93,10 @@ def test_one_optimiser_step_agrees_on_two_processes(tmp_path, options):
     assert (bounds(one) - bounds(two)).abs().max() < 1e-3  # the step is 1e-2; measured 2e-5
 
 
-# The other order of summation moves a bound by 1e-3 of the step at most. Sooner or later that puts an
-# activation on the other side of a rounding boundary; from there on the runs differ as two runs do
-# that differ by one code. Measured distance of the bounds over the way they went: 9e-6 without such
-# a step in 8 (two processes), 1e-2 with one in 6 (three).
+# The other order of summation moves a bound by 1e-3 of the step at most. Sooner or later that puts
+# an activation on the other side of a rounding boundary; from there on the runs differ as two runs
+# do that differ by one code. Measured distance of the bounds over the way they went: 9e-6 without
+# such a step in 8 (two processes), 1e-2 with one in 6 (three).
 @pytest.mark.slow
 def test_learned_bounds_stay_together_on_two_processes(tmp_path):
     extra = ("--model.epochs=2", "--model.entropy_samples=2048")
