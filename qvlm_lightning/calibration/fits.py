@@ -11,9 +11,8 @@ import torch
 
 from qvlm_lightning.calibration.memory import memory
 from qvlm_lightning.calibration.progress import say
-from qvlm_lightning.calibration.work import DEVICE, RAM, Held, Work, alternatives, levers
+from qvlm_lightning.calibration.work import DEVICE, RAM, Held, Work, alternatives, levers, searches
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.methods.base import Method
 
 GIB = 1024**3
 MARGIN = 1.2
@@ -58,8 +57,7 @@ def work_of(module: Any, trainer: Any) -> Work:
         int((b["image_rows"] if "image_rows" in b else b["has_image"]).sum()) for b in batches
     )
     patches = (family.vision_positions(calibrator.model) or 1) * rows
-    methods = [getattr(callback, "method", None) for callback in trainer.callbacks]
-    depths = [c.options["max_depth"] for c in trainer.callbacks if hasattr(c, "options")]
+    method, depth = searches(trainer.callbacks)
     return Work(
         pairs=pairs,
         search_pairs=sum(len(b["sample_index"]) for b in calibrator.search_batches),
@@ -67,8 +65,8 @@ def work_of(module: Any, trainer: Any) -> Work:
         processes=trainer.world_size,
         tokens=-(-tokens // pairs),
         patches=-(-patches // pairs),
-        depth=max(depths, default=1),
-        method=next((m for m in methods if isinstance(m, Method)), None),
+        depth=depth or 1,
+        method=method,
         optimises=module.optimises,
         streaming=bool(module.streaming),
         spills=module.streaming == "disk",

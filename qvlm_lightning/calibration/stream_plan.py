@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from qvlm_lightning.calibration.memory import RESERVOIR
 from qvlm_lightning.calibration.progress import say
 from qvlm_lightning.calibration.samples import Batch
 from qvlm_lightning.methods.base import Method
@@ -12,8 +13,6 @@ from qvlm_lightning.nn.structure import Tower, Unit
 if TYPE_CHECKING:
     from qvlm_lightning.calibration.calibrator import Calibrator
     from qvlm_lightning.calibration.stream import StreamedModel
-
-RESERVOIR_TOKENS = 8192
 
 
 class StreamPlan:
@@ -134,7 +133,7 @@ class StreamPlan:
         return 0 if leader is None else self.tokens * leader.in_features * leader.weight.itemsize
 
     def _reservoir(self, unit: Unit) -> int:
-        kept = min(RESERVOIR_TOKENS, self.tokens)
+        kept = min(RESERVOIR, self.tokens)
         return sum(4 * kept * site.leader.in_features for site in unit.sites)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from qvlm_lightning.calibration.progress import say
 from qvlm_lightning.calibration.stream import StreamedModel
 from qvlm_lightning.calibration.stream_plan import StreamPlan
+from qvlm_lightning.calibration.work import searches
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.shards import Shards
@@ -51,15 +52,13 @@ def prepare(module: Any, passes: StreamedModel, trainer: Any) -> None:
     if module.streaming == "disk":
         passes.spill = Path(trainer.default_root_dir)  # unlinked once mapped
     if trainer.is_global_zero:
-        depths = [c.options["max_depth"] for c in trainer.callbacks if hasattr(c, "options")]
-        methods = [c.method for c in trainer.callbacks if hasattr(c, "method")]
-        search = next((m for m in methods if isinstance(m, Method)), None)
+        method, depth = searches(trainer.callbacks)
         plan = StreamPlan(
             module.calibrator,
             passes,
-            max(depths, default=1),
-            bool(depths),
-            search,
+            depth or 1,
+            depth is not None,
+            method,
             module.epochs,
             module.micro_batches,
         )

@@ -1,7 +1,8 @@
 """What a calibration is asked to do, what else gives the same result, and what fits."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
@@ -90,6 +91,17 @@ class Held:
     where: str
     nbytes: int
     formula: str
+
+
+def searches(callbacks: Iterable[Any]) -> tuple[Method | None, int | None]:
+    """Return a run's method of search and the most layers in a block, ``None`` where it has none.
+
+    By what callbacks hold: which ones there are is the configuration's affair.
+    """
+    callbacks = list(callbacks)
+    methods = [getattr(callback, "method", None) for callback in callbacks]
+    depths = [c.options["max_depth"] for c in callbacks if hasattr(c, "options")]
+    return next((m for m in methods if isinstance(m, Method)), None), max(depths, default=None)
 
 
 def peak(held: list[Held], where: str) -> int:
