@@ -18,11 +18,11 @@ from qvlm_lightning.errors import InputError, first_line
 from qvlm_lightning.models.find import class_at, family_for
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.nn.adapters import merged_tensors
-from qvlm_lightning.nn.shards import write_shard
-from qvlm_lightning.nn.streamed import StreamedWeights
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.weights.shards import write_shard
+from qvlm_lightning.weights.streamed import StreamedWeights
 
 MANIFEST, QUANTIZERS = "quantization.json", "quantizers.safetensors"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"

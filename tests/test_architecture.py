@@ -17,13 +17,17 @@ ROWS = [
     {"cli", "notebook"},
     {"callbacks"},
     {"evaluation", "calibration"},
+    {"results"},
+    {"vision", "estimate"},
+    {"forward"},
     {"methods", "artifact"},
+    {"weights"},
     {"nn"},
     {"losses"},
     {"quant"},
     {"tasks"},
     {"data"},
-    {"metrics", "plots"},
+    {"metrics", "plots", "progress"},
     {"models"},
     {"arguments"},
     {"exits"},
@@ -35,14 +39,23 @@ DOOR = "__init__"  # the notebook's door imports lazily whatever it offers
 # Narrower than the rows: room -> the only rooms that may import it.
 ONLY_FOR = {
     "callbacks": {"cli", "notebook"},
-    "data": {"commands", "cli", "notebook", "evaluation", "calibration", "callbacks", "tasks"},
-    "tasks": {"commands", "cli", "notebook", "evaluation"},
-    "metrics": {"commands", "evaluation", "tasks", "data"},
+    "data": {
+        "commands",
+        "cli",
+        "notebook",
+        "evaluation",
+        "calibration",
+        "callbacks",
+        "tasks",
+        "results",
+    },
+    "tasks": {"commands", "cli", "notebook", "evaluation", "results"},
+    "metrics": {"commands", "evaluation", "results", "tasks", "data"},
     "arguments": {"cli", "evaluation", "commands"},
-    "plots": {"commands", "callbacks", "evaluation"},
+    "plots": {"commands", "callbacks", "evaluation", "results"},
 }
 # These know a family by its interface only, never a concrete one.
-FAMILY_BY_INTERFACE = {"calibration", "methods", "nn"}
+FAMILY_BY_INTERFACE = {"calibration", "estimate", "forward", "methods", "nn", "vision", "weights"}
 WITHOUT_MODELS = {"quant", "losses", "metrics", "plots"}
 WITH_LIGHTNING = {
     "arguments",

@@ -11,25 +11,25 @@ import torch
 from torch import nn
 
 from qvlm_lightning.calibration.dependency import dependency_counts
-from qvlm_lightning.calibration.passes import Passes, WholeModel
-from qvlm_lightning.calibration.samples import Batch, with_image_rows
 from qvlm_lightning.calibration.search_progress import SearchProgress, decide, search_key
 from qvlm_lightning.calibration.state import CalibrationState
 from qvlm_lightning.calibration.statistics import Progress, Statistics
-from qvlm_lightning.calibration.stream import StreamedModel
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.forward.passes import Passes, WholeModel
+from qvlm_lightning.forward.samples import Batch, with_image_rows
+from qvlm_lightning.forward.stream import StreamedModel
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.proxies import Evidence, Proxy
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.block import Block
 from qvlm_lightning.nn.distributed import gather_objects, is_main
 from qvlm_lightning.nn.replay import UnitInput, run_unit
-from qvlm_lightning.nn.streamed import StreamedWeights
 from qvlm_lightning.nn.structure import Tower
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.entropy import conditional_entropy
 from qvlm_lightning.quant.partition import partition_blocks, partition_blocks_dp, resolve_threshold
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.weights.streamed import StreamedWeights
 
 Algorithm = Literal["greedy", "dp"]
 _ALGORITHMS: dict[str, Callable[..., list[tuple[int, int]]]] = {

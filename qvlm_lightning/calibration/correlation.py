@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from qvlm_lightning.calibration.calibrator import Calibrator
-from qvlm_lightning.calibration.progress import bar
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.methods import proxies
 from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.progress import bar
 from qvlm_lightning.quant.scheme import Scheme
 
 if TYPE_CHECKING:

@@ -5,52 +5,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from qvlm_lightning.calibration.passes import Passes
-from qvlm_lightning.calibration.samples import Batch, by_sample, rows_and_mask
 from qvlm_lightning.calibration.statistics import Statistics
+from qvlm_lightning.forward.passes import Passes
+from qvlm_lightning.forward.samples import Batch, by_sample, rows_and_mask
+from qvlm_lightning.forward.triples import draw_triples, pick_tokens
 from qvlm_lightning.models.family import VISION, VLMFamily
 from qvlm_lightning.nn.distributed import all_sum, world
 from qvlm_lightning.nn.structure import Structure, Tower
 from qvlm_lightning.quant.entropy import joint_counts, real_codes
 
 ENTROPY_BITS = 4  # M = 16 levels: the plug-in estimate needs 50 M^2 samples (A2)
-
-
-def draw_triples(rows: int, channels: int, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw the (sample, token, channel) triples of a tower once.
-
-    Args:
-        rows: number of samples the tower sees.
-        channels: width of the tower.
-        count: number of triples S.
-        seed: seed of the draw.
-
-    Returns:
-        [S] sample, uniform over the samples; [S] token as a fraction in [0, 1) of the sample's
-        valid tokens,
-        so that the draw needs no activation; [S] channel.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    sample = torch.randint(rows, (count,), generator=generator)
-    token = torch.rand(count, generator=generator, dtype=torch.float64)
-    channel = torch.randint(channels, (count,), generator=generator)
-    return sample, token, channel
-
-
-def pick_tokens(mask: Tensor | None, row: Tensor, fraction: Tensor, length: int) -> Tensor:
-    """Return the position of the token at ``fraction`` of each row's valid tokens.
-
-    Args:
-        mask: [B, T] bool or ``None`` if every token is valid.
-        row: [S] row of the batch.
-        fraction: [S] in [0, 1).
-        length: T.
-    """
-    if mask is None:
-        return (fraction * length).long()
-    valid = mask.sum(dim=1)
-    order = mask.to(torch.int64).argsort(dim=1, descending=True, stable=True)
-    return order[row, (fraction * valid[row]).long()]
 
 
 @torch.no_grad()

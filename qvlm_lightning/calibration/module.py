@@ -10,20 +10,20 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from qvlm_lightning.calibration.calibrator import Calibrator
-from qvlm_lightning.calibration.fits import check_room
-from qvlm_lightning.calibration.progress import bar
-from qvlm_lightning.calibration.samples import Batch, fingerprint
 from qvlm_lightning.calibration.state import CalibrationState
-from qvlm_lightning.calibration.stream import StreamedModel
 from qvlm_lightning.calibration.stream_run import Streaming, kept_percentiles, open_model, prepare
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.estimate.fits import check_room
+from qvlm_lightning.forward.samples import Batch, fingerprint
+from qvlm_lightning.forward.stream import StreamedModel
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.proxies import Proxy
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.linear import output_sqnr
-from qvlm_lightning.nn.streamed import StreamedWeights
 from qvlm_lightning.nn.structure import Structure
+from qvlm_lightning.progress import bar
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.weights.streamed import StreamedWeights
 
 
 class QuantModule(LightningModule):

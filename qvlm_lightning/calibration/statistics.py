@@ -4,32 +4,23 @@ dependency.
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.calibration.few_tokens import fill_from_layer
-from qvlm_lightning.calibration.samples import Batch, by_sample, rows_and_mask
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.models.family import model_inputs as without_bookkeeping
+from qvlm_lightning.forward.passes import Passes
+from qvlm_lightning.forward.samples import Batch, by_sample, rows_and_mask
 from qvlm_lightning.nn.distributed import gather_objects, world
 from qvlm_lightning.nn.routing import observed
 from qvlm_lightning.nn.structure import Site, Structure, Tower, Unit
 from qvlm_lightning.quant.observers import Granularity, RangeObserver
 from qvlm_lightning.quant.tables import RangeTable
 
-if TYPE_CHECKING:
-    from qvlm_lightning.calibration.passes import Passes
-
 Progress = Callable[[str, int, int], None]
 
 _GRANULARITY: dict[int, Granularity] = {0: "tensor", 1: "channel", 2: "position"}
-
-
-def model_inputs(batch: Batch, device: torch.device) -> Batch:
-    """Return what goes into ``model(**...)`` of a batch, on ``device``."""
-    return {name: value.to(device) for name, value in without_bookkeeping(batch).items()}
 
 
 class Statistics:
@@ -57,7 +48,7 @@ class Statistics:
     @torch.no_grad()
     def collect(
         self,
-        passes: "Passes",
+        passes: Passes,
         batches: Sequence[Batch],
         progress: Progress | None = None,
         percentiles: Sequence[float] | None = None,

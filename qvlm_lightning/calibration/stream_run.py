@@ -7,14 +7,14 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from qvlm_lightning.calibration.progress import say
-from qvlm_lightning.calibration.stream import StreamedModel
-from qvlm_lightning.calibration.stream_plan import StreamPlan
-from qvlm_lightning.calibration.work import searches
+from qvlm_lightning.estimate.stream_plan import StreamPlan
+from qvlm_lightning.estimate.workload import searches
+from qvlm_lightning.forward.stream import StreamedModel
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.models.family import VLMFamily
-from qvlm_lightning.nn.shards import Shards
-from qvlm_lightning.nn.streamed import StreamedWeights
+from qvlm_lightning.progress import say
+from qvlm_lightning.weights.shards import Shards
+from qvlm_lightning.weights.streamed import StreamedWeights
 
 Streaming = bool | Literal["disk"]
 

@@ -11,19 +11,19 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from qvlm_lightning.calibration.answers import note_missing_answers
 from qvlm_lightning.calibration.module import QuantModule
-from qvlm_lightning.calibration.passes import WholeModel
-from qvlm_lightning.calibration.samples import Batch, with_image_rows
 from qvlm_lightning.calibration.stream_run import Streaming
-from qvlm_lightning.calibration.taps import SoftEdges
-from qvlm_lightning.calibration.tower_loss import LossWeights, Sums, TowerLoss
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.forward.passes import WholeModel
+from qvlm_lightning.forward.samples import Batch, with_image_rows
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.adapters import add_lora, add_norm_shifts
 from qvlm_lightning.nn.distributed import all_sum, all_sum_with_gradient, world
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.vision.answers import note_missing_answers
+from qvlm_lightning.vision.soft_edges import SoftEdges
+from qvlm_lightning.vision.tower_loss import LossWeights, Sums, TowerLoss
 
 Trainables = Literal["bounds", "norms", "lora"]
 
@@ -136,7 +136,10 @@ class VisualEncoderOptimization(QuantModule):
         calibrator = self._built()
         note_missing_answers(self.structure, calibrator.batches)
         edges = SoftEdges(
-            self.structure, calibrator.statistics, self.temperature, self.entropy_samples
+            self.structure,
+            calibrator.statistics.channel_range,
+            self.temperature,
+            self.entropy_samples,
         )
         self.loss = TowerLoss(calibrator.passes, edges, calibrator.batches, self._parts())
 

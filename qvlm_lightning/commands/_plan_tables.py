@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from qvlm_lightning.calibration.memory import memory
-from qvlm_lightning.calibration.work import (
+from qvlm_lightning.estimate.memory import memory
+from qvlm_lightning.estimate.sizes import PartSize, part_sizes
+from qvlm_lightning.estimate.workload import (
     DEVICE,
     DISK,
     RAM,
@@ -24,7 +25,6 @@ from qvlm_lightning.calibration.work import (
 )
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.nn.linear import QuantLinear
-from qvlm_lightning.nn.sizes import PartSize, part_sizes
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.quant.scheme import PARTS, Scheme
 

@@ -26,15 +26,15 @@ def main(argv: Sequence[str]) -> int:
     if options.out.is_file():
         raise InputError(f"out is {str(options.out)!r}, a file; allowed is a folder")
     # seconds of imports: not before the options are known to be right
-    from qvlm_lightning.evaluation.compare import compare
-    from qvlm_lightning.evaluation.compare_examples import Pictures, changed_examples
-    from qvlm_lightning.evaluation.compare_tables import comparison_grids
-    from qvlm_lightning.evaluation.entries import load_entries
-    from qvlm_lightning.evaluation.html import comparison_html
-    from qvlm_lightning.evaluation.opened import open_questions, open_questions_of_runs
-    from qvlm_lightning.evaluation.predictions import write_whole
-    from qvlm_lightning.evaluation.render import markdown, show
-    from qvlm_lightning.evaluation.report import write_results
+    from qvlm_lightning.evaluation.questions_of_runs import open_questions, open_questions_of_runs
+    from qvlm_lightning.results.compare import compare
+    from qvlm_lightning.results.compare_examples import Pictures, changed_examples
+    from qvlm_lightning.results.compare_tables import comparison_grids
+    from qvlm_lightning.results.entries import load_entries
+    from qvlm_lightning.results.html import comparison_html
+    from qvlm_lightning.results.predictions import write_whole
+    from qvlm_lightning.results.render import markdown, show
+    from qvlm_lightning.results.report import write_results
 
     comparisons = compare(load_entries(options.runs), options.reference)
     samples, notes = open_questions_of_runs(options.runs if options.examples else [])

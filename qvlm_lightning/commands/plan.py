@@ -32,9 +32,9 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from qvlm_lightning.calibration.state import write_json
-    from qvlm_lightning.calibration.work import Work
-    from qvlm_lightning.commands._plan_config import read
     from qvlm_lightning.commands._plan_tables import Plan
+    from qvlm_lightning.commands._plan_workload import read
+    from qvlm_lightning.estimate.workload import Work
     from qvlm_lightning.nn.surgery import quantize_model
 
     planned = read(options)

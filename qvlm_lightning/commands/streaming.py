@@ -171,12 +171,12 @@ def measure(
 
     from qvlm_lightning.artifact import copy_weights
     from qvlm_lightning.calibration.calibrator import Calibrator
-    from qvlm_lightning.calibration.passes import WholeModel
-    from qvlm_lightning.calibration.stream import StreamedModel
-    from qvlm_lightning.calibration.stream_plan import StreamPlan
     from qvlm_lightning.calibration.stream_run import open_model
     from qvlm_lightning.calibration.visual_encoder import tower_parameters
     from qvlm_lightning.commands._random_model import RandomFamily
+    from qvlm_lightning.estimate.stream_plan import StreamPlan
+    from qvlm_lightning.forward.passes import WholeModel
+    from qvlm_lightning.forward.stream import StreamedModel
     from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
     from qvlm_lightning.methods.base import Method
     from qvlm_lightning.methods.proxies import ConditionalEntropy
@@ -263,14 +263,14 @@ def optimise(calibrator: "Calibrator", steps: int) -> None:
     """Take steps of visual-encoder optimisation on the calibration batches, without Lightning."""
     import torch
 
-    from qvlm_lightning.calibration.taps import SoftEdges
-    from qvlm_lightning.calibration.tower_loss import LossWeights, TowerLoss
     from qvlm_lightning.calibration.visual_encoder import tower_parameters
+    from qvlm_lightning.vision.soft_edges import SoftEdges
+    from qvlm_lightning.vision.tower_loss import LossWeights, TowerLoss
 
     structure, batches = calibrator.structure, calibrator.batches
     structure.enable(True)
     learned = [p.requires_grad_(True) for p in tower_parameters(structure)]
-    edges = SoftEdges(structure, calibrator.statistics, 0.25, 16384)
+    edges = SoftEdges(structure, calibrator.statistics.channel_range, 0.25, 16384)
     loss = TowerLoss(calibrator.passes, edges, batches, [[batch] for batch in batches])
     jacobian = loss.jacobian()
     optimizer = torch.optim.AdamW(learned, lr=1e-2, weight_decay=0.0)

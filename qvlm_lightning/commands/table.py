@@ -5,16 +5,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qvlm_lightning.cli import train_main
-from qvlm_lightning.commands._plan import Calibration, TablePlan, parse_plan
 from qvlm_lightning.commands._progress import Progress
+from qvlm_lightning.commands._table_plan import Calibration, TablePlan, parse_plan
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.cli import EvaluationCLI, quiet
-from qvlm_lightning.evaluation.figure import results_figure
 from qvlm_lightning.evaluation.module import VQAEvaluation
-from qvlm_lightning.evaluation.predictions import Predictions, is_stored, write_whole
-from qvlm_lightning.evaluation.render import grids, markdown, show
-from qvlm_lightning.evaluation.report import Row, load_answers, variant_rows, write_results
 from qvlm_lightning.evaluation.run import evaluate
+from qvlm_lightning.results.figure import results_figure
+from qvlm_lightning.results.predictions import Predictions, is_stored, write_whole
+from qvlm_lightning.results.render import grids, markdown, show
+from qvlm_lightning.results.report import Row, load_answers, variant_rows, write_results
 
 _MODEL_ROOMS = ("models", "data", "eval")
 

@@ -18,11 +18,11 @@ from qvlm_lightning.arguments import OneSentenceParser
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.progress import QuestionBar
-from qvlm_lightning.evaluation.render import grids, markdown, show
-from qvlm_lightning.evaluation.report import load_answers, report_rows, write_results
 from qvlm_lightning.evaluation.run import evaluate
-from qvlm_lightning.evaluation.scores import score_grids
 from qvlm_lightning.exits import user_faults
+from qvlm_lightning.results.render import grids, markdown, show
+from qvlm_lightning.results.report import load_answers, report_rows, write_results
+from qvlm_lightning.results.scores import score_grids
 
 CONFIG = "eval.yaml"
 """What was evaluated, in the run folder: ``compare`` finds the questions by it."""

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qvlm_lightning.evaluation.predictions import write_whole
+from qvlm_lightning.results.predictions import write_whole
 
 ASKED = "asked.json"
 _WIDTH = np.dtype("<i8")

@@ -18,10 +18,10 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.generate import cut_at_stop, end_tokens_of, generate
 from qvlm_lightning.evaluation.journal import Record
 from qvlm_lightning.evaluation.precision import cast, check_precision, precision_of
-from qvlm_lightning.evaluation.predictions import Control, Variant
 from qvlm_lightning.evaluation.questions import SharedQuestions, digest_questions
 from qvlm_lightning.metrics.grouped import OVERALL, GroupedScore
 from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.results.predictions import Control, Variant
 
 
 class VQAEvaluation(LightningModule):

@@ -11,14 +11,14 @@ from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.journal import Journal
 from qvlm_lightning.evaluation.module import VQAEvaluation
-from qvlm_lightning.evaluation.predictions import (
+from qvlm_lightning.evaluation.questions import SharedQuestions
+from qvlm_lightning.metrics.grouped import plain_scores
+from qvlm_lightning.results.predictions import (
     Control,
     Predictions,
     file_name,
     is_stored,
 )
-from qvlm_lightning.evaluation.questions import SharedQuestions
-from qvlm_lightning.metrics.grouped import plain_scores
 
 
 def evaluate(

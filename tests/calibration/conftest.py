@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from qvlm_lightning.calibration import Calibrator, VisualEncoderOptimization
-from qvlm_lightning.calibration.stream import StreamedModel
 from qvlm_lightning.calibration.stream_run import open_model
 from qvlm_lightning.callbacks import EntropyRepartition, PercentileSearch
+from qvlm_lightning.forward.stream import StreamedModel
 from qvlm_lightning.methods import JointSearch, SequentialSearch
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.proxies import Proxy

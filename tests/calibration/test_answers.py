@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from qvlm_lightning.calibration import LossWeights, VisualEncoderOptimization
-from qvlm_lightning.calibration.answers import note_missing_answers
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.vision.answers import note_missing_answers
 
 
 def mute(batch: dict[str, torch.Tensor], rows=slice(None)) -> dict[str, torch.Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.calibration import Calibrator, dependency
 from qvlm_lightning.calibration.dependency import dependency_counts, draw_triples, pick_tokens
-from qvlm_lightning.calibration.statistics import model_inputs
+from qvlm_lightning.forward.samples import model_inputs
 from qvlm_lightning.methods import JointSearch
 from qvlm_lightning.methods.proxies import (
     ConditionalEntropy,

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from qvlm_lightning.calibration import fits
 from qvlm_lightning.calibration.calibrator import Calibrator
-from qvlm_lightning.calibration.fits import Room, _lacking, rooms, shortage, work_of
-from qvlm_lightning.calibration.memory import memory
-from qvlm_lightning.calibration.work import (
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.estimate import fits
+from qvlm_lightning.estimate.fits import Room, _lacking, rooms, shortage, work_of
+from qvlm_lightning.estimate.memory import memory
+from qvlm_lightning.estimate.workload import (
     DEVICE,
     RAM,
     Work,
@@ -22,7 +23,6 @@ from qvlm_lightning.calibration.work import (
     levers,
     peak,
 )
-from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods import JointSearch, MinMax
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.nn.surgery import quantize_model

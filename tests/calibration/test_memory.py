@@ -12,8 +12,8 @@ from torch.utils._pytree import tree_iter
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from qvlm_lightning.calibration.calibrator import Calibrator
-from qvlm_lightning.calibration.memory import memory
-from qvlm_lightning.calibration.work import (
+from qvlm_lightning.estimate.memory import memory
+from qvlm_lightning.estimate.workload import (
     DEVICE,
     DISK,
     RAM,

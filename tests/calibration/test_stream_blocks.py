@@ -6,8 +6,8 @@ import pytest
 from torch import Tensor
 
 from qvlm_lightning.calibration.calibrator import Calibrator
-from qvlm_lightning.calibration.stream_plan import StreamPlan
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.estimate.stream_plan import StreamPlan
 from qvlm_lightning.methods import JointSearch, MinMax
 from qvlm_lightning.methods.proxies import ConditionalEntropy
 from qvlm_lightning.nn.block import Block

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from qvlm_lightning.calibration.calibrator import Calibrator
-from qvlm_lightning.calibration.passes import Passes
-from qvlm_lightning.calibration.taps import SoftEdges
-from qvlm_lightning.calibration.tower_loss import LossWeights, TowerLoss
+from qvlm_lightning.forward.passes import Passes
 from qvlm_lightning.methods import SequentialSearch
 from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.vision.soft_edges import SoftEdges
+from qvlm_lightning.vision.tower_loss import LossWeights, TowerLoss
 
 CPU = torch.device("cpu")
 WEIGHTS = LossWeights(0.1, 1.0, 1.0)
@@ -31,7 +31,7 @@ def prepare(opened, folder, toy_batches):
         calibrator.structure.enable(True)
         for parameter in learned(calibrator):
             parameter.requires_grad_(True)
-        edges = SoftEdges(calibrator.structure, calibrator.statistics, 0.25, 512)
+        edges = SoftEdges(calibrator.structure, calibrator.statistics.channel_range, 0.25, 512)
         parts = [[batch] for batch in toy_batches]
         return calibrator, TowerLoss(calibrator.passes, edges, toy_batches, parts)
 

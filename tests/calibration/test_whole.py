@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from qvlm_lightning.calibration import Calibrator
-from qvlm_lightning.calibration.statistics import model_inputs
+from qvlm_lightning.forward.samples import model_inputs
 from qvlm_lightning.methods import JointSearch, SequentialSearch
 from qvlm_lightning.methods.proxies import ConditionalEntropy
 from qvlm_lightning.quant.scheme import Scheme

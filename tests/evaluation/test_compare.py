@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.evaluation.compare import compare
-from qvlm_lightning.evaluation.compare_tables import main_grid
-from qvlm_lightning.evaluation.entries import Entry
 from qvlm_lightning.metrics.intervals import mcnemar_p, wilson_interval
+from qvlm_lightning.results.compare import compare
+from qvlm_lightning.results.compare_tables import main_grid
+from qvlm_lightning.results.entries import Entry
 
 POINTS = {"full": [10, 10, 10, 3, 0, 10], "small": [10, 0, 0, 6, 0, 10]}
 

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.evaluation.entries import choose_reference, load_entries
+from qvlm_lightning.results.entries import choose_reference, load_entries
 
 
 @pytest.fixture

@@ -8,17 +8,17 @@ from PIL import Image
 
 from qvlm_lightning.data.image import LazyImage
 from qvlm_lightning.data.sample import Sample
-from qvlm_lightning.evaluation.compare import compare
-from qvlm_lightning.evaluation.compare_examples import Changes, Pictures, changed_examples
-from qvlm_lightning.evaluation.compare_figure import (
+from qvlm_lightning.results.compare import compare
+from qvlm_lightning.results.compare_examples import Changes, Pictures, changed_examples
+from qvlm_lightning.results.compare_figure import (
     MOST_GROUPS,
     colours,
     difference_figure,
     group_figure,
 )
-from qvlm_lightning.evaluation.compare_tables import comparison_grids
-from qvlm_lightning.evaluation.entries import Entry
-from qvlm_lightning.evaluation.html import comparison_html
+from qvlm_lightning.results.compare_tables import comparison_grids
+from qvlm_lightning.results.entries import Entry
+from qvlm_lightning.results.html import comparison_html
 
 VOID = {"meta", "img", "br"}
 

@@ -7,14 +7,14 @@ import torch
 
 from qvlm_lightning.data import Sample
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.evaluation.predictions import (
+from qvlm_lightning.metrics.grouped import plain_scores
+from qvlm_lightning.metrics.target import Judgement, Target
+from qvlm_lightning.results.predictions import (
     Predictions,
     is_stored,
     stored,
     write_whole,
 )
-from qvlm_lightning.metrics.grouped import plain_scores
-from qvlm_lightning.metrics.target import Judgement, Target
 
 
 def test_what_is_stored_comes_back(answered, tmp_path):

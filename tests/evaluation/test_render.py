@@ -3,8 +3,8 @@ import io
 import pytest
 from rich.console import Console
 
-from qvlm_lightning.evaluation.figure import results_figure
-from qvlm_lightning.evaluation.render import Grid, grids, groups, markdown, show
+from qvlm_lightning.results.figure import results_figure
+from qvlm_lightning.results.render import Grid, grids, groups, markdown, show
 
 
 def row(method, value, metric="accuracy", task="overall", scale=1.0, seed=0, **other):

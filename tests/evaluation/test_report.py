@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.evaluation.report import (
+from qvlm_lightning.metrics.intervals import wilson_interval
+from qvlm_lightning.results.report import (
     load_answers,
     report_rows,
     variant_rows,
     write_results,
 )
-from qvlm_lightning.metrics.intervals import wilson_interval
 
 KEYS = {
     *("model", "method", "scheme", "activation_mode", "outlier_scale", "seed", "stress"),

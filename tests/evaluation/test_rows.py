@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from qvlm_lightning.evaluation.compare import compare
-from qvlm_lightning.evaluation.entries import Entry
-from qvlm_lightning.evaluation.report import report_rows
-from qvlm_lightning.evaluation.rows import (
+from qvlm_lightning.metrics.intervals import bootstrap_interval, wilson_interval
+from qvlm_lightning.results.compare import compare
+from qvlm_lightning.results.entries import Entry
+from qvlm_lightning.results.report import report_rows
+from qvlm_lightning.results.rows import (
     difference,
     figure,
     mean,
@@ -15,7 +16,6 @@ from qvlm_lightning.evaluation.rows import (
     score,
     units,
 )
-from qvlm_lightning.metrics.intervals import bootstrap_interval, wilson_interval
 
 
 def bounds(row):

@@ -1,5 +1,5 @@
-from qvlm_lightning.evaluation.render import markdown
-from qvlm_lightning.evaluation.scores import score_grids
+from qvlm_lightning.results.render import markdown
+from qvlm_lightning.results.scores import score_grids
 
 
 def test_one_table_per_benchmark_and_rule(answered, known):

@@ -12,13 +12,10 @@ from torch import Tensor, nn
 
 import qvlm_lightning
 from qvlm_lightning.calibration.calibrator import Calibrator
-from qvlm_lightning.calibration.samples import by_sample, with_image_rows
-from qvlm_lightning.calibration.statistics import model_inputs
 from qvlm_lightning.calibration.stream_run import open_model
-from qvlm_lightning.calibration.taps import SoftEdges, run_and_see
-from qvlm_lightning.calibration.tower_loss import LossWeights, TowerLoss
 from qvlm_lightning.data.collate import collate
 from qvlm_lightning.data.sample import Sample
+from qvlm_lightning.forward.samples import by_sample, model_inputs, with_image_rows
 from qvlm_lightning.methods import JointSearch
 from qvlm_lightning.methods.proxies import ConditionalEntropy
 from qvlm_lightning.models.family import ANSWER, VISION
@@ -26,6 +23,8 @@ from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.replay import catch_calls, run_candidates, run_unit
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.vision.soft_edges import SoftEdges, run_and_see
+from qvlm_lightning.vision.tower_loss import LossWeights, TowerLoss
 
 W4A4 = Scheme.parse("w4a4")
 CPU = torch.device("cpu")
@@ -361,7 +360,7 @@ def gradients_of_a_step(calibrator: Calibrator) -> list[float]:
     structure = calibrator.structure
     structure.enable(True)
     learned = [site.quantizer.high_ratio.requires_grad_() for site in structure.sites]
-    edges = SoftEdges(structure, calibrator.statistics, 0.25, 128)
+    edges = SoftEdges(structure, calibrator.statistics.channel_range, 0.25, 128)
     parts = [[batch] for batch in calibrator.batches]
     loss = TowerLoss(calibrator.passes, edges, calibrator.batches, parts)
     jacobian, weights = loss.jacobian(), LossWeights(1.0, 1.0, 1.0)
@@ -403,7 +402,7 @@ def test_shares_of_a_batch_add_up(
     calibrator = Calibrator(small.model(), family, W4A4, batches, batches)
     calibrator.collect()
     structure, model = calibrator.structure, calibrator.model
-    edges = SoftEdges(structure, calibrator.statistics, 0.25, 128)
+    edges = SoftEdges(structure, calibrator.statistics.channel_range, 0.25, 128)
     whole = calibrator.batches[0]
     shares = [whole]
     for rank in range(2):

@@ -11,7 +11,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.models.loaded import loaded
 from qvlm_lightning.models.tiny_family import Tiny
-from qvlm_lightning.nn.shards import Shards
+from qvlm_lightning.weights.shards import Shards
 
 
 def make_llava() -> Any:

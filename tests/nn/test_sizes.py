@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
+from qvlm_lightning.estimate.sizes import PartSize, part_sizes
 from qvlm_lightning.models.find import family_for
-from qvlm_lightning.nn.sizes import PartSize, part_sizes
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.scheme import Scheme
 

@@ -6,8 +6,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.nn.shards import Shards
-from qvlm_lightning.nn.streamed import StreamedWeights
+from qvlm_lightning.weights.shards import Shards
+from qvlm_lightning.weights.streamed import StreamedWeights
 
 
 class Two(nn.Module):

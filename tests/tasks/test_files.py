@@ -11,7 +11,7 @@ from qvlm_lightning.tasks.files import read_json, read_json_lines
 
 def test_packed_or_not(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text('{"x": 1}')
-    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b'{"x": 1}'))
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b'{"x": 1}', mtime=0))
     (tmp_path / "b.json").write_text('{"x": 1}', encoding="utf-8-sig")
     for name in ("a.json", "a.json.gz", "b.json"):
         assert read_json(tmp_path / name, "") == {"x": 1}
@@ -30,7 +30,7 @@ def test_lines(tmp_path: Path) -> None:
         ("a.json", b"\xff\xfe", "cannot be read as text"),
         ("a.json", b"[" * 100_000, "is not JSON"),
         ("a.json.gz", b"{}", "cannot be read as text"),
-        ("a.json.gz", gzip.compress(b"{}")[:-4], "cannot be read as text"),
+        ("a.json.gz", gzip.compress(b"{}", mtime=0)[:-4], "cannot be read as text"),
         ("b.json", b"", r"there is no file .*a.json'; needed is a folder"),
     ],
 )

@@ -5,13 +5,13 @@ import torch
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from qvlm_lightning.calibration.statistics import model_inputs
+from qvlm_lightning.forward.samples import model_inputs
 from qvlm_lightning.models.experts import find_experts
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.nn.linear import QuantLinear
-from qvlm_lightning.nn.shards import Shards
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.weights.shards import Shards
 
 
 def test_experts_are_quantized_routers_are_named(name, make):

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.few_tokens import FEW_TOKENS
-from qvlm_lightning.calibration.statistics import model_inputs
+from qvlm_lightning.forward.samples import model_inputs
 from qvlm_lightning.methods import SequentialSearch
 from qvlm_lightning.quant.scheme import Scheme
 

@@ -15,8 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from qvlm_lightning.calibration.work import DEVICE, DISK, RAM, Held, Work
-from qvlm_lightning.nn.sizes import OFF
+from qvlm_lightning.estimate.sizes import OFF
+from qvlm_lightning.estimate.workload import DEVICE, DISK, RAM, Held, Work
 from qvlm_lightning.nn.structure import Structure, Tower, Unit
 from qvlm_lightning.quant.observers import RangeObserver
 

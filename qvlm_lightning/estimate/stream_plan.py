@@ -1,18 +1,17 @@
 """What a streamed calibration holds where, and how long it should take."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from qvlm_lightning.calibration.memory import RESERVOIR
-from qvlm_lightning.calibration.progress import say
-from qvlm_lightning.calibration.samples import Batch
+from qvlm_lightning.estimate.memory import RESERVOIR
+from qvlm_lightning.forward.samples import Batch
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.cost import expected_layer_forwards
 from qvlm_lightning.nn.structure import Tower, Unit
+from qvlm_lightning.progress import say
 
 if TYPE_CHECKING:
-    from qvlm_lightning.calibration.calibrator import Calibrator
-    from qvlm_lightning.calibration.stream import StreamedModel
+    from qvlm_lightning.forward.stream import StreamedModel
 
 
 class StreamPlan:
@@ -30,7 +29,7 @@ class StreamPlan:
 
     def __init__(
         self,
-        calibrator: "Calibrator",
+        calibrator: Any,
         passes: "StreamedModel",
         depth: int,
         dependency: bool,

@@ -11,10 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvlm_lightning.calibration.passes import Passes
-from qvlm_lightning.calibration.samples import Batch
-from qvlm_lightning.calibration.statistics import model_inputs
-from qvlm_lightning.calibration.taps import Seen, SoftEdges, gradients_by_sample, run_and_see
+from qvlm_lightning.forward.passes import Passes
+from qvlm_lightning.forward.samples import Batch, model_inputs
 from qvlm_lightning.losses import (
     entropy_loss,
     gradient_norm_sums,
@@ -25,6 +23,7 @@ from qvlm_lightning.losses import (
 )
 from qvlm_lightning.nn.distributed import all_sum
 from qvlm_lightning.nn.taps import differentiable_inputs
+from qvlm_lightning.vision.soft_edges import Seen, SoftEdges, gradients_by_sample, run_and_see
 
 Sums = dict[str, Tensor]
 """``nll`` [2]: nats and labels; ``error`` [2, 2]: squares of difference and target of X_v and X_n;

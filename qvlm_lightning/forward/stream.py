@@ -17,14 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qvlm_lightning.calibration.passes import Done, Left, Passes, See
-from qvlm_lightning.calibration.samples import Batch
-from qvlm_lightning.calibration.statistics import model_inputs
+from qvlm_lightning.forward.passes import Done, Left, Passes, See
+from qvlm_lightning.forward.samples import Batch, model_inputs
 from qvlm_lightning.nn.recompute import recomputed
 from qvlm_lightning.nn.replay import UnitInput, catch_calls, run_unit
-from qvlm_lightning.nn.streamed import StreamedWeights
 from qvlm_lightning.nn.structure import Structure, Tower, Unit
 from qvlm_lightning.nn.taps import stop_at, taps
+from qvlm_lightning.weights.streamed import StreamedWeights
 
 Calls = dict[int, UnitInput]
 Timed = Callable[[str, float, float], None]

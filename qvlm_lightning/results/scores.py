@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from qvlm_lightning.evaluation.predictions import Predictions
-from qvlm_lightning.evaluation.render import NONE, Grid
+from qvlm_lightning.results.predictions import Predictions
+from qvlm_lightning.results.render import NONE, Grid
 
 
 def score_grids(known: Mapping[str, Predictions]) -> list[Grid]:

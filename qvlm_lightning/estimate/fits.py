@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from qvlm_lightning.calibration.memory import memory
-from qvlm_lightning.calibration.progress import say
-from qvlm_lightning.calibration.work import DEVICE, RAM, Held, Work, alternatives, levers, searches
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.estimate.memory import memory
+from qvlm_lightning.estimate.workload import DEVICE, RAM, Held, Work, alternatives, levers, searches
+from qvlm_lightning.progress import say
 
 GIB = 1024**3
 MARGIN = 1.2

@@ -7,8 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import Tensor, nn
 
-from qvlm_lightning.calibration.samples import Batch, rows_and_mask
-from qvlm_lightning.calibration.statistics import model_inputs
+from qvlm_lightning.forward.samples import Batch, model_inputs, rows_and_mask
 from qvlm_lightning.nn.recompute import recomputed
 from qvlm_lightning.nn.replay import UnitInput, catch_calls
 from qvlm_lightning.nn.structure import Structure, Tower, Unit

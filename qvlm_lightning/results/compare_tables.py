@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from qvlm_lightning.evaluation.compare import Comparison, asked_otherwise
-from qvlm_lightning.evaluation.render import NONE, Grid, Number, cell, nats, points, signed
-from qvlm_lightning.evaluation.rows import Row
 from qvlm_lightning.metrics.grouped import OVERALL, UNPARSED
+from qvlm_lightning.results.compare import Comparison, asked_otherwise
+from qvlm_lightning.results.render import NONE, Grid, Number, cell, nats, points, signed
+from qvlm_lightning.results.rows import Row
 
 NOTE = (
     "95 % intervals in brackets; differences are paired, on the same questions, with McNemar's "

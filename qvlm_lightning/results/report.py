@@ -8,9 +8,13 @@ from pathlib import Path
 import numpy as np
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.evaluation.predictions import Predictions, file_name, stored, write_whole
-from qvlm_lightning.evaluation.rows import Row as Row
-from qvlm_lightning.evaluation.rows import (
+from qvlm_lightning.metrics.divergence import AnswerKL, answer_kl
+from qvlm_lightning.metrics.grouped import OVERALL
+from qvlm_lightning.metrics.intervals import bootstrap_interval
+from qvlm_lightning.metrics.target import WHOLE
+from qvlm_lightning.results.predictions import Predictions, file_name, stored, write_whole
+from qvlm_lightning.results.rows import Row as Row
+from qvlm_lightning.results.rows import (
     difference,
     figure,
     mean,
@@ -19,10 +23,6 @@ from qvlm_lightning.evaluation.rows import (
     score,
     units,
 )
-from qvlm_lightning.metrics.divergence import AnswerKL, answer_kl
-from qvlm_lightning.metrics.grouped import OVERALL
-from qvlm_lightning.metrics.intervals import bootstrap_interval
-from qvlm_lightning.metrics.target import WHOLE
 
 Known = Mapping[str, Predictions]
 

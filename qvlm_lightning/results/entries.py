@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.evaluation.predictions import Predictions, Variant, stored
-from qvlm_lightning.evaluation.report import sort_key
+from qvlm_lightning.results.predictions import Predictions, Variant, stored
+from qvlm_lightning.results.report import sort_key
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qvlm_lightning.evaluation.compare import Comparison
-from qvlm_lightning.evaluation.rows import Row
 from qvlm_lightning.metrics.grouped import OVERALL
+from qvlm_lightning.results.compare import Comparison
+from qvlm_lightning.results.rows import Row
 
 REFERENCE = "#5b6472"
 COLOURS = ("#c44e52", "#4c72b0", "#dd8452", "#55a868", "#8172b3", "#937860", "#ccb974", "#64b5cd")

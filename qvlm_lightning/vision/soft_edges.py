@@ -1,20 +1,20 @@
 """What visual-encoder optimisation looks at in one forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from qvlm_lightning.calibration.dependency import draw_triples, pick_tokens
-from qvlm_lightning.calibration.samples import Batch, by_sample, rows_and_mask
-from qvlm_lightning.calibration.statistics import Statistics
-from qvlm_lightning.nn.structure import Structure
+from qvlm_lightning.forward.samples import Batch, by_sample, rows_and_mask
+from qvlm_lightning.forward.triples import draw_triples, pick_tokens
+from qvlm_lightning.nn.structure import Site, Structure
 from qvlm_lightning.nn.taps import taps
 from qvlm_lightning.quant.entropy import Temperature, real_codes, soft_joint_sums
 
 ENTROPY_LEVELS = 16
+ChannelRange = Callable[[Site], tuple[Tensor, Tensor]]
 
 
 @dataclass
@@ -79,17 +79,21 @@ class SoftEdges:
 
     Args:
         structure: towers.
-        statistics: per-channel ranges for the codes.
+        channel_range: the full-precision range per channel of a site, for the codes.
         temperature: of the soft assignment; ``paper`` for the printed form of eq. 5.
         samples: triples per tower.
     """
 
     def __init__(
-        self, structure: Structure, statistics: Statistics, temperature: Temperature, samples: int
+        self,
+        structure: Structure,
+        channel_range: ChannelRange,
+        temperature: Temperature,
+        samples: int,
     ) -> None:
         self.temperature, self.samples = temperature, samples
         self.ranges = {
-            name: [statistics.channel_range(u.sites[0]) for u in tower.units]
+            name: [channel_range(u.sites[0]) for u in tower.units]
             for name, tower in structure.towers.items()
             if name != "projector" and len(tower.units) > 1 and all(u.sites for u in tower.units)
         }

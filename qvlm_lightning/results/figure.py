@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from qvlm_lightning.evaluation.render import Group, groups
-from qvlm_lightning.evaluation.rows import Row
+from qvlm_lightning.results.render import Group, groups
+from qvlm_lightning.results.rows import Row
 
 COLOURS = {
     "fp": "#333333",

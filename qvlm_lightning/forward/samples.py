@@ -12,8 +12,14 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.models.family import model_inputs as without_bookkeeping
 
 Batch = dict[str, Tensor]
+
+
+def model_inputs(batch: Batch, device: torch.device) -> Batch:
+    """Return what goes into ``model(**...)`` of a batch, on ``device``."""
+    return {name: value.to(device) for name, value in without_bookkeeping(batch).items()}
 
 
 def with_image_rows(family: VLMFamily, model: nn.Module, batch: Batch) -> Batch:

@@ -11,9 +11,9 @@ from PIL import Image
 from qvlm_lightning.data.image import LazyImage, decoded
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.evaluation.compare import Comparison
-from qvlm_lightning.evaluation.entries import Entry
 from qvlm_lightning.metrics.target import WHOLE
+from qvlm_lightning.results.compare import Comparison
+from qvlm_lightning.results.entries import Entry
 
 SIDE = 280
 """Longest side of a picture in a report, pixels."""

@@ -8,9 +8,11 @@ import numpy as np
 import torch
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.evaluation.entries import Entry, choose_reference
-from qvlm_lightning.evaluation.predictions import COLUMNS, Predictions
-from qvlm_lightning.evaluation.rows import (
+from qvlm_lightning.metrics.divergence import answer_kl
+from qvlm_lightning.metrics.grouped import OVERALL
+from qvlm_lightning.results.entries import Entry, choose_reference
+from qvlm_lightning.results.predictions import COLUMNS, Predictions
+from qvlm_lightning.results.rows import (
     Row,
     difference,
     figure,
@@ -20,8 +22,6 @@ from qvlm_lightning.evaluation.rows import (
     score,
     units,
 )
-from qvlm_lightning.metrics.divergence import answer_kl
-from qvlm_lightning.metrics.grouped import OVERALL
 
 _PART = 512
 

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from qvlm_lightning.evaluation.rows import Row
 from qvlm_lightning.metrics.grouped import OVERALL
+from qvlm_lightning.results.rows import Row
 
 NONE = "–"
 Number = Callable[[float], str]

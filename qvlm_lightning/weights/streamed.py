@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.nn.linear import QuantLinear
-from qvlm_lightning.nn.shards import Entry, Shards
+from qvlm_lightning.weights.shards import Entry, Shards
 
 _GLIBC = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
 _M_MMAP_THRESHOLD = -3  # of malloc.h

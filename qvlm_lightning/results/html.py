@@ -9,16 +9,16 @@ from html import escape
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from qvlm_lightning.evaluation.compare import Comparison
-from qvlm_lightning.evaluation.compare_examples import Changes, Example, changed_places
-from qvlm_lightning.evaluation.compare_figure import (
+from qvlm_lightning.results.compare import Comparison
+from qvlm_lightning.results.compare_examples import Changes, Example, changed_places
+from qvlm_lightning.results.compare_figure import (
     MOST_GROUPS,
     colours,
     difference_figure,
     group_figure,
 )
-from qvlm_lightning.evaluation.compare_tables import group_grid, main_grid, own_grid
-from qvlm_lightning.evaluation.render import Grid
+from qvlm_lightning.results.compare_tables import group_grid, main_grid, own_grid
+from qvlm_lightning.results.render import Grid
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --dim: #68727f; --line: #d9dee5; --back: #f6f7f9;

@@ -1,0 +1,1 @@
+"""Memory and time of a calibration, estimated before it starts."""

@@ -1,0 +1,1 @@
+"""Stored answers, and the tables, figures and pages made of them."""

@@ -1,0 +1,1 @@
+"""The loss of visual-encoder optimisation (eq. 8-10)."""

@@ -1,0 +1,1 @@
+"""Weights in safetensors files, read and written tensor by tensor."""
