@@ -10,6 +10,7 @@ from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.calibration.report import manifest, report
 from qvlm_lightning.calibration.state import write_json
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.names import checked_name
 from qvlm_lightning.nn.distributed import barrier, is_main
 
 
@@ -17,10 +18,10 @@ class ArtifactExport(Callback):
     """Exports at the end of the final epoch, before the last checkpoint is written.
 
     Args:
-        method: name of the method, as it appears in reports and result tables.
+        method: deprecated, give ``model.name``.
     """
 
-    def __init__(self, method: str) -> None:
+    def __init__(self, method: str | None = None) -> None:
         self.method = method
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -29,6 +30,8 @@ class ArtifactExport(Callback):
             raise InputError(
                 f"ArtifactExport works on a QuantModule, not on {type(pl_module).__name__}"
             )
+        if self.method is not None:
+            pl_module.name = checked_name(self.method, "method")
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export if this was the final epoch."""
@@ -39,12 +42,13 @@ class ArtifactExport(Callback):
         if not module.finished:
             steps = module.state.steps
             raise RuntimeError(f"the final epoch ended after only {steps} optimiser steps")
+        sensitivity = module.sensitivity_report()
         if is_main():
             root = Path(trainer.default_root_dir)
             model = module.model
             assert model is not None
-            write_json(root / "report.json", report(module, self.method))
+            write_json(root / "report.json", report(module) | {"sensitivity": sensitivity})
             processor = module.family.load_processor()
-            said = manifest(module, self.method)
+            said = manifest(module)
             save_artifact(root / "artifact", model, processor, said, module.streamed_weights)
         barrier()

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from qvlm_lightning.calibration.module import QuantModule
+from qvlm_lightning.calibration.schedule import PassSettings
 from qvlm_lightning.errors import InputError
 
 
@@ -13,12 +14,12 @@ class BetweenEpochs(Callback):
     """Acts before the first batch of every epoch; whether anything is due, the module says."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse a module that has no quantizers.
+        """Tell the module what will be asked of it; the programs do so before it is built.
 
         Raises:
             InputError: the module is not a :class:`QuantModule`.
         """
-        _quantized(self, pl_module)
+        _quantized(self, pl_module).register_pass(type(self).__name__, self.settings())
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Act if something is due."""
@@ -30,9 +31,9 @@ class BetweenEpochs(Callback):
         """Act: resumed behind the last batch of an epoch, Lightning skips the next one's start."""
         self.act(_quantized(self, pl_module))
 
-    @abstractmethod
-    def describe(self) -> dict[str, Any]:
-        """Return plain values that a resumed run must agree on."""
+    def settings(self) -> PassSettings:
+        """Return what this callback does; nothing of its own by default."""
+        return PassSettings({})
 
     @abstractmethod
     def act(self, module: QuantModule) -> None:

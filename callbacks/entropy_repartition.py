@@ -3,6 +3,7 @@
 from typing import Any, Literal
 
 from qvlm_lightning.calibration.module import QuantModule
+from qvlm_lightning.calibration.schedule import PassSettings
 from qvlm_lightning.callbacks.between_epochs import BetweenEpochs
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.proxies import ConditionalEntropy, Proxy
@@ -45,13 +46,10 @@ class EntropyRepartition(BetweenEpochs):
             "samples": samples,
         }
 
-    def describe(self) -> dict[str, Any]:
+    def settings(self) -> PassSettings:
         """Return proxy and options."""
-        return {
-            "callback": "EntropyRepartition",
-            "proxy": type(self.proxy).__name__,
-            **self.options,
-        }
+        settings = {"proxy": type(self.proxy).__name__, **self.options}
+        return PassSettings(settings, self.options["max_depth"], self.proxy.method)
 
     def act(self, module: QuantModule) -> None:
         """Re-partition if it is due."""

@@ -18,15 +18,19 @@ from qvlm_lightning.errors import InputError, first_line
 from qvlm_lightning.models.find import class_at, family_for
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.nn.adapters import merged_tensors
+from qvlm_lightning.nn.calibrated import is_learned_beside, is_quantizer_tensor
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.nn.surgery import quantize_model
+from qvlm_lightning.nn.weight_quantizer import WeightQuantizer
 from qvlm_lightning.quant.scheme import Scheme
 from qvlm_lightning.weights.shards import write_shard
 from qvlm_lightning.weights.streamed import StreamedWeights
 
 MANIFEST, QUANTIZERS = "quantization.json", "quantizers.safetensors"
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)
+"""Format 1 had the clip ratios of weights in the layers instead of in their quantizers."""
 
 
 @dataclass
@@ -97,9 +101,9 @@ def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]
     for name, value in (model.state_dict() | merged_tensors(model)).items():
         place = value.data_ptr()  # of the model's own tensor: copies are never in the same place
         value = value.detach().cpu().contiguous()
-        if "input_quantizer." in name or name.endswith(".clip_ratio"):
+        if is_quantizer_tensor(name):
             quantizers[name] = value
-        elif ".adapter." not in name and (place not in seen or value.numel() == 0):
+        elif not is_learned_beside(name) and (place not in seen or value.numel() == 0):
             seen.add(place)
             weights[name] = value
     return quantizers, weights
@@ -115,9 +119,9 @@ def copy_weights(path: Path, model: nn.Module, weights: StreamedWeights) -> dict
     with weights.held(_changed(model)):
         merged = merged_tensors(model)
     for name, value in (model.state_dict(keep_vars=True) | merged).items():
-        if "input_quantizer." in name or name.endswith(".clip_ratio"):
+        if is_quantizer_tensor(name):
             quantizers[name] = value.detach().cpu().contiguous()
-        elif ".adapter." not in name and id(value) not in seen:  # ties are kept once
+        elif not is_learned_beside(name) and id(value) not in seen:  # ties are kept once
             seen.add(id(value))
             plain[name] = value
 
@@ -148,10 +152,13 @@ def load_artifact(path: str | Path) -> Artifact:
             raise InputError(f"{str(path)!r} is not an artifact: it has no {name}")
     manifest, config = (_read(folder, name, _read_object) for name in (MANIFEST, CONFIG))
     weights, quantizers = (_read(folder, name, load_file) for name in (WEIGHTS, QUANTIZERS))
-    if manifest.get("format") != FORMAT:
+    if manifest.get("format") not in READABLE:
+        allowed = ", ".join(map(str, READABLE))
         raise InputError(
-            f"artifact {str(path)!r} has format {manifest.get('format')}; allowed: {FORMAT}"
+            f"artifact {str(path)!r} has format {manifest.get('format')}; allowed: {allowed}"
         )
+    if manifest["format"] == 1:
+        quantizers = {_present_name(name): value for name, value in quantizers.items()}
     family = _family(folder, manifest, str(config.get("model_type")))
     model = _empty_model(family, weights)
     try:
@@ -176,6 +183,12 @@ def load(path: str | Path) -> tuple[nn.Module, Any]:
     """
     artifact = load_artifact(path)
     return artifact.model, artifact.processor
+
+
+def _present_name(name: str) -> str:
+    """Return the name of a quantizer's tensor of format 1 in format 2."""
+    path, _, own = name.rpartition(".")
+    return f"{path}.weight_quantizer.{own}" if own == "clip_ratio" else name
 
 
 def _read(folder: Path, name: str, reader: Callable[[Path], Any]) -> Any:
@@ -225,6 +238,9 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
         InputError: one is missing (under all its names, if it is tied), too many or of another
             shape.
     """
+    for name, module in model.named_modules():
+        if isinstance(module, WeightQuantizer) and f"{name}.low" in tensors:
+            module.hold_range()
     state = model.state_dict(keep_vars=True)
     filled = {id(state[name]) for name in tensors if name in state}
     odd = [name for name in state if id(state[name]) not in filled]

@@ -15,9 +15,13 @@ import qvlm_lightning.methods
 import qvlm_lightning.models  # noqa: F401  short class names in YAML
 from qvlm_lightning.arguments import OneSentenceParser, usable_accelerator
 from qvlm_lightning.calibration.module import QuantModule
+from qvlm_lightning.callbacks import ArtifactExport, PercentileSearch
+from qvlm_lightning.callbacks.between_epochs import BetweenEpochs
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.exits import user_faults
+
+_OURS = "qvlm_lightning.callbacks."
 
 
 class RunConfig(SaveConfigCallback):
@@ -57,9 +61,14 @@ class CalibrationCLI(LightningCLI):
         parser.link_arguments("data.init_args.seed", "model.init_args.seed", apply_on="parse")
 
     def before_instantiate_classes(self) -> None:
-        """Resolve the accelerator ``auto``."""
+        """Resolve the accelerator ``auto``, and take a callback given twice once."""
         trainer = self.config[self.subcommand]["trainer"]
         trainer["accelerator"] = usable_accelerator(trainer["accelerator"])
+        # configs/base.yaml has them; older method files append them again
+        given = trainer["callbacks"] or []
+        own = {c["class_path"]: c for c in given if c["class_path"].startswith(_OURS)}
+        others = [c for c in given if c["class_path"] not in own]
+        trainer["callbacks"] = others + list(own.values())
 
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is; Lightning would put the checkpoint's in its place."""
@@ -70,6 +79,7 @@ class CalibrationCLI(LightningCLI):
         root = Path(trainer.default_root_dir)
         checkpoint = None if trainer.fast_dev_run else self._checkpoint(root)
         self.datamodule.setup("fit")
+        register_callbacks(self.model, trainer)
         self.model.build(self.datamodule, trainer)
         if checkpoint is not None:
             self.model.check(_read(checkpoint))
@@ -106,6 +116,24 @@ class CalibrationCLI(LightningCLI):
                 "with --ckpt_path last or choose another --trainer.default_root_dir"
             )
         return Path(asked)
+
+
+def register_callbacks(module: QuantModule, trainer: Any) -> None:
+    """Let callbacks tell the module what they will ask for, before it is built.
+
+    Raises:
+        InputError: there is a method that no callback uses, or a callback without what it needs.
+    """
+    kinds = (BetweenEpochs, ArtifactExport)
+    for callback in trainer.callbacks:
+        if isinstance(callback, kinds):
+            callback.setup(trainer, module, "fit")
+    searching = any(isinstance(callback, PercentileSearch) for callback in trainer.callbacks)
+    if module.method is not None and not searching:
+        raise InputError(
+            f"model.method is {type(module.method).__name__}, but no callback uses it; add "
+            "qvlm_lightning.callbacks.PercentileSearch to trainer.callbacks"
+        )
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:

@@ -137,19 +137,20 @@ def jacobian_weights(sums_K: Tensor, counts_K: Tensor) -> Tensor:
 
 @torch.no_grad()
 def output_error_terms(
-    y_hat: Tensor, y: Tensor, mask_BT: Tensor | None = None, normalized: bool = False
+    y_hat: Tensor, y: Tensor, weight_BT: Tensor | None = None, normalized: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Return numerator and denominator of J, the masked squared error per element (eq. 3).
+    """Return numerator and denominator of J, the weighted squared error per element (eq. 3).
 
     Args:
         y_hat: quantized output, [B, T, D].
         y: full-precision output of the same shape.
-        mask_BT: bool, tokens that count; ``None`` for all.
+        weight_BT: how much each token counts: bool, or float of at least 0; ``None`` for 1.
         normalized: compare tokens brought to a mean square of 1, as the norms do that read them
             (docs/paper.md, A13).
 
     Returns:
-        ``sum m ||y_hat - y||^2`` and ``D sum m``, float64; both add up over batches and processes.
+        ``sum w ||y_hat - y||^2``, with its gradient, and ``D sum w``, float64; both add up over
+        batches and processes.
 
     Example:
         >>> first_token = torch.tensor([[True, False]])
@@ -159,11 +160,17 @@ def output_error_terms(
     y_hat = y_hat.to(torch.promote_types(y_hat.dtype, torch.float32))
     if normalized:
         y_hat, y = _unit_mean_square(y_hat), _unit_mean_square(y.to(y_hat.dtype))
-    difference = y_hat - y
-    if mask_BT is not None:
-        difference = difference[mask_BT.bool()]
-    count = torch.tensor(difference.numel(), dtype=torch.float64, device=y.device)
-    return difference.double().square_().sum(), count
+    difference, weight = y_hat - y, None
+    if weight_BT is not None:
+        kept = weight_BT != 0
+        difference = difference[kept]
+        weight = None if weight_BT.dtype == torch.bool else weight_BT[kept].double()
+    squares = difference.double()
+    squares = squares.square() if squares.requires_grad else squares.square_()
+    if weight is None:
+        count = torch.tensor(difference.numel(), dtype=torch.float64, device=y.device)
+        return squares.sum(), count
+    return (squares * weight[:, None]).sum(), weight.sum() * y.shape[-1]
 
 
 def _unit_mean_square(x: Tensor) -> Tensor:

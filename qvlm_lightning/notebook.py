@@ -104,7 +104,11 @@ def _recipe(
     joint = method in ("cdm", "qvlm")
     search = MinMax() if method == "rtn" else JointSearch() if joint else SequentialSearch()
     callbacks: list[Any] = [EntropyRepartition()] if joint else []
-    callbacks += [PercentileSearch(search), *([ArtifactExport(method)] if keep else [])]
+    callbacks += [PercentileSearch(), *([ArtifactExport()] if keep else [])]
     if method in ("veo", "qvlm"):
-        return VisualEncoderOptimization(family, scheme, seed, epochs=epochs), callbacks
-    return QuantModule(family, scheme, seed), callbacks
+        module: QuantModule = VisualEncoderOptimization(
+            family, scheme, search, seed, epochs=epochs, name=method
+        )
+    else:
+        module = QuantModule(family, scheme, search, seed, name=method)
+    return module, callbacks

@@ -31,6 +31,7 @@ ROWS = [
     {"models"},
     {"arguments"},
     {"exits"},
+    {"names"},
     {"errors"},
 ]
 RANK = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
@@ -50,7 +51,7 @@ ONLY_FOR = {
         "results",
     },
     "tasks": {"commands", "cli", "notebook", "evaluation", "results"},
-    "metrics": {"commands", "evaluation", "results", "tasks", "data"},
+    "metrics": {"commands", "calibration", "evaluation", "results", "tasks", "data"},
     "arguments": {"cli", "evaluation", "commands"},
     "plots": {"commands", "callbacks", "evaluation", "results"},
 }

@@ -51,14 +51,14 @@ def as_module(tmp_path, monkeypatch):
 def test_the_method_of_the_document_calibrates(as_module, tmp_path) -> None:
     (source,) = blocks("docs/adding_a_method.md", "python")
     (preset,) = blocks("docs/adding_a_method.md", "yaml")
-    as_module("qvlm_lightning.methods.shared", source)
-    (tmp_path / "shared.yaml").write_text(preset, encoding="utf-8")
+    as_module("qvlm_lightning.methods.naive_gptq", source)
+    (tmp_path / "naive_gptq.yaml").write_text(preset, encoding="utf-8")
     rooms = ("schemes/w4a4", "models/tiny", "data/tiny")
     train_main(
         [
             "fit",
             f"--config={CONFIGS / 'base.yaml'}",
-            f"--config={tmp_path / 'shared.yaml'}",
+            f"--config={tmp_path / 'naive_gptq.yaml'}",
             *(f"--config={CONFIGS / room}.yaml" for room in rooms),
             "--trainer.accelerator=cpu",
             "--trainer.fast_dev_run=true",
@@ -109,7 +109,7 @@ def test_links_and_commands_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
     named = re.findall(r"`?((?:configs|docs|tests|qvlm_lightning)/[\w/]+\.(?:yaml|md|py))", text)
-    examples = ("shared", "aya_vision", "counting")
+    examples = ("naive_gptq", "aya_vision", "counting")
     named = [name for name in named if not any(example in name for example in examples)]
     missing = [x for x in links if not (document.parent / x).exists()]
     missing += [x for x in named if not (ROOT / x).exists()]

@@ -1,17 +1,17 @@
 """The data flow of a calibration, without Lightning: statistics, partition, search."""
 
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
 
+from qvlm_lightning.calibration.block_search import BlockSearch
+from qvlm_lightning.calibration.decisions import Decisions
 from qvlm_lightning.calibration.dependency import dependency_counts
-from qvlm_lightning.calibration.search_progress import SearchProgress, decide, search_key
 from qvlm_lightning.calibration.state import CalibrationState
 from qvlm_lightning.calibration.statistics import Progress, Statistics
 from qvlm_lightning.errors import InputError
@@ -19,11 +19,10 @@ from qvlm_lightning.forward.passes import Passes, WholeModel
 from qvlm_lightning.forward.samples import Batch, with_image_rows
 from qvlm_lightning.forward.stream import StreamedModel
 from qvlm_lightning.methods.base import Method
+from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.proxies import Evidence, Proxy
 from qvlm_lightning.models.family import VLMFamily
-from qvlm_lightning.nn.block import Block
-from qvlm_lightning.nn.distributed import gather_objects, is_main
-from qvlm_lightning.nn.replay import UnitInput, run_unit
+from qvlm_lightning.nn.replay import run_unit
 from qvlm_lightning.nn.structure import Tower
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.entropy import conditional_entropy
@@ -94,8 +93,16 @@ class Calibrator:
         self.state = CalibrationState()
         samples = sum(len(b["sample_index"]) for b in self.batches)
         self.statistics = Statistics(self.structure, samples, seed)
-        self.stored = SearchProgress(progress_folder)
         self.progress = progress
+        self.blocks = BlockSearch(
+            self.passes,
+            (self.batches, self.search_batches),
+            family,
+            self.statistics,
+            self.state,
+            Decisions(progress_folder),
+            progress,
+        )
 
     @property
     def device(self) -> torch.device:
@@ -154,7 +161,7 @@ class Calibrator:
                 kind: c.double() / c.sum(dim=(1, 2), keepdim=True) for kind, c in counts.items()
             }
             with self.structure.only({name}), ExitStack() as held:  # what costly proxies run
-                pair = partial(self._pair, tower, proxy=proxy, held=held)
+                pair = partial(self.pair, tower, held)
                 edges = proxy.edges(Evidence(joints["all"], pair))
             h0 = resolve_threshold(threshold, edges)
             blocks = _ALGORITHMS[algorithm](edges, h0, max_depth)
@@ -177,118 +184,41 @@ class Calibrator:
         return len({unit.sites[0].leader.in_features for unit in tower.units}) == 1
 
     def search(self, towers: Sequence[str], method: Method, name: str) -> None:
-        """Let ``method`` choose the percentiles of every block of ``towers``, in forward order.
+        """Let ``method`` decide every block of ``towers``, in forward order.
 
         Args:
             towers: in forward order; earlier ones stay as they are and feed these.
-            method: chooses per block.
+            method: decides per block.
             name: name of this pass, under which finished blocks are kept.
         """
-        decided: list[dict[str, Any]] = []
-        for tower in (self.structure.towers[t] for t in towers):
-            if tower.sites:
-                decided += self._search_tower(tower, method, name)
-                self.state.searched = [
-                    *(t for t in self.state.searched if t != tower.name),
-                    tower.name,
-                ]
-        spent = ("layer_forwards", "site_forwards", "seconds")
-        costs = {what: sum(decision[what] for decision in decided) for what in spent}
-        self.state.passes.append({"name": name, "towers": list(towers), **costs})
+        self.blocks.search(
+            towers, method, name, [self.fingerprint, self.scheme.to_dict(), self.seed]
+        )
 
-    @torch.no_grad()
-    def _search_tower(self, tower: Tower, method: Method, name: str) -> list[dict[str, Any]]:
-        """Return the decision of every block with what it cost, by whichever process it was
-        taken.
+    def restore_changes(self) -> None:
+        """Put the changed weights that ``state.changed`` names into the model.
+
+        Raises:
+            InputError: the file of a decision is missing or broken.
         """
-        earlier = set(self.state.searched) - {tower.name, *self._after(tower)}
-        exact, quantized = self.passes.calls(tower, self.search_batches, [set(), earlier])
-        blocks = self.state.partition.setdefault(
-            tower.name, [[i, i] for i in range(len(tower.units))]
-        )
-        key = search_key(
-            [self.fingerprint, self.scheme.to_dict(), self.seed, [u.name for u in tower.units]],
-            blocks,
-            method,
-            [call.hidden for call in (*exact, *quantized)],
-            [b for site in tower.sites for b in self.statistics.ranges(site, method.percentiles)],
-        )
-        decided = gather_objects(self.stored.read(f"{name}-{tower.name}", key))[0]
-        objective = [o for o in self.state.objective if o["tower"] != tower.name]
-        with self.structure.only({tower.name}):
-            for index, (first, last) in enumerate(blocks):
-                units = tower.units[first : last + 1]
-                with self.passes.held(units):
-                    started = time.perf_counter()
-                    block = self._block(tower, first, last, exact, quantized, method.percentiles)
-                    if index >= len(decided):
-                        decided.append(decide(block, method, started))
-                        if is_main():
-                            self.stored.write(f"{name}-{tower.name}", key, decided)
-                    self._commit(block, decided[index]["choice"])
-                    place = {"tower": tower.name, "first": first, "last": last}
-                    objective.append(place | decided[index]["objective"])
-                    targets = map(self.passes.keep, block.targets)
-                    exact = [c.advanced(t) for c, t in zip(exact, targets, strict=True)]
-                    for unit in units:
-                        quantized = [c.advanced(run_unit(unit, c.hidden, c)) for c in quantized]
-                quantized = [c.advanced(self.passes.keep(c.hidden)) for c in quantized]
-                if self.progress:
-                    self.progress(f"search {tower.name}", index + 1, len(blocks))
-        self.state.objective = objective
-        return decided
-
-    def _commit(self, block: Block, choice: Sequence[int]) -> None:
-        tables = [table for unit in block.tables for table in unit]
-        for site, index, (low, high) in zip(block.sites, choice, tables, strict=True):
-            percentile = block.percentiles[index]
-            site.quantizer.set_range(low[index], high[index], percentile)
-            self.state.percentiles[site.name] = percentile
-
-    def _block(
-        self,
-        tower: Tower,
-        first: int,
-        last: int,
-        exact: list[UnitInput],
-        quantized: list[UnitInput],
-        percentiles: list[float],
-    ) -> Block:
-        """Return the block with its full-precision targets."""
-        units = tower.units[first : last + 1]
-        tables = [
-            [self.statistics.ranges(site, percentiles) for site in unit.sites] for unit in units
-        ]
-        block = Block(units, exact, quantized, [], percentiles, tables)
-        hidden = [call.hidden for call in exact]
-        for index in range(len(units)):
-            hidden = block.advance_full_precision(hidden, index)
-        block.targets = hidden
-        return block
+        self.blocks.restore_changes()
 
     @torch.no_grad()
-    def _pair(self, tower: Tower, edge: int, proxy: Proxy, held: ExitStack) -> Block:
+    def pair(self, tower: Tower, held: ExitStack, edge: int, method: Method) -> Block:
         """Return the block of two neighbouring units for costly proxies: as for the entropy, the
         tower runs in full precision up to the pair, what comes before it as it stands.
 
-        The pair can be run until ``held`` is closed or given to the next one.
+        Args:
+            tower: the tower.
+            held: the pair can be run until it is closed or given to the next pair.
+            edge: place of the first unit.
+            method: what will run on the pair.
         """
         held.close()
-        exact = self._calls(tower, set(self.state.searched) - {tower.name, *self._after(tower)})
+        earlier = self.blocks.quantized_before(tower)
+        exact = self.passes.calls(tower, self.search_batches, [earlier])[0]
         for unit in tower.units[:edge]:
             with self.structure.only(set()), self.passes.held([unit]):
                 exact = [c.advanced(run_unit(unit, c.hidden, c)) for c in exact]
         held.enter_context(self.passes.held(tower.units[edge : edge + 2]))
-        search = getattr(proxy, "search", None)
-        percentiles = search.percentiles if search is not None else [1.0]
-        return self._block(tower, edge, edge + 1, exact, exact, percentiles)
-
-    def _calls(self, tower: Tower, quantized: set[str]) -> list[UnitInput]:
-        """Return per search batch the call of the tower's first unit, with ``quantized`` towers
-        before it.
-        """
-        return self.passes.calls(tower, self.search_batches, [quantized])[0]
-
-    def _after(self, tower: Tower) -> list[str]:
-        names = list(self.structure.towers)
-        return names[names.index(tower.name) + 1 :]
+        return self.blocks.block(tower, edge, edge + 1, exact, exact, method)

@@ -9,17 +9,22 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from qvlm_lightning.calibration import monitoring
 from qvlm_lightning.calibration.calibrator import Calibrator
+from qvlm_lightning.calibration.checkpoint import check_checkpoint
+from qvlm_lightning.calibration.schedule import PassSettings
+from qvlm_lightning.calibration.sensitivity import sensitivity_report
 from qvlm_lightning.calibration.state import CalibrationState
-from qvlm_lightning.calibration.stream_run import Streaming, kept_percentiles, open_model, prepare
+from qvlm_lightning.calibration.stream_run import Streaming, open_model, prepare
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.estimate.fits import check_room
+from qvlm_lightning.estimate.fits import check_memory
 from qvlm_lightning.forward.samples import Batch, fingerprint
 from qvlm_lightning.forward.stream import StreamedModel
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.proxies import Proxy
 from qvlm_lightning.models.family import VLMFamily
-from qvlm_lightning.nn.linear import output_sqnr
+from qvlm_lightning.names import checked_name
+from qvlm_lightning.nn.calibrated import calibrated
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.progress import bar
 from qvlm_lightning.quant.scheme import Scheme
@@ -37,11 +42,16 @@ class QuantModule(LightningModule):
     Args:
         family: the model.
         scheme: widths, modes, groups, ignore list.
+        method: decides blocks whenever a callback (``PercentileSearch``) says so; ``None`` leaves
+            every range on min-max.
         seed: seed of reservoirs and draws.
         every_n_epochs: distance between re-partitions and searches of the decoder (A21).
         streaming: the model is never in memory as a whole: layers are read from its folder when
             they are needed. ``true`` keeps what waits for the next layer in RAM, ``disk`` in the
             run folder. Ranges are those of ``false``.
+        name: of the run in reports and tables; default: the method's.
+        sensitivity: at the end, measure which part and which layers hurt by themselves; costs a
+            forward pass of the search batches per part and layer.
     """
 
     epochs, optimises, micro_batches, activation_checkpointing = 0, False, 1, False
@@ -50,9 +60,12 @@ class QuantModule(LightningModule):
         self,
         family: VLMFamily,
         scheme: Scheme | None = None,
+        method: Method | None = None,
         seed: int = 0,
         every_n_epochs: int = 5,
         streaming: Streaming = False,
+        name: str | None = None,
+        sensitivity: bool = False,
     ) -> None:
         super().__init__()
         if every_n_epochs < 1:
@@ -60,16 +73,43 @@ class QuantModule(LightningModule):
         self.every_n_epochs = every_n_epochs
         self.family = family
         self.scheme = scheme or Scheme()
-        self.seed = seed
+        self.seed, self.method, self.sensitivity = seed, method, sensitivity
+        self.name = name if name is None else checked_name(name)
         self.streaming: Streaming = streaming
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold quantizers, not the model
         self.model: nn.Module | None = None
+        self.passes_of: dict[str, PassSettings] = {}
         self.calibrator: Calibrator | None = None
         # DDP refuses a module without a parameter that requires a gradient; nothing reads this one.
         self.anchor = nn.Parameter(torch.zeros(()))
 
     # --- what callbacks and monitors use ----------------------------------------------------------
+
+    def register_pass(self, callback: str, settings: PassSettings) -> None:
+        """Note what a callback will ask for, before the model is built.
+
+        Args:
+            callback: its class name.
+            settings: what it does between epochs.
+        """
+        self.passes_of[callback] = settings
+
+    @property
+    def run_name(self) -> str:
+        """Name of the run in reports and tables."""
+        return self.name or (self.method.name if self.method else "minmax")
+
+    @property
+    def max_depth(self) -> int | None:
+        """Most units in a block; ``None`` without a partition."""
+        depths = [s.max_depth for s in self.passes_of.values() if s.max_depth is not None]
+        return max(depths, default=None)
+
+    @property
+    def candidates(self) -> list[float]:
+        """Candidates of the method's ranges, from the largest down."""
+        return self.method.candidates(self.scheme.activation_mode) if self.method else [1.0]
 
     @property
     def state(self) -> CalibrationState:
@@ -125,9 +165,10 @@ class QuantModule(LightningModule):
         }
         self.state.partitions.append({"epoch": epoch, "partition": partition})
 
-    def search(self, epoch: int, method: Method) -> None:
-        """Search the percentiles of the towers that are due."""
-        self._built().search(self.towers_at(epoch), method, f"epoch{epoch}")
+    def search(self, epoch: int) -> None:
+        """Let the method decide the blocks of the towers that are due."""
+        assert self.method is not None
+        self._built().search(self.towers_at(epoch), self.method, f"epoch{epoch}")
         self.state.passes[-1]["epoch"] = epoch
         self.state.passes_done.append(epoch)
 
@@ -159,13 +200,18 @@ class QuantModule(LightningModule):
             progress=bar if trainer.is_global_zero else None,
             weights=weights,
         )
-        check_room(self, trainer)
-        self.percentiles = kept_percentiles(trainer.callbacks) if self.streaming else None
+        check_memory(self, trainer)
+        self.percentiles = self._kept_candidates() if self.streaming else None
         if isinstance(self.calibrator.passes, StreamedModel):
             prepare(self, self.calibrator.passes, trainer)
         self.calibration_ids = list(data.calibration_ids)
-        # what the callbacks that decide something say about themselves
-        self.schedule = [c.describe() for c in trainer.callbacks if hasattr(c, "describe")]
+
+    def _kept_candidates(self) -> list[float]:
+        """Return all candidates that methods of this run will ask the statistics for."""
+        methods = [self.method, *(s.method for s in self.passes_of.values())]
+        mode = self.scheme.activation_mode
+        kept = {c for method in methods if method is not None for c in method.candidates(mode)}
+        return sorted(kept, reverse=True)
 
     def configure_model(self) -> None:
         """Build, where the program has not done so already."""
@@ -187,23 +233,10 @@ class QuantModule(LightningModule):
     # --- checkpoints ------------------------------------------------------------------------------
 
     def quantizer_state(self) -> dict[str, Tensor]:
-        """Return every tensor that calibration decides, by its name in the model (megabytes, not
+        """Return every tensor of quantizers and adapters, by its name in the model (megabytes, not
         the model).
         """
-        frozen = {id(p) for p in self._frozen()}
-        assert self.model is not None
-        return {
-            name: value
-            for name, value in self.model.state_dict(keep_vars=True).items()
-            if id(value) not in frozen and self._ours(name)
-        }
-
-    @staticmethod
-    def _ours(name: str) -> bool:
-        return "input_quantizer." in name or name.endswith(".clip_ratio") or ".adapter." in name
-
-    def _frozen(self) -> list[nn.Parameter]:
-        return [p for n, p in self._built().model.named_parameters() if not self._ours(n)]
+        return dict(calibrated(self._built().model))
 
     def identity(self) -> dict[str, Any]:
         """Return what a checkpoint must agree on with the run that resumes from it."""
@@ -217,7 +250,8 @@ class QuantModule(LightningModule):
             "calibration_tokens": fingerprint(self._built().batches),
             "batches": [len(b["sample_index"]) for b in self._built().batches],
             "search_batches": [len(b["sample_index"]) for b in self._built().search_batches],
-            "schedule": self.schedule,
+            "method": self.method.settings() if self.method else None,
+            "schedule": {name: s.settings for name, s in sorted(self.passes_of.items())},
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -234,67 +268,31 @@ class QuantModule(LightningModule):
         if self.streaming:  # Lightning does not see the model
             tensors = {n.removeprefix("model."): v for n, v in checkpoint["state_dict"].items()}
             self._built().model.load_state_dict(tensors, strict=False)
+        self._built().restore_changes()
 
     def check(self, checkpoint: dict[str, Any]) -> None:
         """Check that a checkpoint belongs to this run.
 
         Raises:
-            InputError: it comes from another model, scheme, seed or calibration set (names the
-                field), or lacks a quantizer tensor.
+            InputError: see :func:`~qvlm_lightning.calibration.checkpoint.check_checkpoint`.
         """
-        stored = checkpoint.get("calibration", {}).get("identity")
-        if stored is None:
-            raise InputError(
-                "the checkpoint is not one of a calibration; give a last.ckpt of this program"
-            )
-        for field, value in self.identity().items():
-            if stored.get(field) != value:
-                raise InputError(
-                    f"the checkpoint has {field} {_short(stored.get(field))}, this run has "
-                    f"{_short(value)}; resume with the same configuration or start a new run folder"
-                )
-        missing = {f"model.{n}" for n in self.quantizer_state()} - set(checkpoint["state_dict"])
-        if missing:
-            raise InputError(
-                f"the checkpoint lacks {len(missing)} quantizer tensors, such as {min(missing)}"
-            )
+        check_checkpoint(checkpoint, self.identity(), self.quantizer_state())
+
+    def sensitivity_report(self) -> dict[str, Any] | None:
+        """Return which parts and layers hurt, if that is asked for; called in every process."""
+        return sensitivity_report(self._built()) if self.sensitivity else None
 
     # --- for the monitor --------------------------------------------------------------------------
 
-    @torch.no_grad()
     def layer_sqnr(self) -> dict[str, float]:
-        """Return per quantized Linear the signal-to-quantization-noise ratio of its output, in dB.
+        """Return :func:`~qvlm_lightning.calibration.monitoring.layer_sqnr`."""
+        return monitoring.layer_sqnr(self._built())
 
-        On the first search batch, of which every Linear sees the input that really reaches it; the
-        signal is what its full-precision weight makes of that input.
-        """
-        linears = {name: x for site in self.structure.sites for name, x in site.linears.items()}
-        on = {tower for tower, enabled in self.structure.enabled().items() if enabled}
-        batch = self._built().search_batches[0]
-        with output_sqnr(linears) as found:
-            self._built().passes.watch({0: batch}, {}, on, lambda *_: None)
-        return found
-
-    @torch.no_grad()
     def clip_histograms(self) -> dict[str, tuple[Tensor, float, float]]:
-        """Return per site a sample of its full-precision activations and its present outermost
-        bounds.
-        """
-        result = {}
-        statistics = self._built().statistics
-        for site in self.structure.sites:
-            if site.quantizer.mode != "dynamic_token":
-                low, high = site.quantizer.bounds()
-                values = statistics.observed(site).sample()
-                result[site.name] = (values, float(low.min()), float(high.max()))
-        return result
+        """Return :func:`~qvlm_lightning.calibration.monitoring.clip_histograms`."""
+        return monitoring.clip_histograms(self._built())
 
     def _built(self) -> Calibrator:
         if self.calibrator is None:
             raise RuntimeError("the model is built by configure_model(), which the Trainer calls")
         return self.calibrator
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -30,11 +30,28 @@ def class_path(kind: type) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def manifest(module: QuantModule, method: str) -> dict[str, Any]:
+def decided_by(module: QuantModule) -> dict[str, Any]:
+    """Return the run's name, its method with all settings, objective and candidates."""
+    method = module.method
+    return {
+        "method": module.run_name,
+        "settings": method.settings() if method else None,
+        "objective": method.objective if method else None,
+        "candidates": module.candidates,
+    }
+
+
+def search_cost(module: QuantModule) -> dict[str, float]:
+    """Return what all search passes have run, and their seconds."""
+    spent = ("layer_forwards", "site_forwards", "seconds")
+    return {what: sum(p[what] for p in module.state.passes) for what in spent}
+
+
+def manifest(module: QuantModule) -> dict[str, Any]:
     """Return what an artifact says about itself."""
     state = module.state
     return {
-        "method": method,
+        **decided_by(module),
         "scheme": module.scheme.to_dict(),
         "scheme_name": module.scheme.name,
         "activation_mode": module.scheme.activation_mode,
@@ -45,15 +62,16 @@ def manifest(module: QuantModule, method: str) -> dict[str, Any]:
         "calibration_ids": list(module.calibration_ids),
         "percentiles": state.percentiles,
         "partition": state.partition,
+        "search": search_cost(module),
         "versions": versions(),
     }
 
 
-def report(module: QuantModule, method: str) -> dict[str, Any]:
+def report(module: QuantModule) -> dict[str, Any]:
     """Return the content of ``report.json``; plain numbers, strings, lists and dicts."""
     state, structure = module.state, module.structure
     return {
-        "method": method,
+        **decided_by(module),
         "model": module.family.describe(),
         "scheme": module.scheme.to_dict(),
         "activation_mode": module.scheme.activation_mode,
@@ -65,12 +83,7 @@ def report(module: QuantModule, method: str) -> dict[str, Any]:
         "partitions": state.partitions,
         "percentiles": state.percentiles,
         "objective": state.objective,
-        "search": {
-            "layer_forwards": sum(p["layer_forwards"] for p in state.passes),
-            "site_forwards": sum(p["site_forwards"] for p in state.passes),
-            "seconds": sum(p["seconds"] for p in state.passes),
-            "passes": state.passes,
-        },
+        "search": {**search_cost(module), "passes": state.passes},
         "loss": state.loss,
         "jacobian": state.jacobian,
         "quantized": structure.quantized,

@@ -20,6 +20,7 @@ class CalibrationState:
         objective: per block: tower, first, last, J of each way to choose.
         passes: per search pass: epoch, towers, layer_forwards, site_forwards, seconds.
         partitions: per re-partition: epoch and the partition, so that changes can be seen.
+        changed: name of a weight, bias or gain that a method changed -> file of the decision.
         searched: towers whose ranges a search has chosen, in that order.
         initialised: whether the quantizers hold ranges at all.
         loss: per epoch of visual-encoder optimisation, each term.
@@ -38,6 +39,7 @@ class CalibrationState:
     partitions: list[dict[str, Any]] = field(default_factory=list)
     loss: list[dict[str, float]] = field(default_factory=list)
     jacobian: dict[str, list[float]] = field(default_factory=dict)
+    changed: dict[str, str] = field(default_factory=dict)
     searched: list[str] = field(default_factory=list)
     initialised: bool = False
     steps: int = 0

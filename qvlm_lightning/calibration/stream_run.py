@@ -1,6 +1,5 @@
 """How a run begins whose model is streamed: what it opens, what it says before it starts."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -8,9 +7,7 @@ import torch
 from torch import nn
 
 from qvlm_lightning.estimate.stream_plan import StreamPlan
-from qvlm_lightning.estimate.workload import searches
 from qvlm_lightning.forward.stream import StreamedModel
-from qvlm_lightning.methods.base import Method
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.progress import say
 from qvlm_lightning.weights.shards import Shards
@@ -33,32 +30,24 @@ def open_model(family: VLMFamily, device: torch.device) -> tuple[nn.Module, Stre
     return model, StreamedWeights(model, Shards(places), device)
 
 
-def kept_percentiles(callbacks: Iterable[Any]) -> list[float]:
-    """Return the percentiles that the methods of a run will ask for."""
-    used = [getattr(c, "method", None) for c in callbacks]
-    used += [getattr(getattr(c, "proxy", None), "search", None) for c in callbacks]
-    methods = [method for method in used if isinstance(method, Method)]
-    return sorted({p for method in methods for p in method.percentiles}, reverse=True)
-
-
 def prepare(module: Any, passes: StreamedModel, trainer: Any) -> None:
     """Choose where hidden states wait, and say what is held where.
 
     Args:
         module: a fresh :class:`QuantModule`.
         passes: of its calibrator.
-        trainer: tells the run folder, the callbacks and who speaks.
+        trainer: tells the run folder and who speaks.
     """
     if module.streaming == "disk":
         passes.spill = Path(trainer.default_root_dir)  # unlinked once mapped
     if trainer.is_global_zero:
-        method, depth = searches(trainer.callbacks)
+        depth = module.max_depth
         plan = StreamPlan(
             module.calibrator,
             passes,
             depth or 1,
             depth is not None,
-            method,
+            module.method,
             module.epochs,
             module.micro_batches,
         )

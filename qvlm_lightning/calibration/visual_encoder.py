@@ -16,6 +16,7 @@ from qvlm_lightning.calibration.stream_run import Streaming
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.passes import WholeModel
 from qvlm_lightning.forward.samples import Batch, with_image_rows
+from qvlm_lightning.methods.base import Method
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.adapters import add_lora, add_norm_shifts
 from qvlm_lightning.nn.distributed import all_sum, all_sum_with_gradient, world
@@ -35,7 +36,7 @@ class VisualEncoderOptimization(QuantModule):
     Loss: ``L_reg + lambda_ent * L_ent + lambda_err * L_err`` (eq. 10).
 
     Args:
-        family, scheme, seed, every_n_epochs: see :class:`QuantModule`.
+        family, scheme, method, seed, every_n_epochs, name, sensitivity: see :class:`QuantModule`.
         streaming: see :class:`QuantModule`; a step then reads every layer forwards and again
             backwards.
         epochs: epochs of optimisation; the Trainer runs one more for the final pass.
@@ -60,6 +61,7 @@ class VisualEncoderOptimization(QuantModule):
         self,
         family: VLMFamily,
         scheme: Scheme | None = None,
+        method: Method | None = None,
         seed: int = 0,
         every_n_epochs: int = 5,
         epochs: int = 10,
@@ -73,8 +75,10 @@ class VisualEncoderOptimization(QuantModule):
         micro_batches: int = 1,
         activation_checkpointing: bool = False,
         streaming: Streaming = False,
+        name: str | None = None,
+        sensitivity: bool = False,
     ) -> None:
-        super().__init__(family, scheme, seed, every_n_epochs, streaming)
+        super().__init__(family, scheme, method, seed, every_n_epochs, streaming, name, sensitivity)
         if micro_batches < 1:
             raise InputError(f"micro_batches {micro_batches} is not allowed; at least 1")
         if epochs < 1:
@@ -279,7 +283,11 @@ def tower_parameters(structure: Structure) -> list[nn.Parameter]:
                 high = [site.quantizer.high_ratio]
                 dynamic = site.quantizer.mode == "dynamic_token"
                 parameters += high if dynamic else [site.quantizer.low_ratio, *high]
-            parameters += [x.clip_ratio for x in site.linears.values() if x.weight_bits < 16]
+            parameters += [
+                x.weight_quantizer.clip_ratio
+                for x in site.linears.values()
+                if x.weight_quantizer.active
+            ]
         for unit in structure.towers[name].units:
             parameters += [p for n, p in unit.module.named_parameters() if ".adapter." in n]
     return parameters

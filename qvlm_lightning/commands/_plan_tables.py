@@ -1,8 +1,9 @@
-"""A plan as tables for people and as plain values for programs."""
+"""Plan of a calibration as tables for people and as plain values for programs."""
 
 import re
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rich import box
@@ -10,14 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from qvlm_lightning.estimate.memory import memory
-from qvlm_lightning.estimate.sizes import PartSize, part_sizes
+from qvlm_lightning.estimate.memory import allocations
+from qvlm_lightning.estimate.sizes import GIB, PartSize, in_gib, part_sizes
 from qvlm_lightning.estimate.workload import (
     DEVICE,
     DISK,
     RAM,
-    Held,
-    Work,
+    Allocation,
+    Workload,
     alternatives,
     first_that_fits,
     levers,
@@ -28,7 +29,6 @@ from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.quant.scheme import PARTS, Scheme
 
-GIB = 1024**3
 USABLE = 0.9
 """Share of a device that is planned with; the rest is for its context and the allocator."""
 
@@ -41,7 +41,7 @@ class Plan:
         scheme: widths and modes.
         model: without weights, with quantized layers.
         structure: of the model.
-        work: what is asked.
+        workload: what is asked.
         device_gib: memory of one device, if known.
     """
 
@@ -51,11 +51,11 @@ class Plan:
         scheme: Scheme,
         model: nn.Module,
         structure: Structure,
-        work: Work,
+        workload: Workload,
         device_gib: float | None,
     ) -> None:
         self.family, self.scheme, self.structure = family, scheme, structure
-        self.work, self.device_gib = work, device_gib
+        self.workload, self.device_gib = workload, device_gib
         self.modules = {
             name: x
             for site in structure.sites
@@ -64,10 +64,11 @@ class Plan:
         }
         self.sizes = part_sizes(model, structure)
         self.total = sum(self.sizes.values(), PartSize())
-        self.measure: Callable[[Work], list[Held]] = lambda asked: memory(model, structure, asked)
-        self.held = self.measure(work)
+        self.measure: Callable[[Workload], list[Allocation]]
+        self.measure = partial(allocations, model, structure)
+        self.allocations = self.measure(workload)
         limit = None if device_gib is None else int(device_gib * USABLE * GIB)
-        self.fits = None if limit is None else first_that_fits(self.measure, work, limit)
+        self.fits = None if limit is None else first_that_fits(self.measure, workload, limit)
 
     # --- for programs -----------------------------------------------------------------------------
 
@@ -86,15 +87,15 @@ class Plan:
         for part, size in {"total": self.total, **self.sizes}.items():
             values |= {f"{part}_{name}": value for name, value in vars(size).items()}
             values[f"{part}_quantized"] = size.quantized
-        values |= {f"peak_{where}": peak(self.held, where) for where in (DEVICE, RAM, DISK)}
-        asked = {k: v for k, v in vars(self.work).items() if k != "method"}
-        method = self.work.method and type(self.work.method).__name__
+        values |= {f"peak_{where}": peak(self.allocations, where) for where in (DEVICE, RAM, DISK)}
+        asked = {k: v for k, v in vars(self.workload).items() if k != "method"}
+        method = self.workload.method and type(self.workload.method).__name__
         return values | {
             **asked,
             "method": method,
             "device_gib": self.device_gib,
             "fits_with": self.fits and self._parts(self.fits),
-            "memory": [vars(h) for h in self.held],
+            "memory": [vars(a) for a in self.allocations],
             "alternatives": [self._parts(w) | {"peak_device": n} for w, n in self._alternatives()],
             "modules": {name: self._widths(name, x) for name, x in self.modules.items()},
             "ignored": self.structure.ignored,
@@ -104,16 +105,16 @@ class Plan:
     def _widths(self, name: str, linear: QuantLinear) -> str:
         """Return widths and weight groups of a layer, as in ``w4a4, groups of 128``."""
         kind = self.scheme.part(self.structure.quantized[name].partition(".")[0]).name
-        group = linear.group_size
+        group = linear.weight_quantizer.group_size
         return f"{kind}, groups of {group}" if group else f"{kind}, per channel"
 
-    def _alternatives(self) -> list[tuple[Work, int]]:
+    def _alternatives(self) -> list[tuple[Workload, int]]:
         """Return what gives the same result, with the device's peak."""
-        return [(work, peak(self.measure(work), DEVICE)) for work in alternatives(self.work)]
+        return [(w, peak(self.measure(w), DEVICE)) for w in alternatives(self.workload)]
 
     @staticmethod
-    def _parts(work: Work) -> dict[str, int]:
-        return {"batch_size": work.batch_size, "micro_batches": work.micro_batches}
+    def _parts(workload: Workload) -> dict[str, int]:
+        return {"batch_size": workload.batch_size, "micro_batches": workload.micro_batches}
 
     # --- for people -------------------------------------------------------------------------------
 
@@ -148,7 +149,7 @@ class Plan:
                 part,
                 kind,
                 f"{size.parameters / 1e6:,.1f} M",
-                *(f"{n / GIB:.3f}" for n in sizes),
+                *(in_gib(n, 3) for n in sizes),
                 f"{size.full / size.quantized:.2f}",
             )
         return table
@@ -176,35 +177,35 @@ class Plan:
         for name in ("what", "formula"):
             table.add_column(name)
         for place in (DEVICE, RAM, DISK):
-            for held in (h for h in self.held if h.where == place):
-                size = f"{held.nbytes / GIB:.2f}"
-                table.add_row(held.step, place, size, held.what, held.formula)
-            if peak(self.held, place):
+            for a in (a for a in self.allocations if a.where == place):
+                table.add_row(a.step, place, in_gib(a.nbytes), a.what, a.formula)
+            if peak(self.allocations, place):
                 table.add_section()
-                table.add_row("peak", place, f"{peak(self.held, place) / GIB:.2f}", "", "")
+                table.add_row("peak", place, in_gib(peak(self.allocations, place)), "", "")
                 table.add_section()
         return table
 
     def _sentences(self) -> list[str]:
-        work = self.work
-        how = "layer by layer" if work.streaming else "in memory"
-        ram = peak(self.held, RAM) * work.processes / GIB
+        workload = self.workload
+        how = "layer by layer" if workload.streaming else "in memory"
+        processes = f"{workload.processes} process{'es' * (workload.processes > 1)}"
+        ram = in_gib(peak(self.allocations, RAM) * workload.processes, 1)
         lines = [
             "Sizes are those of packed weights; an artifact of this version keeps every weight in "
-            f"its own type, {self.total.full / GIB:.2f} GiB.",
-            f"{work.pairs} pairs of {work.tokens} tokens ({work.patches} in the tower), batches of "
-            f"{work.batch_size}, {work.processes} process{'es' * (work.processes > 1)}, {how}; "
-            f"{ram:.1f} GiB of RAM for all processes.",
+            f"its own type, {in_gib(self.total.full)} GiB.",
+            f"{workload.pairs} pairs of {workload.tokens} tokens ({workload.patches} in the "
+            f"tower), batches of {workload.batch_size}, {processes}, {how}; "
+            f"{ram} GiB of RAM for all processes.",
         ]
         listed = ", ".join(
-            f"{work.micro_batches if work.optimises else work.batch_size}: {size / GIB:.2f}"
-            for work, size in self._alternatives()
+            f"{other.micro_batches if other.optimises else other.batch_size}: {in_gib(size)}"
+            for other, size in self._alternatives()
         )
-        if work.optimises:
+        if workload.optimises:
             lines.append(
                 f"Device peak by micro_batches, GiB: {listed}. A step of the optimisation is one "
-                f"batch of {work.batch_size}, shared by the processes; in how many parts, changes "
-                "nothing."
+                f"batch of {workload.batch_size}, shared by the processes; in how many parts, "
+                "changes nothing."
             )
         else:
             lines.append(
@@ -220,7 +221,7 @@ class Plan:
     def _verdict(self) -> str:
         fits = self.fits
         if fits is None:
-            return f"does not fit; {levers(self.work)}"
+            return f"does not fit; {levers(self.workload)}"
         return f"fits with batches of {fits.batch_size}" + (
             f", micro_batches {fits.micro_batches}" if fits.micro_batches > 1 else ""
         )

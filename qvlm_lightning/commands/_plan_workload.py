@@ -1,4 +1,4 @@
-"""What a calibration would do, read from its configuration; nothing is loaded, nothing started."""
+"""Workload of a calibration, read from its configuration; nothing is loaded, nothing started."""
 
 import warnings
 from collections.abc import Sequence
@@ -90,7 +90,6 @@ def read(options: Sequence[str]) -> Planned:
         )
     # by what they take: which callbacks there are is the configuration's affair
     taken = [c.get("init_args") or {} for c in trainer["callbacks"] or ()]
-    methods = [t["method"] for t in taken if isinstance(t.get("method"), dict)]
     sizes = {name: data["init_args"][name] for name in ("search_pairs", "batch_size")}
     return Planned(
         family=family,
@@ -99,7 +98,7 @@ def read(options: Sequence[str]) -> Planned:
         **sizes,
         processes=_devices(trainer["devices"]) * int(trainer["num_nodes"]),
         depth=max((t["max_depth"] for t in taken if "max_depth" in t), default=1),
-        method=_build(methods[0]) if methods else None,
+        method=_build(given["method"]) if given.get("method") else None,
         optimises=optimises,
         streaming=given.get("streaming") or False,
         micro_batches=given.get("micro_batches", 1),

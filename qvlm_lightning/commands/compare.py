@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
         print(note, file=sys.stderr)
     picture = Pictures()
     changes = {
-        c.benchmark: {
+        c.name: {
             entry.label: changed_examples(
                 c, entry, samples.get(c.benchmark, {}), picture, options.examples
             )

@@ -2,6 +2,7 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from qvlm_lightning.errors import InputError
 
@@ -44,7 +45,10 @@ def main(argv: list[str]) -> int:
     from qvlm_lightning.quant.scheme import Scheme
 
     family, scheme = Tiny(options.outlier_scale), Scheme.parse(options.scheme)
-    sizes = {"calibration_pairs": options.pairs, "search_pairs": options.search_pairs}
+    sizes: dict[str, Any] = {
+        "calibration_pairs": options.pairs,
+        "search_pairs": options.search_pairs,
+    }
     values = [measure(family, TinyVQA(family, seed=s, **sizes), scheme) for s in options.seeds]
     table = correlate(values)
     _print(table)

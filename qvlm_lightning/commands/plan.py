@@ -34,14 +34,14 @@ def main(argv: Sequence[str]) -> int:
     from qvlm_lightning.calibration.state import write_json
     from qvlm_lightning.commands._plan_tables import Plan
     from qvlm_lightning.commands._plan_workload import read
-    from qvlm_lightning.estimate.workload import Work
+    from qvlm_lightning.estimate.workload import Workload
     from qvlm_lightning.nn.surgery import quantize_model
 
     planned = read(options)
     model = planned.family.weightless()
     structure = quantize_model(model, planned.family, planned.scheme, torch.device("cpu"))
     fixed = planned.family.vision_positions(model)
-    work = Work(
+    workload = Workload(
         pairs=planned.pairs,
         search_pairs=planned.search_pairs,
         batch_size=planned.batch_size,
@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
         micro_batches=planned.micro_batches,
         activation_checkpointing=planned.activation_checkpointing,
     )
-    work.check()
-    plan = Plan(planned.family, planned.scheme, model, structure, work, own.device_gib)
+    workload.check()
+    plan = Plan(planned.family, planned.scheme, model, structure, workload, own.device_gib)
     # into a file or a pipe, tables are as wide as they need
     width = own.width if own.width or sys.stdout.isatty() else _WIDTH_OF_FILES
     plan.show(Console(width=width, highlight=False), own.modules)

@@ -215,7 +215,7 @@ def measure(
         plan = StreamPlan(calibrator, passes, depth, partitions, method, epochs)
         print("\n".join(plan.lines()), flush=True)
         passes.timed = plan.timed
-    calibrator.collect(method.percentiles if options.streaming else None)
+    calibrator.collect(method.candidates(scheme.activation_mode) if options.streaming else None)
     lap("statistics")
     towers = list(calibrator.structure.towers)
     if options.method == "cdm":

@@ -15,6 +15,7 @@ from qvlm_lightning.results.figure import results_figure
 from qvlm_lightning.results.predictions import Predictions, is_stored, write_whole
 from qvlm_lightning.results.render import grids, markdown, show
 from qvlm_lightning.results.report import Row, load_answers, variant_rows, write_results
+from qvlm_lightning.results.variant import file_name
 
 _MODEL_ROOMS = ("models", "data", "eval")
 
@@ -195,15 +196,15 @@ class TableRun:
             if calibration is not None:
                 _check(calibration, module, program.model.base)
             folder = Path(trainer.default_root_dir) / "predictions"
-            name, asked = module.variant.name, module.asked(data.evaluation)
-            if is_stored(folder, name, module.source, data.evaluation_ids, asked):
+            name, key = file_name(module.variant, split=data.split), module.key(data.evaluation)
+            if is_stored(folder, name, module.source, data.evaluation_ids, key):
                 step.skip()
-            found = evaluate(trainer, module, data, reference=False, again=False)
+            answered = evaluate(trainer, module, data, reference=False, again=False)
             if calibration is None:
                 program.save()
                 self.known |= load_answers(folder)
-            self.known[found.name] = found
-            self.rows += variant_rows(found, self.known)
+            self.known[answered.name] = answered
+            self.rows += variant_rows(answered, self.known)
             write_results(self.root / "results.json", self.rows)
 
     def _finish(self) -> None:

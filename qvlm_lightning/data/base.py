@@ -98,6 +98,11 @@ class VQADataModule(LightningDataModule, ABC):
         return "exact"
 
     @property
+    def split(self) -> str:
+        """Name of the split that is evaluated, in results; empty where a dataset names none."""
+        return ""
+
+    @property
     def max_new_tokens(self) -> int:
         """Longest answer worth waiting for, in tokens, unless the evaluation is told another."""
         return 16

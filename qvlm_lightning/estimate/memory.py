@@ -1,4 +1,4 @@
-"""What a calibration will hold in memory, by formulas: which things, where, how large.
+"""Memory held by a calibration, by formulas: what for, where, how much.
 
 Peaks of one process. Left out are the framework itself (a CUDA context, the allocator's slack,
 imported libraries), attention's own buffers, masks and positions. Experts count as if every token
@@ -11,194 +11,168 @@ pairs, ``S`` pairs of the search, ``L`` layers of a block, ``V`` vocabulary.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
-from qvlm_lightning.estimate.sizes import OFF
-from qvlm_lightning.estimate.workload import DEVICE, DISK, RAM, Held, Work
+from qvlm_lightning.estimate.sizes import ModelSizes
+from qvlm_lightning.estimate.workload import DEVICE, DISK, RAM, Allocation, Workload
 from qvlm_lightning.nn.structure import Structure, Tower, Unit
-from qvlm_lightning.quant.observers import RangeObserver
-
-RESERVOIR = RangeObserver("tensor").max_tokens
 
 
-def memory(model: nn.Module, structure: Structure, work: Work) -> list[Held]:
+def allocations(model: nn.Module, structure: Structure, workload: Workload) -> list[Allocation]:
     """Return everything a process holds at the peak of each step.
 
     Args:
         model: with quantized layers, with or without weights.
         structure: of the model.
-        work: what is asked.
+        workload: what is asked.
     """
-    sizes = _Sizes(model, structure, work)
-    held = sizes.loading() + sizes.statistics()
-    if work.method is not None:
-        held += sizes.search()
-    if work.optimises:
-        held += sizes.optimisation()
-    return [h for h in held if h.nbytes]
+    return MemoryFormulas(ModelSizes(model, structure), workload).allocations()
 
 
-class _Sizes:
-    """The formulas."""
+class MemoryFormulas:
+    """What a workload holds of a model, step by step.
 
-    def __init__(self, model: Any, structure: Structure, work: Work) -> None:
-        self.work, self.towers = work, [t for t in structure.towers.values() if t.units]
-        self.total = _bytes(model)
-        self.vocabulary = model.get_output_embeddings()
-        inside = sum(_bytes(u.module) for t in self.towers for u in t.units)
-        everywhere = model.named_parameters(remove_duplicate=False)
-        tied = sum(p is self.vocabulary.weight for _, p in everywhere) > 1
-        self.head = 0 if tied else _bytes(self.vocabulary)
-        self.rest = self.total - inside - self.head
-        self.language = structure.towers["language"]
-        self.element = self.vocabulary.weight.itemsize
+    Args:
+        sizes: of the model.
+        workload: what is asked.
+    """
 
-    def loading(self) -> list[Held]:
+    def __init__(self, sizes: ModelSizes, workload: Workload) -> None:
+        self.sizes, self.workload, self.towers = sizes, workload, sizes.towers
+
+    def allocations(self) -> list[Allocation]:
+        """Return what is held at the peak of each step that takes place."""
+        every = self._loading() + self._statistics()
+        if self.workload.method is not None:
+            every += self._search()
+        if self.workload.optimises:
+            every += self._optimisation()
+        return [a for a in every if a.nbytes]
+
+    def _loading(self) -> list[Allocation]:
         """The model on its way to the device."""
-        whole = 0 if self.work.streaming else self.total
-        return [Held("loading", "weights", RAM, whole, "all parameters, in every process")]
+        whole = 0 if self.workload.streaming else self.sizes.total
+        return [Allocation("loading", "weights", RAM, whole, "all parameters, in every process")]
 
-    def statistics(self) -> list[Held]:
+    def _statistics(self) -> list[Allocation]:
         """Full-precision pass over all pairs."""
-        work, step = self.work, "statistics"
-        one = _most(self.towers, lambda t, u: self._layer(t, u, 1, quantized=False))
-        largest = _most(self.towers, self._reservoir)
-        wire = 0 if work.processes == 1 else largest + largest // work.processes
-        held = [
+        workload, step = self.workload, "statistics"
+        one = self._most(lambda t, u: self.sizes.running(u, self._batch(t), quantized=False))
+        largest = self._most(self._reservoir)
+        exchange = 0 if workload.processes == 1 else largest + largest // workload.processes
+        every = [
             *self._weights(step, layers=1, quantized=False),
-            Held(step, "one layer", DEVICE, one, "B T (4 D e + F e)"),
-            Held(step, "exchange", DEVICE, wire, "reservoirs of a layer, between processes"),
-        ]
-        if work.streaming:
-            return [
-                *held,
-                self._waiting(step),
-                Held(step, "reservoirs", RAM, largest, "4 I min(8192, N T) of one layer"),
-            ]
-        logits = self._logits() * self.element
-        return [*held, Held(step, "logits", DEVICE, logits, "B T V e"), self._reservoirs(step)]
-
-    def search(self) -> list[Held]:
-        """Search of the blocks; the tower whose sum is largest."""
-        work, step = self.work, "search"
-        chains = _most(self.towers, lambda t, u: self._hidden(t, work.search_pairs))
-        inputs = _most(self.towers, lambda t, u: self._inputs(t, u, work.search_pairs))
-        stacked = _most(self.towers, lambda t, u: self._layer(t, u, work.candidates, True))
-        held = [
-            *self._weights(step, layers=work.depth, quantized=True),
-            Held(
-                step, "hidden states", DEVICE, 4 * chains, "4 S T D e: both chains, targets, next"
+            Allocation(step, "one layer", DEVICE, one, "B T (4 D e + F e)"),
+            Allocation(
+                step, "exchange", DEVICE, exchange, "reservoirs of a layer, between processes"
             ),
-            Held(step, "site inputs", DEVICE, inputs, "S T (I + F) e of one layer"),
-            Held(step, "candidates", DEVICE, stacked, "C B T (4 D e + F (e + 8)) in one layer"),
         ]
-        return held if work.streaming else [*held, self._reservoirs(step)]
+        if workload.streaming:
+            formula = "4 I min(8192, N T) of one layer"
+            return [
+                *every,
+                self._waiting(step),
+                Allocation(step, "reservoirs", RAM, largest, formula),
+            ]
+        logits = workload.batch_size * workload.tokens * self.sizes.vocabulary * self.sizes.element
+        return [
+            *every,
+            Allocation(step, "logits", DEVICE, logits, "B T V e"),
+            self._reservoirs(step),
+        ]
 
-    def optimisation(self) -> list[Held]:
+    def _search(self) -> list[Allocation]:
+        """Search of the blocks; the tower whose sum is largest."""
+        workload, step = self.workload, "search"
+        pairs, count = workload.search_pairs, workload.candidates
+        chains = self._most(lambda t, u: self._hidden(t, pairs))
+        inputs = self._most(lambda t, u: self.sizes.site_inputs(u, self._tokens(t, pairs)))
+        stacked = self._most(lambda t, u: self.sizes.running(u, count * self._batch(t), True))
+        device = {
+            "hidden states": (4 * chains, "4 S T D e: both chains, targets, next"),
+            "site inputs": (inputs, "S T (I + F) e of one layer"),
+            "candidates": (stacked, "C B T (4 D e + F (e + 8)) in one layer"),
+        }
+        every = [
+            *self._weights(step, layers=workload.depth, quantized=True),
+            *(Allocation(step, what, DEVICE, n, formula) for what, (n, formula) in device.items()),
+        ]
+        return every if workload.streaming else [*every, self._reservoirs(step)]
+
+    def _optimisation(self) -> list[Allocation]:
         """A step of visual-encoder optimisation: forward and backward through the whole model."""
-        work, step = self.work, "optimisation"
-        mine = -(-work.batch_size // (work.processes * work.micro_batches))
-        each = [mine * self._saved(t, u) for t in self.towers for u in t.units]
+        workload, step, sizes = self.workload, "optimisation", self.sizes
+        mine = -(-workload.batch_size // (workload.processes * workload.micro_batches))
+        each = [self._saved(t, u, mine) for t in self.towers for u in t.units]
         saved, formula = sum(each), "b T ((I + O) e + 8 D), all layers"
-        if work.activation_checkpointing or work.streaming:
+        if workload.activation_checkpointing or workload.streaming:
             inputs = sum(2 * self._hidden(t, mine) * len(t.units) for t in self.towers)
             saved, formula = max(each) + inputs, "one layer's, and 2 b T D e of each other"
-        targets = self._hidden(self.language, -(-work.pairs // work.processes))
-        logits = mine * work.tokens * int(self.vocabulary.out_features) * (self.element + 8)
-        held = [
+        targets = self._hidden(sizes.language, -(-workload.pairs // workload.processes))
+        logits = mine * workload.tokens * sizes.vocabulary * (sizes.element + 8)
+        every = [
             *self._weights(step, layers=1, quantized=True),
-            Held(step, "saved for backward", DEVICE, saved, formula),
-            Held(step, "targets", DEVICE, targets, "N T D e / processes"),
-            Held(step, "logits", DEVICE, logits, "b T V (e + 8)"),
+            Allocation(step, "saved for backward", DEVICE, saved, formula),
+            Allocation(step, "targets", DEVICE, targets, "N T D e / processes"),
+            Allocation(step, "logits", DEVICE, logits, "b T V (e + 8)"),
         ]
-        if work.streaming:
-            ends = self.rest + self.head
-            return [*held, Held(step, "embeddings, head", DEVICE, ends, "during a pass")]
-        return [*held, self._reservoirs(step)]
+        if workload.streaming:
+            ends = sizes.rest + sizes.head
+            return [*every, Allocation(step, "embeddings, head", DEVICE, ends, "during a pass")]
+        return [*every, self._reservoirs(step)]
 
-    def _weights(self, step: str, layers: int, quantized: bool) -> list[Held]:
-        work = self.work
-        blocks = [self._block(t, layers, _quantized) for t in self.towers]
-        kept, formula = max(blocks) if quantized else 0, "e per quantized weight of the block"
-        if work.streaming:
-            block = max(self._block(t, layers, lambda u: _bytes(u.module)) for t in self.towers)
-            held = Held(step, "weights", DEVICE, max(block, self.rest), "one block, or embeddings")
-            return [held, Held(step, "quantized weights", DEVICE, kept, formula)]
-        if quantized and work.optimises and not work.activation_checkpointing:
-            kept = sum(_quantized(u) for t in self.towers for u in t.units)
+    def _weights(self, step: str, layers: int, quantized: bool) -> list[Allocation]:
+        workload, sizes = self.workload, self.sizes
+        kept, formula = 0, "e per quantized weight of the block"
+        if quantized:
+            kept = sizes.largest_block(layers, sizes.quantized)
+        if workload.streaming:
+            largest = max(sizes.largest_block(layers, sizes.unit), sizes.rest)
+            return [
+                Allocation(step, "weights", DEVICE, largest, "one block, or embeddings"),
+                Allocation(step, "quantized weights", DEVICE, kept, formula),
+            ]
+        if quantized and workload.optimises and not workload.activation_checkpointing:
+            kept = sum(sizes.quantized(u) for t in self.towers for u in t.units)
             formula = "e per quantized weight, kept"
         elif quantized:
-            earlier = (t for t in self.towers if t is not self.language)
-            kept += sum(_quantized(u) for t in earlier for u in t.units)
+            earlier = (t for t in self.towers if t is not sizes.language)
+            kept += sum(sizes.quantized(u) for t in earlier for u in t.units)
             formula = "e per quantized weight of tower and block"
         return [
-            Held(step, "weights", DEVICE, self.total, "all parameters"),
-            Held(step, "quantized weights", DEVICE, kept, formula),
+            Allocation(step, "weights", DEVICE, sizes.total, "all parameters"),
+            Allocation(step, "quantized weights", DEVICE, kept, formula),
         ]
 
-    def _waiting(self, step: str) -> Held:
-        hidden = self._hidden(self.language, self.work.pairs)
-        for tower in (t for t in self.towers if t is not self.language and t.sites):
-            out = tower.sites[-1].leader.out_features
-            hidden += self.work.pairs * self.work.patches * out * self.element
-        where = DISK if self.work.spills else RAM
-        return Held(step, "hidden states", where, hidden, "N T D e, and what earlier towers gave")
+    def _waiting(self, step: str) -> Allocation:
+        nbytes = self._hidden(self.sizes.language, self.workload.pairs)
+        for tower in (t for t in self.towers if t is not self.sizes.language and t.sites):
+            nbytes += self.sizes.output(tower, self._tokens(tower, self.workload.pairs))
+        where = DISK if self.workload.spills else RAM
+        formula = "N T D e, and what earlier towers gave"
+        return Allocation(step, "hidden states", where, nbytes, formula)
 
-    def _reservoirs(self, step: str) -> Held:
+    def _reservoirs(self, step: str) -> Allocation:
         every = sum(self._reservoir(t, u) for t in self.towers for u in t.units)
-        return Held(step, "reservoirs", RAM, every, "4 I min(8192, N T) of all layers")
+        return Allocation(step, "reservoirs", RAM, every, "4 I min(8192, N T) of all layers")
 
-    def _block(self, tower: Tower, layers: int, size: Callable[[Unit], int]) -> int:
-        sizes = [size(unit) for unit in tower.units]
-        return max(sum(sizes[i : i + layers]) for i in range(len(sizes)))
+    def _saved(self, tower: Tower, unit: Unit, pairs: int) -> int:
+        # weights learn their clipping in the towers: their quantized inputs are kept as well
+        twice = tower is not self.sizes.language
+        return self.sizes.saved_for_backward(unit, self._tokens(tower, pairs), twice)
 
     def _hidden(self, tower: Tower, pairs: int) -> int:
-        width = max((_width(unit) for unit in tower.units), default=0)
-        return pairs * self.work.tokens_of(tower.name) * width * self.element
-
-    def _inputs(self, tower: Tower, unit: Unit, pairs: int) -> int:
-        widths = [site.leader.in_features for site in unit.sites]
-        every = sum(widths) + max(widths, default=0)
-        return pairs * self.work.tokens_of(tower.name) * every * self.element
-
-    def _layer(self, tower: Tower, unit: Unit, candidates: int, quantized: bool) -> int:
-        widest = max((site.leader.in_features for site in unit.sites), default=0)
-        each = self.element + (8 if quantized else 0)  # fake quantization: two float32 copies
-        per_token = 4 * _width(unit) * self.element + widest * each
-        return candidates * self.work.batch_size * self.work.tokens_of(tower.name) * per_token
+        return self.sizes.hidden(tower, self._tokens(tower, pairs))
 
     def _reservoir(self, tower: Tower, unit: Unit) -> int:
-        kept = min(RESERVOIR, self.work.pairs * self.work.tokens_of(tower.name))
-        return sum(4 * kept * site.leader.in_features for site in unit.sites)
+        return self.sizes.reservoir(unit, self._tokens(tower, self.workload.pairs))
 
-    def _saved(self, tower: Tower, unit: Unit) -> int:
-        into = sum(site.leader.in_features for site in unit.sites)
-        out = sum(x.out_features for site in unit.sites for x in site.linears.values())
-        per_token = (into + out) * self.element + 8 * _width(unit)
-        if tower.name == "language":
-            return self.work.tokens_of(tower.name) * per_token
-        # weights learn their clipping here: their quantized inputs are kept as well
-        return self.work.tokens_of(tower.name) * (per_token + into * self.element)
+    def _batch(self, tower: Tower) -> int:
+        return self._tokens(tower, self.workload.batch_size)
 
-    def _logits(self) -> int:
-        return self.work.batch_size * self.work.tokens * int(self.vocabulary.out_features)
+    def _tokens(self, tower: Tower, pairs: int) -> int:
+        return pairs * self.workload.tokens_of(tower.name)
 
-
-def _most(towers: list[Tower], size: Callable[[Tower, Unit], int]) -> int:
-    return max(size(tower, unit) for tower in towers for unit in tower.units)
-
-
-def _bytes(module: nn.Module) -> int:
-    ours = ("clip_ratio", "low_ratio", "high_ratio")
-    return sum(p.nbytes for n, p in module.named_parameters() if not n.endswith(ours))
-
-
-def _quantized(unit: Unit) -> int:
-    linears = [x for site in unit.sites for x in site.linears.values() if x.weight_bits < OFF]
-    return sum(x.weight.nbytes for x in linears)
-
-
-def _width(unit: Unit) -> int:
-    return unit.sites[0].leader.in_features if unit.sites else 0
+    def _most(self, size: Callable[[Tower, Unit], int]) -> int:
+        return max(size(tower, unit) for tower in self.towers for unit in tower.units)

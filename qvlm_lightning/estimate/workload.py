@@ -1,10 +1,11 @@
-"""What a calibration is asked to do, what else gives the same result, and what fits."""
+"""Workload of a calibration, what else gives the same result, and what fits."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.forward.samples import Batch
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.percentile import MinMax
 
@@ -12,18 +13,18 @@ DEVICE, RAM, DISK = "device", "ram", "disk"
 
 
 @dataclass(frozen=True)
-class Work:
+class Workload:
     """What a calibration is asked to do.
 
     Attributes:
         pairs: calibration pairs.
         search_pairs: those of the search.
         batch_size: pairs of a batch, over all processes.
-        processes: processes that share the work.
         tokens: tokens of a pair in the decoder, those of its image included.
         patches: tokens of a pair in the tower.
         depth: most layers in a block.
         method: how blocks are searched; ``None`` for no search.
+        processes: processes that share the work.
         optimises: whether the tower is optimised with gradients through the whole model.
         streaming: whether the model is read layer by layer.
         spills: whether hidden states wait on disk, where streaming keeps them out of the device.
@@ -35,13 +36,13 @@ class Work:
     pairs: int
     search_pairs: int
     batch_size: int
-    processes: int
     tokens: int
     patches: int
     depth: int
     method: Method | None
-    optimises: bool
-    streaming: bool
+    processes: int = 1
+    optimises: bool = False
+    streaming: bool = False
     spills: bool = False
     micro_batches: int = 1
     activation_checkpointing: bool = False
@@ -51,7 +52,7 @@ class Work:
         """Candidates that are stacked: one per percentile; at the end the three choices at once."""
         if self.method is None or isinstance(self.method, MinMax):
             return 1
-        return max(len(self.method.percentiles), 3)
+        return max(len(self.method.candidates("static_tensor")), 3)
 
     @property
     def smallest_batch(self) -> int:
@@ -83,8 +84,16 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Held:
-    """One thing that is held: during which step, where, how large, and why."""
+class Allocation:
+    """Memory held during one step: what it is for, where it lies, its size, and why.
+
+    Attributes:
+        step: of the calibration, such as ``search``.
+        what: what the memory holds.
+        where: ``device``, ``ram`` or ``disk``.
+        nbytes: bytes of one process.
+        formula: in the letters of :mod:`qvlm_lightning.estimate.memory`, or words.
+    """
 
     step: str
     what: str
@@ -93,56 +102,82 @@ class Held:
     formula: str
 
 
-def searches(callbacks: Iterable[Any]) -> tuple[Method | None, int | None]:
-    """Return a run's method of search and the most layers in a block, ``None`` where it has none.
+def workload_of(calibrator: Any, method: Method | None, depth: int, **options: Any) -> Workload:
+    """Return the workload of a built calibrator; lengths are means over its pairs.
 
-    By what callbacks hold: which ones there are is the configuration's affair.
+    Args:
+        calibrator: holds batches and family.
+        method: how blocks are searched; ``None`` for no search.
+        depth: most layers in a block.
+        options: the other fields of :class:`Workload`, where they are not the defaults.
     """
-    callbacks = list(callbacks)
-    methods = [getattr(callback, "method", None) for callback in callbacks]
-    depths = [c.options["max_depth"] for c in callbacks if hasattr(c, "options")]
-    return next((m for m in methods if isinstance(m, Method)), None), max(depths, default=None)
+    batches, family = calibrator.batches, calibrator.family
+    pairs = sum(len(b["sample_index"]) for b in batches)
+    rows = sum(
+        int((b["image_rows"] if "image_rows" in b else b["has_image"]).sum()) for b in batches
+    )
+    patches = (family.vision_positions(calibrator.model) or 1) * rows
+    return Workload(
+        pairs=pairs,
+        search_pairs=sum(len(b["sample_index"]) for b in calibrator.search_batches),
+        batch_size=max(len(b["sample_index"]) for b in batches),
+        tokens=-(-token_count(batches) // pairs),
+        patches=-(-patches // pairs),
+        depth=depth,
+        method=method,
+        **options,
+    )
 
 
-def peak(held: list[Held], where: str) -> int:
-    """Return the largest sum over the things held in one place during one step."""
-    steps = {h.step for h in held}
-    return max(sum(h.nbytes for h in held if (h.step, h.where) == (s, where)) for s in steps)
+def token_count(batches: Iterable[Batch]) -> int:
+    """Return the tokens of batches in the decoder, padding included."""
+    return sum(batch["attention_mask"].numel() for batch in batches)
 
 
-def alternatives(work: Work) -> list[Work]:
-    """Return ``work`` and what gives the same result with less memory on the device, most first.
+def peak(allocations: list[Allocation], where: str) -> int:
+    """Return the largest sum, in bytes, over what lies in one place during one step."""
+    steps = {a.step for a in allocations}
+    return max(sum(a.nbytes for a in allocations if (a.step, a.where) == (s, where)) for s in steps)
+
+
+def alternatives(workload: Workload) -> list[Workload]:
+    """Return ``workload`` and what gives the same result with less memory on the device, most
+    first.
 
     Statistics, dependency and objective are sums over the pairs, so that a search gives the same
     with any batch. An optimiser's step is one batch, of which micro-batches hold parts.
     """
-    if not work.optimises:
-        sizes = (n for n in range(work.batch_size, 0, -1) if work.batch_size % n == 0)
-        return [replace(work, batch_size=size) for size in sizes]
-    share = max(work.smallest_batch // work.processes, 1)
-    parts = (n for n in range(work.micro_batches, share + 1) if share % n == 0)
-    return [work, *(replace(work, micro_batches=n) for n in parts if n != work.micro_batches)]
+    if not workload.optimises:
+        size = workload.batch_size
+        sizes = (n for n in range(size, 0, -1) if size % n == 0)
+        return [replace(workload, batch_size=n) for n in sizes]
+    present = workload.micro_batches
+    share = max(workload.smallest_batch // workload.processes, 1)
+    parts = (n for n in range(present, share + 1) if share % n == 0 and n != present)
+    return [workload, *(replace(workload, micro_batches=n) for n in parts)]
 
 
-def first_that_fits(measure: Callable[[Work], list[Held]], work: Work, limit: int) -> Work | None:
+def first_that_fits(
+    measure: Callable[[Workload], list[Allocation]], workload: Workload, limit: int
+) -> Workload | None:
     """Return the first of the :func:`alternatives` that fits on the device, or ``None``.
 
     Args:
-        measure: :func:`memory` of some work.
-        work: what is asked.
+        measure: allocations of a workload.
+        workload: what is asked.
         limit: bytes of the device.
     """
-    fitting = (w for w in alternatives(work) if peak(measure(w), DEVICE) <= limit)
+    fitting = (w for w in alternatives(workload) if peak(measure(w), DEVICE) <= limit)
     return next(fitting, None)
 
 
-def levers(work: Work) -> str:
+def levers(workload: Workload) -> str:
     """Return what makes a calibration smaller than the smallest of its :func:`alternatives`."""
-    found = [] if work.streaming else ["--model.streaming=true"]
-    if work.optimises:
-        whole = not (work.activation_checkpointing or work.streaming)
-        found += ["--model.activation_checkpointing=true"] if whole else []
-        found.append("a method without optimisation (configs/methods/cdm.yaml)")
-    elif work.streaming:
-        found.append("fewer search_pairs")
-    return ", or ".join(found)
+    options = [] if workload.streaming else ["--model.streaming=true"]
+    if workload.optimises:
+        whole = not (workload.activation_checkpointing or workload.streaming)
+        options += ["--model.activation_checkpointing=true"] if whole else []
+        options.append("a method without optimisation (configs/methods/cdm.yaml)")
+    elif workload.streaming:
+        options.append("fewer search_pairs")
+    return ", or ".join(options)

@@ -13,7 +13,7 @@ from qvlm_lightning.evaluation.generate import cut_at_stop, end_tokens_of, gener
 
 
 @dataclass(frozen=True)
-class Asked:
+class Prompt:
     """One question, and how long its answer may be."""
 
     question: str
@@ -38,22 +38,22 @@ class Answering:
     def __init__(self, model: nn.Module, processor: Any, batch_size: int = 1) -> None:
         self.model, self.processor, self.batch_size = model, processor, batch_size
 
-    def __call__(self, asked: Sequence[Asked]) -> list[str]:
+    def __call__(self, prompts: Sequence[Prompt]) -> list[str]:
         """Return one text per question, in their order."""
         alike: dict[tuple[int, tuple[str, ...]], list[int]] = {}
-        for place, question in enumerate(asked):
-            alike.setdefault((question.max_new_tokens, question.stop), []).append(place)
-        texts = [""] * len(asked)
+        for place, prompt in enumerate(prompts):
+            alike.setdefault((prompt.max_new_tokens, prompt.stop), []).append(place)
+        texts = [""] * len(prompts)
         for (longest, stop), places in alike.items():
             for start in range(0, len(places), self.batch_size):
                 chunk = places[start : start + self.batch_size]
-                answered = self._answer([asked[i] for i in chunk], longest, stop)
+                answered = self._answer([prompts[i] for i in chunk], longest, stop)
                 for place, text in zip(chunk, answered, strict=True):
                     texts[place] = text
         return texts
 
-    def _answer(self, asked: Sequence[Asked], longest: int, stop: tuple[str, ...]) -> list[str]:
-        samples = [Sample(str(i), x.image, x.question) for i, x in enumerate(asked)]
+    def _answer(self, prompts: Sequence[Prompt], longest: int, stop: tuple[str, ...]) -> list[str]:
+        samples = [Sample(str(i), x.image, x.question) for i, x in enumerate(prompts)]
         batch = collate(samples, self.processor, with_answer=False)
         device = next(self.model.parameters()).device
         batch = {name: value.to(device) for name, value in batch.items()}

@@ -129,11 +129,11 @@ def _model_class() -> type:
 
         def generate_until(self, requests: list[Any]) -> list[str]:
             """Answer requests, in their order."""
-            asked = [self._asked(request) for request in requests]
-            return self.answering(asked)
+            prompts = [self._prompt(request) for request in requests]
+            return self.answering(prompts)
 
-        def _asked(self, request: Any) -> Any:
-            from qvlm_lightning.evaluation.answering import Asked
+        def _prompt(self, request: Any) -> Any:
+            from qvlm_lightning.evaluation.answering import Prompt
 
             context, options, doc_to_visual, doc_id, task, split = request.args
             images = doc_to_visual(self.task_dict[task][split][doc_id])
@@ -142,7 +142,7 @@ def _model_class() -> type:
             if options.get("do_sample") or options.get("temperature"):
                 raise InputError(f"{task} samples its answers; the bridge answers greedily")
             until = options.get("until", [])
-            return Asked(
+            return Prompt(
                 question=context.replace(_PLACEHOLDER, "").strip(),
                 image=images[0] if images else None,
                 max_new_tokens=options.get("max_new_tokens", _LONGEST),

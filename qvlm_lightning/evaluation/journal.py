@@ -19,11 +19,12 @@ from torch import Tensor
 
 from qvlm_lightning.results.predictions import write_whole
 
-ASKED = "asked.json"
+KEY = "asked.json"
 _WIDTH = np.dtype("<i8")
 _VALUE = np.dtype("<f4")
 
-Asked = Mapping[str, Any]
+EvaluationKey = Mapping[str, Any]
+"""What the answers of an evaluation depend on, in plain values: weights, questions, settings."""
 
 
 @dataclass(frozen=True)
@@ -50,35 +51,35 @@ class Journal:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def open(self, asked: Asked) -> tuple[int, str]:
+    def open(self, key: EvaluationKey) -> tuple[int, str]:
         """Continue an interrupted evaluation, or start afresh if it was asked something else.
 
         Only the main process does this, before any process writes.
 
         Args:
-            asked: plain values; all must agree.
+            key: all of its values must agree with those of the interrupted evaluation.
 
         Returns:
             The number of this session, and what to tell the user (empty: nothing).
         """
-        note, found = "", self._asked()
-        if self.folder.exists() and found != asked:
+        note, stored_key = "", self._stored_key()
+        if self.folder.exists() and stored_key != key:
             if self._files():
-                name, changed = self.folder.stem, differences(found or {}, asked)
+                name, changed = self.folder.stem, differences(stored_key or {}, key)
                 note = f"{name}: answers of an interrupted evaluation are dropped: {changed}"
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
-        if found != asked:
-            write_whole(self.folder / ASKED, json.dumps(asked, indent=1) + "\n")
+        if stored_key != key:
+            write_whole(self.folder / KEY, json.dumps(key, indent=1) + "\n")
         return 1 + max((int(p.stem.partition("-")[0]) for p in self._files()), default=-1), note
 
     def texts(self) -> dict[str, str]:
         """Return question id -> text of everything that was answered."""
-        found: dict[str, str] = {}
+        texts: dict[str, str] = {}
         for path in self._files():
             for line in _lines(path):
-                found.setdefault(line.id, line.text)
-        return found
+                texts.setdefault(line.id, line.text)
+        return texts
 
     def log_probs(self, ids: Sequence[str]) -> Tensor:
         """Return the kept log-probabilities [n, V] in the order of these questions.
@@ -114,9 +115,9 @@ class Journal:
         """Remove the folder; the answers have gone into their files."""
         shutil.rmtree(self.folder)
 
-    def _asked(self) -> Any:
+    def _stored_key(self) -> Any:
         try:
-            return json.loads((self.folder / ASKED).read_text(encoding="utf-8"))
+            return json.loads((self.folder / KEY).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
 
@@ -166,7 +167,7 @@ class Record:
                 file.close()
 
 
-def differences(before: Asked, now: Asked) -> str:
+def differences(before: EvaluationKey, now: EvaluationKey) -> str:
     """Say in words what two evaluations were asked differently.
 
     Example:

@@ -16,12 +16,13 @@ from qvlm_lightning.data.collate import Batch
 from qvlm_lightning.data.sample import Sample, check_disjoint_ids
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.generate import cut_at_stop, end_tokens_of, generate
-from qvlm_lightning.evaluation.journal import Record
+from qvlm_lightning.evaluation.journal import EvaluationKey, Record
 from qvlm_lightning.evaluation.precision import cast, check_precision, precision_of
 from qvlm_lightning.evaluation.questions import SharedQuestions, digest_questions
 from qvlm_lightning.metrics.grouped import OVERALL, GroupedScore
 from qvlm_lightning.models.family import VLMFamily
-from qvlm_lightning.results.predictions import Control, Variant
+from qvlm_lightning.results.predictions import search_facts
+from qvlm_lightning.results.variant import Control, Variant, check_label
 
 
 class VQAEvaluation(LightningModule):
@@ -37,6 +38,8 @@ class VQAEvaluation(LightningModule):
             default the one it was loaded in. An artifact answers in the type it was exported in.
         keep_log_probs: whether the first token's log-probabilities are stored, 4 bytes per question
             and word of the vocabulary; divergences are computed from them.
+        name: name of the artifact's row in results, where several rows have one method; by default
+            the method.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class VQAEvaluation(LightningModule):
         stop: list[str] | None = None,
         precision: str | None = None,
         keep_log_probs: bool = True,
+        name: str | None = None,
     ) -> None:
         super().__init__()
         if max_new_tokens is not None and max_new_tokens < 1:
@@ -54,12 +58,16 @@ class VQAEvaluation(LightningModule):
         if stop is not None and "" in stop:
             raise InputError("stop has an empty string; allowed are strings that can be found")
         check_precision(precision)
+        if name is not None:
+            check_label(name)
         self.family = family
         self.artifact = artifact
         self.max_new_tokens = max_new_tokens
         self.stop = stop
         self.precision = precision
         self.keep_log_probs = keep_log_probs
+        self.row_name = name
+        self.search: dict[str, Any] = {}
         self.model: nn.Module | None = None
         self.questions: SharedQuestions | None = None
 
@@ -90,7 +98,9 @@ class VQAEvaluation(LightningModule):
                 activation_mode=manifest["activation_mode"],
                 outlier_scale=_scale(self.family),
                 seed=manifest["seed"],
+                label=self.row_name or "",
             )
+            self.search = search_facts(manifest)
         self.model.eval()
         self._data = data
         self._longest = self.max_new_tokens or data.max_new_tokens
@@ -127,7 +137,7 @@ class VQAEvaluation(LightningModule):
                     f"configured model has {value!r}; give the model it was made from"
                 )
 
-    def asked(self, samples: Sequence[Sample], control: Control = "") -> dict[str, Any]:
+    def key(self, samples: Sequence[Sample], control: Control = "") -> EvaluationKey:
         """Return what the answers depend on, in plain values.
 
         Args:
@@ -138,6 +148,7 @@ class VQAEvaluation(LightningModule):
             "source": self.source,
             "benchmark": self._data.benchmark,
             "mode": self._data.mode,
+            "split": self._data.split,
             "control": control,
             "questions": digest_questions(samples, self._data.processor),
             "max_new_tokens": self._longest,
@@ -159,7 +170,7 @@ class VQAEvaluation(LightningModule):
         self._score = GroupedScore().to(self.device)
         if self.trainer.is_global_zero:
             self._count(list(questions.done), list(questions.done.values()))
-        keep = bool(questions.asked["log_probs"])
+        keep = bool(questions.key["log_probs"])
         rank = self.trainer.global_rank
         self._record = Record(questions.journal, questions.session, rank, keep)
         self._began = time.monotonic()
@@ -176,10 +187,10 @@ class VQAEvaluation(LightningModule):
         places = batch["sample_index"].tolist()
         # a killed process may have left part of a batch; it is answered whole, written once
         new = [row for row, place in enumerate(places) if place not in self.questions.done]
-        chosen, found = [places[row] for row in new], [texts[row] for row in new]
-        ids = [self.questions.samples[place].id for place in chosen]
-        self._record.add(ids, found, answers.log_probs[new], time.monotonic() - self._began)
-        self._count(chosen, found)
+        new_places, new_texts = [places[row] for row in new], [texts[row] for row in new]
+        ids = [self.questions.samples[place].id for place in new_places]
+        self._record.add(ids, new_texts, answers.log_probs[new], time.monotonic() - self._began)
+        self._count(new_places, new_texts)
 
     def _decode(self, tokens: list[int]) -> str:
         return self._data.processor.tokenizer.decode(tokens, skip_special_tokens=True)
@@ -190,8 +201,8 @@ class VQAEvaluation(LightningModule):
 
     def _count(self, places: list[int], texts: list[str]) -> None:
         assert self.questions is not None
-        asked = [self.questions.samples[place] for place in places]
-        judged = [self._data.judge(s, text) for s, text in zip(asked, texts, strict=True)]
+        samples = [self.questions.samples[place] for place in places]
+        judged = [self._data.judge(s, text) for s, text in zip(samples, texts, strict=True)]
         self._score.update(judged, [()] * len(judged))
 
     def on_test_epoch_end(self) -> None:

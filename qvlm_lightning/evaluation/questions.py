@@ -8,7 +8,7 @@ from typing import Any
 from qvlm_lightning.data.base import QuestionBatches
 from qvlm_lightning.data.collate import Batch, prompt_text
 from qvlm_lightning.data.sample import Sample
-from qvlm_lightning.evaluation.journal import Asked, Journal
+from qvlm_lightning.evaluation.journal import EvaluationKey, Journal
 
 
 class SharedQuestions:
@@ -21,13 +21,13 @@ class SharedQuestions:
     Args:
         batches: all questions in batches.
         journal: what was answered so far, and where answers go.
-        asked: what an answer depends on (see :meth:`Journal.open`).
+        key: what an answer depends on (see :meth:`Journal.open`).
     """
 
-    def __init__(self, batches: QuestionBatches, journal: Journal, asked: Asked) -> None:
+    def __init__(self, batches: QuestionBatches, journal: Journal, key: EvaluationKey) -> None:
         self.batches = batches
         self.journal = journal
-        self.asked = asked
+        self.key = key
         self.samples = batches.samples
         self.session = 0
         self.done: dict[int, str] = {}
@@ -43,14 +43,14 @@ class SharedQuestions:
         Returns:
             What to tell the user (empty: nothing).
         """
-        told: tuple[int, dict[int, str], str] = (0, {}, "")
+        opened: tuple[int, dict[int, str], str] = (0, {}, "")
         if strategy.is_global_zero:
-            session, note = self.journal.open(self.asked)
+            session, note = self.journal.open(self.key)
             texts = self.journal.texts()
             answered = {i: texts[s.id] for i, s in enumerate(self.samples) if s.id in texts}
-            told = session, answered, note
+            opened = session, answered, note
         # one process reads: another may be writing by the time a slower one looks
-        self.session, self.done, note = strategy.broadcast(told)
+        self.session, self.done, note = strategy.broadcast(opened)
         left = [c for c in self.batches.indices if any(i not in self.done for i in c)]
         world = strategy.world_size
         self._mine = left[strategy.global_rank :: world]

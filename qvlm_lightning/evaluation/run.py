@@ -13,12 +13,8 @@ from qvlm_lightning.evaluation.journal import Journal
 from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.questions import SharedQuestions
 from qvlm_lightning.metrics.grouped import plain_scores
-from qvlm_lightning.results.predictions import (
-    Control,
-    Predictions,
-    file_name,
-    is_stored,
-)
+from qvlm_lightning.results.predictions import Predictions, is_stored
+from qvlm_lightning.results.variant import Control, file_name
 
 
 def evaluate(
@@ -88,16 +84,17 @@ class _Run:
 
     def plain(self, again: bool) -> Predictions:
         if not again and self._done(self.data.evaluation):
-            return Predictions.load(self.folder, self.module.variant.name)
+            return Predictions.load(self.folder, self._name())
         return self._answer(self.data.evaluation)
 
     def blind(self) -> None:
-        asked = self.data.evaluation
-        if self._done(asked, "blind"):
+        questions = self.data.evaluation
+        if self._done(questions, "blind"):
             return
         known = self.data.blind_samples()
         if known and self.trainer.is_global_zero:
-            self._predictions(asked, blind_answers(known, asked), 0.0, "blind").save(self.folder)
+            texts = blind_answers(known, questions)
+            self._predictions(questions, texts, 0.0, "blind").save(self.folder)
 
     def shuffled(self) -> None:
         images = {id(s.image) for s in self.data.evaluation if s.image is not None}
@@ -107,32 +104,34 @@ class _Run:
         if not self._done(samples, "shuffled"):
             self._answer(samples, "shuffled")
 
+    def _name(self, control: Control = "") -> str:
+        return file_name(self.module.variant, control, self.data.split)
+
     def _done(self, samples: Sequence[Sample], control: Control = "") -> bool:
-        name = file_name(self.module.variant, control)
-        asked = self.module.asked(samples, control)
+        key = self.module.key(samples, control)
         ids = [sample.id for sample in samples]
-        found = is_stored(self.folder, name, self.module.source, ids, asked)
+        done = is_stored(self.folder, self._name(control), self.module.source, ids, key)
         # once there are several processes: one looks, all do the same
-        return self.trainer.strategy.broadcast(found)
+        return self.trainer.strategy.broadcast(done)
 
     def _answer(self, samples: Sequence[Sample], control: Control = "") -> Predictions:
-        name = file_name(self.module.variant, control)
+        name = self._name(control)
         journal = Journal(self.folder / f"{name}.partial")
         batches = QuestionBatches(samples, self.data.processor, self.data.evaluation_batch_size)
-        asked = self.module.asked(samples, control)
-        self.module.questions = questions = SharedQuestions(batches, journal, asked)
+        key = self.module.key(samples, control)
+        self.module.questions = questions = SharedQuestions(batches, journal, key)
         self.trainer.test(self.module, dataloaders=questions, verbose=False)
         self.trainer.strategy.barrier()
         if self.trainer.is_global_zero:
-            texts = journal.texts()
-            told = [texts[sample.id] for sample in samples]
-            found = self._predictions(samples, told, round(journal.seconds(), 3), control)
-            if asked["log_probs"]:
-                found.log_probs = journal.log_probs(found.ids)
-            found.save(self.folder)
+            told = journal.texts()
+            texts = [told[sample.id] for sample in samples]
+            answered = self._predictions(samples, texts, round(journal.seconds(), 3), control)
+            if key["log_probs"]:
+                answered.log_probs = journal.log_probs(answered.ids)
+            answered.save(self.folder)
             journal.remove()
         self.trainer.strategy.barrier()
-        return found if self.trainer.is_global_zero else Predictions.load(self.folder, name)
+        return answered if self.trainer.is_global_zero else Predictions.load(self.folder, name)
 
     def _predictions(
         self, samples: Sequence[Sample], texts: list[str], seconds: float, control: Control
@@ -145,9 +144,11 @@ class _Run:
             variant=module.variant,
             source=module.source,
             base=module.base,
-            asked=module.asked(samples, control),
+            asked=module.key(samples, control),
             seconds=seconds,
             control=control,
+            split=data.split,
+            search=module.search,
             benchmark=data.benchmark,
             mode=data.mode,
             scores=plain_scores(data.scores(samples, texts)),

@@ -1,7 +1,7 @@
 """Forward passes over the calibration set: of a model that is in memory, or of one that is not."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
@@ -16,6 +16,7 @@ from qvlm_lightning.nn.taps import taps
 See = Callable[[int, str, Tensor], None]
 Left = Callable[[Unit], None]
 Done = Callable[[int, int], None]
+OnLogits = Callable[[int, Tensor], None]
 
 
 class Passes(ABC):
@@ -69,6 +70,24 @@ class Passes(ABC):
             tower: the tower.
             batches: what to run.
             variants: each names the towers whose quantizers are on.
+        """
+
+    @abstractmethod
+    def logits(
+        self,
+        batches: Mapping[int, Batch],
+        quantized: Mapping[int, Collection[str]],
+        on_logits: OnLogits,
+        progress: Done | None = None,
+    ) -> None:
+        """Run the whole model over batches, each with quantizers of its own, without gradients.
+
+        Args:
+            batches: number -> batch; one batch may have several numbers.
+            quantized: number -> names of the units whose quantizers are on.
+            on_logits: called as ``on_logits(number, logits)`` with [B, T, V], in the order of
+                ``batches``.
+            progress: called as ``progress(count, of)``.
         """
 
     @abstractmethod
@@ -164,3 +183,22 @@ class WholeModel(Passes):
                         calls.append(self.masked(tower, batch, call))
             found.append(calls)
         return found
+
+    @torch.no_grad()
+    def logits(
+        self,
+        batches: Mapping[int, Batch],
+        quantized: Mapping[int, Collection[str]],
+        on_logits: OnLogits,
+        progress: Done | None = None,
+    ) -> None:
+        """Run batch after batch (see :meth:`Passes.logits`); of a layer that has run, no quantized
+        weight is kept.
+        """
+        with recomputed(self.structure.units, self.held):
+            for count, (number, batch) in enumerate(batches.items()):
+                inputs = model_inputs(batch, self.device)
+                with self.structure.only_units(quantized[number]):
+                    on_logits(number, self.model(**inputs, use_cache=False).logits)
+                if progress:
+                    progress(count + 1, len(batches))

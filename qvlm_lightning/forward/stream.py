@@ -9,7 +9,7 @@ visual-encoder optimisation makes two, forwards and backwards.
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qvlm_lightning.forward.passes import Done, Left, Passes, See
+from qvlm_lightning.forward.passes import Done, Left, OnLogits, Passes, See
 from qvlm_lightning.forward.samples import Batch, model_inputs
+from qvlm_lightning.forward.stand_in import refuse, runnable, stand_in
 from qvlm_lightning.nn.recompute import recomputed
 from qvlm_lightning.nn.replay import UnitInput, catch_calls, run_unit
 from qvlm_lightning.nn.structure import Structure, Tower, Unit
@@ -57,6 +58,7 @@ class StreamedModel(Passes):
     ) -> None:
         super().__init__(model, structure)
         self.weights, self.spill = weights, spill
+        weights.changes = structure.changes
         self.timed: Timed | None = None
         self._numbers = itertools.count()
         self._tuples: set[str] = set()
@@ -71,7 +73,7 @@ class StreamedModel(Passes):
         """Parameters between the towers, such as the embeddings: there while a tower is entered."""
         # on a CPU a Linear layer without a weight returns whatever lies in memory
         for unit in structure.units:
-            vars(unit.module)["forward"] = _refusal(unit.name)
+            refuse(unit)
 
     @property
     def device(self) -> torch.device:
@@ -82,14 +84,8 @@ class StreamedModel(Passes):
     def held(self, units: Sequence[Unit]) -> Iterator[None]:
         """Put the weights of ``units`` in place; without them they refuse to run."""
         names = [name for unit in units for name in self.of_unit[unit.name]]
-        refusals = [(unit, vars(unit.module).pop("forward", None)) for unit in units]
-        try:
-            with self.weights.held(names):
-                yield
-        finally:
-            for unit, refusal in refusals:
-                if refusal is not None:
-                    vars(unit.module)["forward"] = refusal
+        with runnable(units), self.weights.held(names):
+            yield
 
     @contextmanager
     def differentiable(self) -> Iterator[None]:
@@ -118,33 +114,23 @@ class StreamedModel(Passes):
         done: Done | None = None,
     ) -> None:
         """Run layer after layer (see :meth:`Passes.watch`)."""
-        towers = self._up_to(last)
-        total, count = sum(len(tower.units) for tower in towers), 0
-        outputs: Outputs = {}
         number = -1
 
         def see_it(name: str, x: Tensor) -> None:
             see(number, name, x)
 
         with self.structure.only(quantized), taps(modules, see_it):
-            for tower in towers:
-                calls = self._enter(tower, batches, outputs)
-                outputs[tower.name] = {}
-                for unit in tower.units:
-                    started = time.perf_counter()
-                    with self.held([unit]):
-                        read = time.perf_counter()
-                        for number in calls:
-                            calls[number] = self._step(unit, calls[number])
-                        run = time.perf_counter()
-                    if self.timed and unit in tower.units[1:2]:  # the first one also warms up
-                        self.timed(tower.name, read - started, run - read)
-                    self._note(tower, unit, calls, outputs)
-                    if left:
-                        left(unit)
-                    count += 1
-                    if done:
-                        done(count, total)
+            for tower, unit, calls in self._layers(last, batches, {}, done):
+                started = time.perf_counter()
+                with self.held([unit]):
+                    read = time.perf_counter()
+                    for number in calls:
+                        calls[number] = self._step(unit, calls[number])
+                    run = time.perf_counter()
+                if self.timed and unit in tower.units[1:2]:  # the first one also warms up
+                    self.timed(tower.name, read - started, run - read)
+                if left:
+                    left(unit)
             self.timed = None  # once is enough
 
     @torch.no_grad()
@@ -161,9 +147,11 @@ class StreamedModel(Passes):
             for given in outputs:
                 given[earlier.name] = {}
             for unit in earlier.units:
-                with self.held([unit]):
+                with ExitStack() as stack:
+                    if not self.structure.changes:  # then every variant has the same weights
+                        stack.enter_context(self.held([unit]))
                     for quantized, calls in zip(variants, entered, strict=True):
-                        with self.structure.only(quantized):
+                        with self.structure.only(quantized), self.held([unit]):
                             for number in calls:
                                 calls[number] = self._step(unit, calls[number])
                 for given, calls in zip(outputs, entered, strict=True):
@@ -176,6 +164,51 @@ class StreamedModel(Passes):
                 self.masked(tower, batches[number], call)
             found.append(list(calls.values()))
         return found
+
+    @torch.no_grad()
+    def logits(
+        self,
+        batches: Mapping[int, Batch],
+        quantized: Mapping[int, Collection[str]],
+        on_logits: OnLogits,
+        progress: Done | None = None,
+    ) -> None:
+        """Run layer after layer, all numbers at once (see :meth:`Passes.logits`); a layer that is
+        quantized for some of them is read twice.
+        """
+        outputs: Outputs = {}
+        for _, unit, calls in self._layers("language", batches, outputs, progress):
+            on = {number for number in calls if unit.name in quantized[number]}
+            for names, numbers in (((), calls.keys() - on), ((unit.name,), on)):
+                if numbers:
+                    with self.structure.only_units(names), self.held([unit]):
+                        for number in numbers:
+                            calls[number] = self._step(unit, calls[number])
+        number = -1
+        with self.weights.held([*self.rest, *self.head]), ExitStack() as stack:
+            self._replay(stack, outputs, lambda: number)
+            for number, batch in batches.items():
+                inputs = model_inputs(batch, self.device)
+                on_logits(number, self.model(**inputs, use_cache=False).logits)
+
+    def _layers(
+        self, last: str, batches: Mapping[int, Batch], outputs: Outputs, progress: Done | None
+    ) -> Iterator[tuple[Tower, Unit, Calls]]:
+        """Yield layer after layer with how every batch calls it; whoever asks advances the calls.
+
+        What others than the next layer read is put into ``outputs``.
+        """
+        towers = self._up_to(last)
+        total, count = sum(len(tower.units) for tower in towers), 0
+        for tower in towers:
+            calls = self._enter(tower, batches, outputs)
+            outputs[tower.name] = {}
+            for unit in tower.units:
+                yield tower, unit, calls
+                self._note(tower, unit, calls, outputs)
+                count += 1
+                if progress:
+                    progress(count, total)
 
     def _note(self, tower: Tower, unit: Unit, calls: Calls, outputs: Outputs) -> None:
         """Keep what a unit gave, if more than the next unit reads it."""
@@ -222,13 +255,7 @@ class StreamedModel(Passes):
         number = -1
         with ExitStack() as stack:
             stack.enter_context(self.weights.held(self.rest))
-            for unit in [u for name in outputs for u in self.structure.towers[name].units]:
-                given = outputs[self._tower_of[unit.name]].get(unit.name)
-
-                def gave(hidden: Tensor, given: dict[int, Tensor] | None = given) -> Tensor:
-                    return hidden if given is None else given[number].to(self.device)
-
-                stack.enter_context(self._instead(unit, gave))
+            self._replay(stack, outputs, lambda: number)
             reached: list[Unit] = []
             for unit in tower.units[:-1]:
 
@@ -236,7 +263,7 @@ class StreamedModel(Passes):
                     reached[:] = [unit]
                     return torch.zeros_like(hidden)
 
-                stack.enter_context(self._instead(unit, nothing))
+                stack.enter_context(stand_in(unit, nothing, self._tuples))
 
             def way_out(hidden: Tensor) -> Tensor:
                 self._exits.update(unit.name for unit in reached)
@@ -246,7 +273,7 @@ class StreamedModel(Passes):
                 if later.name == "language":  # a batch without images comes here at once
                     stack.enter_context(stop_at(later.units[0].module, lambda *_: None))
                 else:
-                    stack.enter_context(self._instead(later.units[0], way_out))
+                    stack.enter_context(stand_in(later.units[0], way_out, self._tuples))
             for number, batch in batches.items():
                 inputs = model_inputs(batch, self.device)
                 call = catch_calls(self.model, tower.units, inputs)
@@ -254,25 +281,12 @@ class StreamedModel(Passes):
                     calls[number] = call.advanced(self._store(call.hidden))
         return calls
 
-    @contextmanager
-    def _instead(self, unit: Unit, give: Any) -> Iterator[None]:
-        """Within the block, a unit returns ``give(hidden)`` and needs no weights."""
+    def _replay(self, stack: ExitStack, outputs: Outputs, number: Callable[[], int]) -> None:
+        """Let units give what they gave, until ``stack`` is closed; for the batch of ``number``."""
+        for unit in [u for name in outputs for u in self.structure.towers[name].units]:
+            given = outputs[self._tower_of[unit.name]].get(unit.name)
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            result = give(args[0] if args else kwargs.get("hidden_states"))
-            return (result,) if unit.name in self._tuples else result
+            def gave(hidden: Tensor, given: dict[int, Tensor] | None = given) -> Tensor:
+                return hidden if given is None else given[number()].to(self.device)
 
-        own = vars(unit.module)
-        before = own["forward"]
-        own["forward"] = forward
-        try:
-            yield
-        finally:
-            own["forward"] = before
-
-
-def _refusal(name: str) -> Callable[..., Any]:
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        raise RuntimeError(f"{name} was run while its weights were not in place")
-
-    return forward
+            stack.enter_context(stand_in(unit, gave, self._tuples))

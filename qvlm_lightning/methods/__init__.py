@@ -1,6 +1,19 @@
-"""Ways to choose the ranges of a block, and proxies of the dependency between layers."""
+"""Ways to decide a block, and proxies of the dependency between layers."""
 
-from qvlm_lightning.methods.base import Method, Solution
+from qvlm_lightning.methods.base import Method
+from qvlm_lightning.methods.block import Block
+from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.percentile import JointSearch, MinMax, SequentialSearch
+from qvlm_lightning.methods.token_weights import ByKind, TokenWeights, Uniform
 
-__all__ = ["JointSearch", "Method", "MinMax", "SequentialSearch", "Solution"]
+__all__ = [
+    "Block",
+    "ByKind",
+    "Decision",
+    "JointSearch",
+    "Method",
+    "MinMax",
+    "SequentialSearch",
+    "TokenWeights",
+    "Uniform",
+]

@@ -1,40 +1,96 @@
-"""The interface of a method that decides the ranges of one block."""
+"""The interface of a method: it decides the tensors of one block."""
 
+import inspect
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import is_dataclass
+from typing import Any, ClassVar, Literal
 
-from torch import Tensor
-
-from qvlm_lightning.nn.block import Block
-
-
-@dataclass
-class Solution:
-    """What a method chose for a block.
-
-    Attributes:
-        choice: [number of sites] int64, the index of the chosen percentile of each site.
-        objective: name of a way to choose (``minmax``, ``sequential``, ``joint``) -> J at the
-            block's output.
-    """
-
-    choice: Tensor
-    objective: dict[str, float]
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.methods.block import Block, Objective
+from qvlm_lightning.methods.decision import Decision
+from qvlm_lightning.methods.token_weights import TokenWeights, Uniform
 
 
 class Method(ABC):
-    """Chooses among the candidates of a block; knows no model family and owns no state."""
+    """Decides the tensors of one block.
 
-    percentiles: list[float]
+    A method knows no family of models, draws nothing without a seed and keeps no state between
+    blocks. It stores every argument of its constructor under the argument's name.
 
-    def describe(self) -> dict[str, Any]:
-        """Return plain values that say which method with which settings this is."""
-        settings = {k: v for k, v in vars(self).items() if isinstance(v, int | float | str | list)}
-        return {"method": type(self).__name__, **settings}
+    Args:
+        objective: how J compares outputs: ``normalized`` (tokens brought to a mean square of 1,
+            as the norm that reads them sees them) or ``plain`` (eq. 3 as printed).
+        token_weights: how much each token counts; default: all the same.
+
+    Attributes:
+        name: in tables and reports, unless a run has a name of its own.
+        pairs: which calibration pairs a block is decided on: those of the ``search`` or ``all``.
+        changes_weights: whether decisions name other tensors than those of quantizers.
+    """
+
+    name: ClassVar[str]
+    pairs: Literal["search", "all"] = "search"
+    changes_weights: ClassVar[bool] = False
+
+    def __init__(
+        self, objective: Objective = "normalized", token_weights: TokenWeights | None = None
+    ) -> None:
+        if objective not in ("normalized", "plain"):
+            raise InputError(
+                f"objective {objective!r} is not known; allowed: 'normalized', 'plain'"
+            )
+        self.objective: Objective = objective
+        self.token_weights = token_weights or Uniform()
+
+    def candidates(self, activation_mode: str) -> list[float]:
+        """Return the candidates of ranges, from the largest down.
+
+        Args:
+            activation_mode: ``static_tensor`` and ``static_channel``: percentiles of the
+                activations; ``dynamic_token``: clip ratios on each token's largest magnitude.
+        """
+        return [1.0]
 
     @abstractmethod
-    def solve(self, block: Block) -> Solution:
-        """Return the choice for ``block``; the caller commits it and advances the quantized
-        chain.
+    def solve(self, block: Block) -> Decision:
+        """Return the decision for ``block``; the caller commits it and advances the chains."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return class and constructor arguments as plain values, parts included.
+
+        Raises:
+            TypeError: an argument is neither plain nor a part with arguments of its own.
         """
+        return settings_of(self)
+
+
+def settings_of(part: Any) -> dict[str, Any]:
+    """Return class and constructor arguments of a method or a part of one, as plain values.
+
+    Raises:
+        TypeError: see :meth:`Method.settings`.
+    """
+    own = type(part).__init__
+    names = list(inspect.signature(own).parameters)[1:] if own is not object.__init__ else []
+    return {"class": type(part).__name__, **{n: _plain(n, part) for n in names}}
+
+
+def _plain(name: str, part: Any) -> Any:
+    if not hasattr(part, name):
+        raise TypeError(
+            f"{type(part).__name__} does not keep its argument {name!r} as an attribute"
+        )
+    return _plain_value(getattr(part, name))
+
+
+def _plain_value(value: Any) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Sequence):
+        return [_plain_value(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain_value(item) for key, item in value.items()}
+    if isinstance(value, Method | TokenWeights) or is_dataclass(value):
+        return settings_of(value)
+    raise TypeError(f"a setting of type {type(value).__name__} has no plain form")

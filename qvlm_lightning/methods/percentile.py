@@ -8,85 +8,79 @@ from torch import Tensor
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.losses import output_error_terms
-from qvlm_lightning.methods.base import Method, Solution
+from qvlm_lightning.methods.base import Method
+from qvlm_lightning.methods.block import Block, Objective
+from qvlm_lightning.methods.decision import Decision
+from qvlm_lightning.methods.grid import PAPER_GRID, checked_candidates
 from qvlm_lightning.methods.prefix_tree import exhaustive_table
-from qvlm_lightning.nn.block import Block
+from qvlm_lightning.methods.site_chains import full_precision_site_inputs, quantized_site_input
+from qvlm_lightning.methods.token_weights import TokenWeights
 from qvlm_lightning.nn.replay import run_candidates
 from qvlm_lightning.nn.site_input import SiteInput
-from qvlm_lightning.quant.observers import check_percentiles
 
-
-def percentile_grid(high: float, low: float, step: float) -> list[float]:
-    """Return the candidates from ``high`` down to ``low`` (Sec. 4.1: 1.0 ... 0.98 by 0.005).
-
-    Raises:
-        InputError: a percentile outside (0.5, 1], ``low`` above ``high``, or a step that is not
-            positive.
-
-    Example:
-        >>> percentile_grid(1.0, 0.98, 0.005)
-        [1.0, 0.995, 0.99, 0.985, 0.98]
-    """
-    check_percentiles([high, low])
-    if low > high:
-        raise InputError(f"percentile range {low} .. {high} is empty; allowed: low <= high")
-    if step <= 0:
-        raise InputError(f"percentile step {step} is not allowed; it must be positive")
-    count = int(round((high - low) / step, 9)) + 1
-    return [round(high - i * step, 9) for i in range(count)]
+Per = Literal["site", "layer"]
 
 
 class MinMax(Method):
     """Round-to-nearest on the exact range of the calibration data: percentile 1 everywhere.
 
     Args:
-        normalized: see :class:`JointSearch`; decides nothing here but the J that is reported.
+        objective, token_weights: see :class:`Method`; they decide nothing here but the J that is
+            reported.
     """
 
-    def __init__(self, normalized: bool = True) -> None:
-        self.percentiles = [1.0]
-        self.normalized = normalized
+    name = "rtn"
 
-    def solve(self, block: Block) -> Solution:
+    def solve(self, block: Block) -> Decision:
         """Return percentile 1 for every site."""
-        block.normalized = self.normalized
         choice = torch.zeros(len(block.sites), dtype=torch.int64)
-        return Solution(choice, {"minmax": float(block.objective(choice[None])[0])})
+        scores = {"minmax": float(block.candidate_errors(choice[None])[0])}
+        return block.decide(choice) | Decision(scores=scores)
 
 
 class SequentialSearch(Method):
     """Choose percentile after percentile in forward order, each for its own output error (eq. 2).
 
     Args:
-        low, high, step: the candidates, Sec. 4.1 of the paper.
+        percentiles: candidates of static ranges, from the largest down (Sec. 4.1: 1.0 ... 0.98 by
+            0.005).
+        clip_ratios: candidates in ``dynamic_token`` mode, where a range is a ratio of each token's
+            largest magnitude; default: the percentiles.
         per: ``site``: one percentile per group of Linear layers that share an input, judged at the
-            output
-            of these layers; ``layer``: one per layer, judged at the layer's output (the paper's
-            literal cost).
-        normalized: see :class:`JointSearch`; decides nothing here but the J that is reported.
+            output of these layers; ``layer``: one per layer, judged at the layer's output (the
+            paper's literal cost).
+        objective, token_weights: see :class:`Method`.
     """
+
+    name = "sequential"
 
     def __init__(
         self,
-        low: float = 0.98,
-        high: float = 1.0,
-        step: float = 0.005,
-        per: Literal["site", "layer"] = "site",
-        normalized: bool = True,
+        percentiles: list[float] | None = None,
+        clip_ratios: list[float] | None = None,
+        per: Per = "site",
+        objective: Objective = "normalized",
+        token_weights: TokenWeights | None = None,
     ) -> None:
+        super().__init__(objective, token_weights)
         if per not in ("site", "layer"):
             raise InputError(f"per={per!r} is not known; allowed: 'site', 'layer'")
-        self.percentiles = percentile_grid(high, low, step)
-        self.per, self.normalized = per, normalized
+        self.percentiles = checked_candidates(percentiles or PAPER_GRID, "percentiles", 0.5)
+        self.clip_ratios = checked_candidates(clip_ratios or self.percentiles, "clip_ratios", 0.0)
+        self.per: Per = per
 
-    def solve(self, block: Block) -> Solution:
+    def candidates(self, activation_mode: str) -> list[float]:
+        """Return the percentiles, or the clip ratios."""
+        return self.clip_ratios if activation_mode == "dynamic_token" else self.percentiles
+
+    def solve(self, block: Block) -> Decision:
         """Return the sequential choice and J at the block's output for it and for min-max."""
-        block.normalized = self.normalized
         choice = self.choose(block)
-        j_minmax, j_sequential = block.objective(
+        j_minmax, j_sequential = block.candidate_errors(
             torch.stack([torch.zeros_like(choice), choice])
         ).tolist()
-        return Solution(choice, {"minmax": j_minmax, "sequential": j_sequential})
+        scores = {"minmax": j_minmax, "sequential": j_sequential}
+        return block.decide(choice) | Decision(scores=scores)
 
     def choose(self, block: Block) -> Tensor:
         """Return [number of sites] percentile indices."""
@@ -107,7 +101,7 @@ class SequentialSearch(Method):
     def _choose_for_layer(
         self, block: Block, unit: int, quantized: list[Tensor], targets: list[Tensor]
     ) -> int:
-        count = len(self.percentiles)
+        count = len(block.percentiles)
         choices = torch.arange(count)[:, None].expand(-1, len(block.units[unit].sites))
         errors = block.error_table(count)
         for batch in block.mine():
@@ -117,8 +111,8 @@ class SequentialSearch(Method):
             )
             block.cost.count(layers=count)
             for index, output in enumerate(stacked.split(targets[batch].shape[0])):
-                mask = block.x_q[batch].mask
-                terms = output_error_terms(output, targets[batch], mask, block.normalized)
+                normalized = block.objective == "normalized"
+                terms = output_error_terms(output, targets[batch], block.weight(batch), normalized)
                 errors[batch, index] = torch.stack([t.to("cpu", torch.float64) for t in terms])
         return best(block.reduce(errors))
 
@@ -127,9 +121,9 @@ class SequentialSearch(Method):
     ) -> Tensor:
         sites = block.units[unit].sites
         choice = torch.zeros(len(sites), dtype=torch.int64)
-        x_fp = block.full_precision_site_inputs(unit, exact)
+        x_fp = full_precision_site_inputs(block, unit, exact)
         for index in range(len(sites)):
-            x_q = block.quantized_site_input(unit, quantized, choice, index)
+            x_q = quantized_site_input(block, unit, quantized, choice, index)
             scores = self._score_site(block, unit, index, [x[index] for x in x_fp], x_q)
             choice[index] = best(scores)
         return choice
@@ -141,11 +135,11 @@ class SequentialSearch(Method):
         site.
         """
         site, (low, high) = block.units[unit].sites[index], block.tables[unit][index]
-        count = len(self.percentiles)
+        count = len(block.percentiles)
         errors = block.error_table(count)
         for batch in block.mine():
             hidden, size = x_q[batch].hidden, x_q[batch].hidden.shape[0]
-            mask = x_q[batch].shared_mask(x_fp[batch])
+            weight = block.weight(batch, x_q[batch].shared_mask(x_fp[batch]))
             stacked = hidden.repeat(count, *[1] * (hidden.dim() - 1))
             with torch.no_grad(), site.quantizer.candidates(low, high):
                 outputs = [linear(stacked) for linear in site.linears.values()]
@@ -153,7 +147,7 @@ class SequentialSearch(Method):
             for linear, output in zip(site.linears.values(), outputs, strict=True):
                 target = torch.nn.functional.linear(x_fp[batch].hidden, linear.weight, linear.bias)
                 for candidate, part in enumerate(output.split(size)):
-                    terms = output_error_terms(part, target, mask)
+                    terms = output_error_terms(part, target, weight)
                     errors[batch, candidate] += torch.stack(
                         [t.to("cpu", torch.float64) for t in terms]
                     )
@@ -168,63 +162,70 @@ class JointSearch(Method):
     after sweep until nothing changes. Either way J is never above that of those two.
 
     Args:
-        low, high, step, per: see :class:`SequentialSearch`.
+        percentiles, clip_ratios, per: see :class:`SequentialSearch`.
         exhaustive_limit: largest table that is searched exhaustively.
-        normalized: J compares tokens brought to a mean square of 1, as the norm that reads a
-            block's output sees them; False: J as eq. 3 prints it (docs/paper.md, A13).
+        objective, token_weights: see :class:`Method`.
     """
+
+    name = "joint"
 
     def __init__(
         self,
-        low: float = 0.98,
-        high: float = 1.0,
-        step: float = 0.005,
-        per: Literal["site", "layer"] = "site",
+        percentiles: list[float] | None = None,
+        clip_ratios: list[float] | None = None,
+        per: Per = "site",
         exhaustive_limit: int = 155,
-        normalized: bool = True,
+        objective: Objective = "normalized",
+        token_weights: TokenWeights | None = None,
     ) -> None:
-        self.sequential = SequentialSearch(low, high, step, per)
+        super().__init__(objective, token_weights)
+        self.sequential = SequentialSearch(percentiles, clip_ratios, per)
         self.percentiles = self.sequential.percentiles
-        self.per, self.normalized = per, normalized
+        self.clip_ratios, self.per = self.sequential.clip_ratios, self.sequential.per
         self.exhaustive_limit = exhaustive_limit
 
-    def solve(self, block: Block) -> Solution:
+    def candidates(self, activation_mode: str) -> list[float]:
+        """Return the percentiles, or the clip ratios."""
+        return self.sequential.candidates(activation_mode)
+
+    def solve(self, block: Block) -> Decision:
         """Return the joint choice and J at the block's output for it, the sequential one and
         min-max.
         """
-        block.normalized = self.normalized
         minmax = torch.zeros(len(block.sites), dtype=torch.int64)
         sequential = self.sequential.choose(block)
         coordinates = self._coordinates(block)
-        if len(self.percentiles) ** len(coordinates) <= self.exhaustive_limit:
+        if len(block.percentiles) ** len(coordinates) <= self.exhaustive_limit:
             table, choices = exhaustive_table(block, self._options(block))
             joint = choices[best(table, choices)]
         else:
-            scores = block.objective(torch.stack([sequential, minmax]))
+            scores = block.candidate_errors(torch.stack([sequential, minmax]))
             joint = self._descend(
                 block, coordinates, (sequential, minmax)[int(scores.argmin())].clone()
             )
         # One stack of candidates, one arithmetic: only then are the three values comparable to the
         # last bit.
-        scores = block.objective(torch.stack([minmax, sequential, joint]))
+        scores = block.candidate_errors(torch.stack([minmax, sequential, joint]))
         joint = (minmax, sequential, joint)[
             2 if scores[2] <= scores.min() else int(scores.argmin())
         ]
         names = ("minmax", "sequential", "joint")
         values = [*scores.tolist()[:2], float(scores.min())]
-        return Solution(joint, dict(zip(names, values, strict=True)))
+        return block.decide(joint) | Decision(scores=dict(zip(names, values, strict=True)))
 
     def _coordinates(self, block: Block) -> list[tuple[int, list[int]]]:
         """Return (unit, columns that move together) in forward order."""
-        found = []
+        coordinates = []
         for unit in range(len(block.units)):
             columns = list(range(len(block.sites)))[block.columns(unit)]
-            found += [(unit, columns)] if self.per == "layer" else [(unit, [c]) for c in columns]
-        return found
+            coordinates += (
+                [(unit, columns)] if self.per == "layer" else [(unit, [c]) for c in columns]
+            )
+        return coordinates
 
     def _options(self, block: Block) -> list[Tensor]:
         """Return per unit all its assignments, [options, sites of the unit]."""
-        indices = range(len(self.percentiles))
+        indices = range(len(block.percentiles))
         options = []
         for unit in block.units:
             if self.per == "layer":
@@ -238,7 +239,7 @@ class JointSearch(Method):
     def _descend(
         self, block: Block, coordinates: list[tuple[int, list[int]]], choice: Tensor
     ) -> Tensor:
-        count = len(self.percentiles)
+        count = len(block.percentiles)
         changed = True
         while changed:
             changed = False
@@ -250,7 +251,7 @@ class JointSearch(Method):
                     current += 1
                 choices = choice.repeat(count, 1)
                 choices[:, columns] = torch.arange(count)[:, None]
-                scores = block.objective(choices, start=unit, hidden=hidden)
+                scores = block.candidate_errors(choices, start=unit, hidden=hidden)
                 index, before = best(scores), int(choice[columns[0]])
                 # Moving on a tie only towards the larger percentile, the descent cannot go round in
                 # circles.

@@ -5,7 +5,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from qvlm_lightning.nn.block import Block
+from qvlm_lightning.methods.block import Block
 from qvlm_lightning.nn.distributed import world
 from qvlm_lightning.nn.replay import run_candidates
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from qvlm_lightning.losses import output_error_terms
-from qvlm_lightning.methods.percentile import JointSearch
-from qvlm_lightning.nn.block import Block
+from qvlm_lightning.methods.base import Method
+from qvlm_lightning.methods.block import Block
+from qvlm_lightning.methods.percentile import JointSearch, MinMax
 from qvlm_lightning.quant.entropy import conditional_entropy, entropy, mutual_information
 
 
@@ -21,15 +22,22 @@ class Evidence:
 
     Attributes:
         joints: [edges, M, M] float64, joint distribution of the codes of neighbouring units.
-        pairs: makes the block of units (k, k+1) with its cached inputs; costs forward passes.
+        pairs: makes the block of units (k, k+1) for a method, called as ``pairs(k, method)``; costs
+            forward passes.
     """
 
     joints: Tensor
-    pairs: Callable[[int], Block]
+    pairs: Callable[[int, Method], Block]
 
 
 class Proxy(ABC):
-    """Edge values D(k, k+1) of a tower."""
+    """Edge values D(k, k+1) of a tower.
+
+    Attributes:
+        method: what it runs on pairs of units, if anything.
+    """
+
+    method: Method | None = None
 
     @abstractmethod
     def edges(self, evidence: Evidence) -> list[float]:
@@ -65,18 +73,22 @@ class QuantizationError(Proxy):
     Table 5).
     """
 
+    def __init__(self) -> None:
+        self.method = MinMax("plain")
+
     def edges(self, evidence: Evidence) -> list[float]:
         """Return J of min-max per edge, relative to the mean square of the target."""
+        assert self.method is not None
         values = []
         for edge in range(len(evidence.joints)):
-            block = evidence.pairs(edge)
+            block = evidence.pairs(edge, self.method)
             minmax = torch.zeros(1, len(block.sites), dtype=torch.int64)
             terms = [
                 output_error_terms(torch.zeros_like(target), target, call.mask)
                 for call, target in zip(block.x_fp, block.targets, strict=True)
             ]
             power = sum(term[0] for term in terms) / sum(term[1] for term in terms)
-            values.append(float(block.objective(minmax)[0] / power))
+            values.append(float(block.candidate_errors(minmax)[0] / power))
         return values
 
 
@@ -86,12 +98,12 @@ class DiscretizationErrorDifference(Proxy):
     """
 
     def __init__(self, search: JointSearch | None = None) -> None:
-        self.search = search or JointSearch()
+        self.search = self.method = search or JointSearch()
 
     def edges(self, evidence: Evidence) -> list[float]:
         """Return the difference per edge, at least 0."""
         values = []
         for edge in range(len(evidence.joints)):
-            objective = self.search.solve(evidence.pairs(edge)).objective
+            objective = self.search.solve(evidence.pairs(edge, self.search)).scores
             values.append(objective["sequential"] - objective["joint"])
         return values

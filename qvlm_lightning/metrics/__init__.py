@@ -5,7 +5,7 @@ from qvlm_lightning.metrics.answerability import AnswerabilityScore
 from qvlm_lightning.metrics.answers import is_correct, parse_answer
 from qvlm_lightning.metrics.binary import BinaryCounts
 from qvlm_lightning.metrics.circular import CircularScore
-from qvlm_lightning.metrics.divergence import AnswerKL, answer_kl
+from qvlm_lightning.metrics.divergence import answer_kl
 from qvlm_lightning.metrics.grouped import GroupedScore
 from qvlm_lightning.metrics.intervals import (
     bootstrap_interval,
@@ -15,7 +15,6 @@ from qvlm_lightning.metrics.intervals import (
 
 __all__ = [
     "AnnotatorScore",
-    "AnswerKL",
     "AnswerabilityScore",
     "BinaryCounts",
     "CircularScore",

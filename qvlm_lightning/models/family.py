@@ -14,6 +14,22 @@ from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.experts import Experts, find_experts, find_routers
+from qvlm_lightning.models.wiring import Attention, Projection, Residual, Source
+
+__all__ = [
+    "ANSWER",
+    "BOOKKEEPING",
+    "PAD",
+    "PROMPT",
+    "VISION",
+    "Attention",
+    "Named",
+    "Projection",
+    "Residual",
+    "Source",
+    "VLMFamily",
+    "model_inputs",
+]
 
 PAD, VISION, PROMPT, ANSWER = range(4)
 
@@ -116,6 +132,31 @@ class VLMFamily(ABC):
         The first site of a layer is its representative for the dependency between layers
         (docs/paper.md).
         """
+
+    def sources(self, layer: nn.Module) -> dict[str, Source]:
+        """Return site name -> what makes its input, where a scale can be folded into that.
+
+        Names are relative to ``layer``, a layer of the tower or the decoder, or a projector. A site
+        that is missing has no such source, or none that is known: a method that folds scales skips
+        it and says so. None by default.
+        """
+        return {}
+
+    def attention(self, layer: nn.Module) -> Attention | None:
+        """Return the heads of the attention in ``layer``; ``None`` (the default) if it has none, or
+        one of another form.
+        """
+        return None
+
+    def residual(self, model: nn.Module) -> Residual:
+        """Return what writes into the residual stream of the decoder, and what reads it.
+
+        Raises:
+            InputError: it is not known, or cannot be rotated.
+        """
+        raise InputError(
+            f"the residual of {type(self).__name__} cannot be rotated: it is not known"
+        )
 
     def experts(self, layer: nn.Module) -> dict[str, Experts]:
         """Return name -> experts inside ``layer``, if it is a mixture of experts.

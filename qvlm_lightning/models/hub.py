@@ -14,7 +14,10 @@ from qvlm_lightning.errors import InputError, first_line
 from qvlm_lightning.models.checkpoint import WeightReader
 from qvlm_lightning.models.experts import expert_groups, unfuse_experts
 from qvlm_lightning.models.family import ANSWER, PAD, PROMPT, VISION, Named, VLMFamily
+from qvlm_lightning.models.find_residual import find_residual
+from qvlm_lightning.models.find_wiring import find_attention, find_sources, norm_source
 from qvlm_lightning.models.places import Place, weight_places, without_weights
+from qvlm_lightning.models.wiring import Attention, Residual, Source
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -35,6 +38,10 @@ class HubFamily(VLMFamily):
     """Where the projector is."""
     decoder: ClassVar[str] = "model.language_model.layers"
     """Where the decoder layers are."""
+    connector_norm: ClassVar[str | None] = None
+    """Norm within the projector that only its first Linear layer reads."""
+    image_vectors: ClassVar[tuple[str, ...]] = ()
+    """Parameters [D] that stand between the image tokens in the decoder."""
     sites: ClassVar[dict[str, tuple[str, ...]]] = {
         "attn_in": (
             *(f"self_attn.{x}_proj" for x in ("q", "k", "v", "qkv", "q_a")),
@@ -214,6 +221,27 @@ class HubFamily(VLMFamily):
         groups = {site: [n for n in names if n in present] for site, names in self.sites.items()}
         groups |= expert_groups(layer)
         return {site: names for site, names in groups.items() if names}
+
+    def sources(self, layer: nn.Module) -> dict[str, Source]:
+        """Return the sources of a layer or of the projector (see :class:`VLMFamily`)."""
+        groups = self.input_groups(layer)
+        if "first_in" not in groups:
+            return find_sources(layer, groups, self.routers(layer))
+        if self.connector_norm is None:
+            return {}
+        first, norm = groups["first_in"], layer.get_submodule(self.connector_norm)
+        columns = layer.get_submodule(first[0]).get_parameter("weight").shape[1]
+        repeats = columns // norm.get_parameter("weight").numel()
+        source = norm_source(layer, self.connector_norm, first, repeats)
+        return {} if source is None else {"first_in": source}
+
+    def attention(self, layer: nn.Module) -> Attention | None:
+        """Return the heads of a layer's attention (see :class:`VLMFamily`)."""
+        return find_attention(layer, self.input_groups(layer))
+
+    def residual(self, model: nn.Module) -> Residual:
+        """Return the decoder's residual stream (see :class:`VLMFamily`)."""
+        return find_residual(model, self, self.image_vectors)
 
     def vision_positions(self, model: Any) -> int | None:
         """Return ``None``: the number of tokens follows the image."""

@@ -13,6 +13,7 @@ class InternVL(ImageProcessorOnly, HubFamily):
 
     model_types = ("internvl",)
     tower = "model.vision_tower.encoder.layer"
+    connector_norm = "layer_norm"
     sites = HubFamily.sites | {
         "attn_in": (
             *HubFamily.sites["attn_in"],

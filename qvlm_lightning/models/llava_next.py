@@ -11,6 +11,7 @@ class LlavaNext(Llava):
     """LLaVA-NeXT; arguments as for :class:`HubFamily`."""
 
     model_types = ("llava_next",)
+    image_vectors = ("model.image_newline",)
 
     def vision_positions(self, model: Any) -> int | None:
         """Return ``None``: a place in a tile is no place in the image."""

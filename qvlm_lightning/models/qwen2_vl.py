@@ -17,6 +17,7 @@ class Qwen2VL(ImageProcessorOnly, HubFamily):
     model_types = ("qwen2_vl",)
     tower = "model.visual.blocks"
     connector = "model.visual.merger"
+    connector_norm = "ln_q"
     sites = HubFamily.sites | {
         "attn_in": ("attn.qkv", *HubFamily.sites["attn_in"]),
         "o_in": ("attn.proj", *HubFamily.sites["o_in"]),

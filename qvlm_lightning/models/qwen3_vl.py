@@ -15,6 +15,7 @@ class Qwen3VL(Qwen2VL):
     """
 
     model_types = ("qwen3_vl",)
+    connector_norm = "norm"
     sites = Qwen2VL.sites | {
         "mlp_in": (*Qwen2VL.sites["mlp_in"], "mlp.linear_fc1"),
         "down_in": (*Qwen2VL.sites["down_in"], "mlp.linear_fc2"),

@@ -52,6 +52,15 @@ def gather_objects(value: Any) -> list[Any]:
     return gathered
 
 
+def from_main(value: Any) -> Any:
+    """Return the ``value`` of the first process, in every process."""
+    if world()[1] == 1:
+        return value
+    shared = [value if is_main() else None]
+    dist.broadcast_object_list(shared, src=0)
+    return shared[0]
+
+
 def barrier() -> None:
     """Wait for the other processes."""
     if world()[1] > 1:

@@ -8,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from qvlm_lightning.nn.changes import Changes
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.stamp import stamp
-from qvlm_lightning.quant.primitives import fake_quantize_weight
+from qvlm_lightning.nn.weight_quantizer import WeightQuantizer
 
 
 class QuantLinear(nn.Linear):
@@ -23,11 +24,8 @@ class QuantLinear(nn.Linear):
     that a state dict holds every tensor once.
     """
 
-    weight_bits: int
-    group_size: int | None
-    weight_symmetric: bool
     enabled: bool
-    clip_ratio: nn.Parameter
+    weight_quantizer: WeightQuantizer
     adapter: nn.Module | None
     input_quantizer: ActivationQuantizer
     site: ActivationQuantizer
@@ -59,11 +57,13 @@ class QuantLinear(nn.Linear):
         nn.Module.__init__(new)
         new.in_features, new.out_features = linear.in_features, linear.out_features
         new.weight, new.bias, new.training = linear.weight, linear.bias, linear.training
-        new.weight_bits, new.group_size, new.weight_symmetric = weight_bits, group_size, symmetric
         new.enabled = False
-        new.clip_ratio = nn.Parameter(
-            torch.ones(linear.out_features, 1, device=device or linear.weight.device),
-            requires_grad=False,
+        new.weight_quantizer = WeightQuantizer(
+            (linear.out_features, linear.in_features),
+            weight_bits,
+            group_size,
+            symmetric,
+            device or linear.weight.device,
         )
         new.adapter = None
         new._weight_cache = None
@@ -80,12 +80,12 @@ class QuantLinear(nn.Linear):
         """Return the weight as the forward pass uses it, [O, I]; kept until the weight or its clip
         changes.
         """
-        if not self.enabled or self.weight_bits >= 16:
+        if not self.enabled or not self.weight_quantizer.active:
             return self.weight
-        learned = [self.clip_ratio, *self.adapter_parameters()]
-        if torch.is_grad_enabled() and any(p.requires_grad for p in learned):
+        decided = [self.weight, *self._decided()]
+        if torch.is_grad_enabled() and any(x.requires_grad for x in decided):
             return self._fake_quantized_weight()
-        key = stamp(self.weight, *learned)
+        key = stamp(*decided)
         kept = self._weight_cache
         if kept is None or key is None or kept[0] != key:
             # kept from inference mode, it could not be saved for a later backward pass
@@ -101,26 +101,28 @@ class QuantLinear(nn.Linear):
         """Return the parameters of the adapter, if there is one."""
         return [] if self.adapter is None else list(self.adapter.parameters())
 
+    def _decided(self) -> list[Tensor]:
+        """Return what a quantized weight is made of, beside the weight."""
+        own = self.weight_quantizer
+        ranges = [x for x in (own.low, own.high) if x is not None]
+        return [own.clip_ratio, *ranges, *self.adapter_parameters()]
+
     def _fake_quantized_weight(self) -> Tensor:
         weight = self.weight if self.adapter is None else self.adapter(self.weight)
-        return fake_quantize_weight(
-            weight, self.weight_bits, self.group_size, self.weight_symmetric, self.clip_ratio
-        )
-
-    def extra_repr(self) -> str:
-        """Show the weight scheme in ``print(model)``."""
-        return (
-            f"{super().extra_repr()}, weight_bits={self.weight_bits}, group_size={self.group_size}"
-        )
+        quantized: Tensor = self.weight_quantizer(weight)
+        return quantized
 
 
 @contextmanager
-def output_sqnr(linears: Mapping[str, QuantLinear]) -> Iterator[dict[str, float]]:
+def output_sqnr(
+    linears: Mapping[str, QuantLinear], changes: Changes | None = None
+) -> Iterator[dict[str, float]]:
     """Within the block, measure how much noise quantization adds to the output of every Linear
     layer that runs.
 
     Args:
         linears: name -> layer.
+        changes: knows the full-precision weights that methods have changed.
 
     Yields:
         Name -> 10 log10(sum y^2 / sum (y_q - y)^2) in dB, where y is what the full-precision weight
@@ -131,7 +133,12 @@ def output_sqnr(linears: Mapping[str, QuantLinear]) -> Iterator[dict[str, float]
 
     def tap(name: str, linear: QuantLinear) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-            exact = F.linear(args[0], linear.weight, linear.bias).double()
+            weight: Tensor = linear.weight
+            bias: Tensor | None = linear.bias
+            if changes is not None:
+                weight = changes.original(f"{name}.weight", weight)
+                bias = None if bias is None else changes.original(f"{name}.bias", bias)
+            exact = F.linear(args[0], weight, bias).double()
             noise = (output.double() - exact).square().sum()
             if noise > 0:
                 ratios[name] = float(10 * torch.log10(exact.square().sum() / noise))

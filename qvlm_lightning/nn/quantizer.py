@@ -72,6 +72,10 @@ class ActivationQuantizer(nn.Module):
         self.high_ratio.fill_(1.0)
         self._shared = None
 
+    def forget(self) -> None:
+        """Let the kept quantized input go."""
+        self._shared = None
+
     @contextmanager
     def candidates(self, low: Tensor, high: Tensor) -> Iterator[None]:
         """Within the block, the batch holds C stacked candidates, the c-th quantized with ``low[c],

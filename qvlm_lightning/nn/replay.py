@@ -1,13 +1,15 @@
 """Run single layers on inputs caught from a forward pass of the whole model."""
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.structure import Unit
 from qvlm_lightning.nn.taps import stop_at
 
@@ -38,6 +40,7 @@ class UnitInput:
         kwargs: masks and positions, the same for every unit of the tower that ``others`` does not
             name.
         mask: [B, T] bool, tokens that count; ``None`` for all.
+        kind: [B, T] int64, kind of each token (see ``models.family``), where somebody asks for it.
         others: unit name -> its own call.
     """
 
@@ -45,6 +48,7 @@ class UnitInput:
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     mask: Tensor | None = None
+    kind: Tensor | None = None
     others: dict[str, Call] = field(default_factory=dict)
 
     def advanced(self, hidden: Tensor) -> "UnitInput":
@@ -130,9 +134,65 @@ def _same(one: Any, other: Any) -> bool:
     return type(one) is type(other) and bool(one == other)
 
 
-def run_unit(unit: Unit, hidden: Tensor, call: UnitInput, copies: int = 1) -> Tensor:
-    """Run one unit; ``hidden`` [copies * B, T, D] holds ``copies`` stacked versions of the batch of
-    ``call``.
+@contextmanager
+def placed(unit: Unit, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """Within the block, a unit's parameters and buffers are those of ``tensors``.
+
+    They take the type of what they replace, so that a result is that of a model that holds them.
+    Nothing that layers keep from one run to the next goes in or out.
+
+    Args:
+        unit: the unit.
+        tensors: full name -> tensor; names outside the unit are passed over.
+    """
+    mine = {n.removeprefix(f"{unit.name}."): x for n, x in tensors.items()}
+    mine = {n: x for n, x in mine.items() if n not in tensors}
+    replaced: list[tuple[dict[str, Any], str, Any]] = []
+    try:
+        for name, value in mine.items():
+            path, _, own = name.rpartition(".")
+            owner: Any = unit.module.get_submodule(path)
+            held = owner._parameters if own in owner._parameters else owner._buffers
+            before = held[own]
+            replaced.append((held, own, before))
+            held[own] = value if before is None else value.to(before.device, before.dtype)
+        if replaced:
+            forget(unit)
+        yield
+    finally:
+        for held, own, before in replaced:
+            held[own] = before
+        if replaced:
+            forget(unit)
+
+
+def forget(unit: Unit) -> None:
+    """Let everything go that the quantizers of a unit keep between two runs."""
+    for site in unit.sites:
+        site.quantizer.forget()
+        for linear in site.linears.values():
+            linear.forget()
+
+
+def run_unit(
+    unit: Unit,
+    hidden: Tensor,
+    call: UnitInput,
+    copies: int = 1,
+    tensors: Mapping[str, Tensor] | None = None,
+) -> Tensor:
+    """Run one unit.
+
+    Args:
+        unit: the unit.
+        hidden: [copies * B, T, D], ``copies`` stacked versions of the batch of ``call``.
+        call: where masks and positions come from.
+        copies: see ``hidden``.
+        tensors: instead of those of the model, by full name; gradients reach them. Those of other
+            units are passed over.
+
+    Returns:
+        [copies * B, T, D]
     """
     size = call.hidden.shape[0]
 
@@ -152,8 +212,25 @@ def run_unit(unit: Unit, hidden: Tensor, call: UnitInput, copies: int = 1) -> Te
         hidden = hidden + own.added.repeat(copies, *[1] * (own.added.dim() - 1))
     args = tuple(spread(v) for v in own.args)
     kwargs = {n: spread(v, n == "position_embeddings") for n, v in own.kwargs.items()}
-    output = unit.module(hidden, *args, **kwargs)
+    with placed(unit, tensors or {}):
+        output = unit.module(hidden, *args, **kwargs)
     return output[0] if isinstance(output, tuple) else output
+
+
+def run_full_precision(
+    unit: Unit, hidden: Tensor, call: UnitInput, tensors: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Return the output of a unit whose quantizers are off, [B, T, D] (see :func:`run_unit`)."""
+    modules: list[ActivationQuantizer | QuantLinear] = [site.quantizer for site in unit.sites]
+    modules += [linear for site in unit.sites for linear in site.linears.values()]
+    before = [module.enabled for module in modules]
+    for module in modules:
+        module.enabled = False
+    try:
+        return run_unit(unit, hidden, call, tensors=tensors)
+    finally:
+        for module, on in zip(modules, before, strict=True):
+            module.enabled = on
 
 
 def run_candidates(

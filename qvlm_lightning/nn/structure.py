@@ -1,11 +1,12 @@
 """The quantized model seen as towers of units of sites."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import nn
 
+from qvlm_lightning.nn.changes import Changes
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.routing import Route
@@ -52,12 +53,13 @@ class Tower:
 
 @dataclass
 class Structure:
-    """What was quantized, what was left and why."""
+    """What was quantized, what was left and why, and what methods changed beside quantizers."""
 
     towers: dict[str, Tower]
     quantized: dict[str, str]
     ignored: dict[str, str]
     notes: list[str] = field(default_factory=list)
+    changes: Changes = field(default_factory=Changes)
 
     @property
     def sites(self) -> list[Site]:
@@ -73,10 +75,9 @@ class Structure:
         """Switch the quantizers (weights and activations) of ``towers`` (default: all)."""
         for name, tower in self.towers.items():
             if towers is None or name in towers:
-                for site in tower.sites:
-                    site.quantizer.enabled = on
-                    for linear in site.linears.values():
-                        linear.enabled = on
+                self.changes.switch(name, on)
+                for unit in tower.units:
+                    _switch(unit, on)
 
     def enabled(self) -> dict[str, bool]:
         """Return tower -> whether its quantizers are on."""
@@ -93,3 +94,32 @@ class Structure:
         finally:
             for name, on in before.items():
                 self.enable(on, {name})
+
+    @contextmanager
+    def only_units(self, names: Collection[str]) -> Iterator[None]:
+        """Within the block exactly the units of these names are quantized; afterwards as before.
+
+        What methods changed outside of units belongs to a tower of which no unit is missing.
+        """
+        whole = {
+            tower.name
+            for tower in self.towers.values()
+            if tower.sites and all(u.name in names for u in tower.units if u.sites)
+        }
+        before = [bool(unit.sites) and unit.sites[0].quantizer.enabled for unit in self.units]
+        for unit in self.units:
+            _switch(unit, unit.name in names)
+        try:
+            with self.changes.only(names, whole):
+                yield
+        finally:
+            for unit, on in zip(self.units, before, strict=True):
+                _switch(unit, on)
+
+
+def _switch(unit: Unit, on: bool) -> None:
+    """Switch the quantizers of a unit."""
+    for site in unit.sites:
+        site.quantizer.enabled = on
+        for linear in site.linears.values():
+            linear.enabled = on

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvlm_lightning.errors import InputError
 from qvlm_lightning.quant.qparams import affine_qparams, compute_dtype, symmetric_scale
 
 __all__ = [
@@ -19,13 +18,10 @@ __all__ = [
     "dequantize",
     "fake_quantize",
     "fake_quantize_symmetric",
-    "fake_quantize_weight",
     "quantize",
     "quantize_symmetric",
     "round_ste",
     "symmetric_scale",
-    "weight_codes",
-    "weight_ranges",
 ]
 
 
@@ -101,93 +97,6 @@ def fake_quantize_symmetric(x: Tensor, absmax: Tensor, num_bits: int) -> Tensor:
         out: Tensor = _SymmetricFakeQuantize.apply(x, absmax, num_bits)
         return out
     return _symmetric_values(x, absmax, num_bits)
-
-
-def weight_ranges(
-    weight_OI: Tensor,
-    group_size: int | None,
-    symmetric: bool,
-    clip_ratio_O1: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return the range of each output channel, or of each group of inputs, times its clip ratio.
-
-    Args:
-        weight_OI: weight of a Linear layer.
-        group_size: inputs per group; ``None`` for one range per output channel.
-        symmetric: ranges [-absmax, absmax] instead of [min, max].
-        clip_ratio_O1: factor on the ranges of each output channel; the gradient reaches it, and not
-            the weight's extremes.
-
-    Returns:
-        low and high, [O, G, 1] (G = 1 without groups).
-
-    Raises:
-        InputError: the group size does not divide the inputs.
-    """
-    grouped_OGI = _grouped(weight_OI.detach(), group_size)
-    grouped_OGI = grouped_OGI.to(compute_dtype(weight_OI))
-    low, high = grouped_OGI.amin(dim=-1, keepdim=True), grouped_OGI.amax(dim=-1, keepdim=True)
-    if symmetric:
-        high = torch.maximum(-low, high)
-        low = -high
-    if clip_ratio_O1 is None:
-        return low, high
-    return low * clip_ratio_O1[..., None], high * clip_ratio_O1[..., None]
-
-
-def fake_quantize_weight(
-    weight_OI: Tensor,
-    num_bits: int,
-    group_size: int | None,
-    symmetric: bool,
-    clip_ratio_O1: Tensor | None = None,
-) -> Tensor:
-    """Quantize and dequantize a weight [O, I] on its :func:`weight_ranges`.
-
-    The result equals the dequantized :func:`weight_codes` to the bit.
-
-    Example:
-        >>> fake_quantize_weight(torch.tensor([[-5.0, 0.4, 10.0]]), 4, None, symmetric=False)
-        tensor([[-5., 0., 10.]])
-    """
-    low, high = weight_ranges(weight_OI, group_size, symmetric, clip_ratio_O1)
-    grouped_OGI = _grouped(weight_OI, group_size)
-    if symmetric:
-        return fake_quantize_symmetric(grouped_OGI, high, num_bits).reshape(weight_OI.shape)
-    return fake_quantize(grouped_OGI, low, high, num_bits).reshape(weight_OI.shape)
-
-
-@torch.no_grad()
-def weight_codes(
-    weight_OI: Tensor,
-    num_bits: int,
-    group_size: int | None,
-    symmetric: bool,
-    clip_ratio_O1: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return codes [O, I] int32, scale and zero point [O, G] (0 if symmetric) of a weight."""
-    low, high = weight_ranges(weight_OI, group_size, symmetric, clip_ratio_O1)
-    grouped_OGI = _grouped(weight_OI, group_size)
-    if symmetric:
-        scale = symmetric_scale(high, num_bits, weight_OI.dtype)
-        codes, zero_point = (
-            quantize_symmetric(grouped_OGI, scale, num_bits),
-            torch.zeros_like(scale),
-        )
-    else:
-        scale, zero_point = affine_qparams(low, high, num_bits, weight_OI.dtype)
-        codes = quantize(grouped_OGI, scale, zero_point, num_bits)
-    return codes.reshape(weight_OI.shape).to(torch.int32), scale[..., 0], zero_point[..., 0]
-
-
-def _grouped(weight_OI: Tensor, group_size: int | None) -> Tensor:
-    outputs, inputs = weight_OI.shape
-    size = inputs if group_size is None else group_size
-    if size < 1 or inputs % size:
-        raise InputError(
-            f"group size {group_size} does not divide {inputs} inputs; choose a divisor"
-        )
-    return weight_OI.reshape(outputs, inputs // size, size)
 
 
 def _affine_values(x: Tensor, low: Tensor, high: Tensor, num_bits: int) -> Tensor:

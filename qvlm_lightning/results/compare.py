@@ -1,29 +1,17 @@
 """Stored answers of several models, compared question by question on each benchmark."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import torch
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.metrics.divergence import answer_kl
 from qvlm_lightning.metrics.grouped import OVERALL
 from qvlm_lightning.results.entries import Entry, choose_reference
+from qvlm_lightning.results.measures import Groups, own_measures, paired_measures
 from qvlm_lightning.results.predictions import COLUMNS, Predictions
-from qvlm_lightning.results.rows import (
-    Row,
-    difference,
-    figure,
-    mean,
-    rate,
-    right_or_wrong,
-    score,
-    units,
-)
-
-_PART = 512
+from qvlm_lightning.results.rows import Row
 
 
 @dataclass(frozen=True)
@@ -32,6 +20,8 @@ class Comparison:
 
     benchmark: str
     """Its name."""
+    split: str
+    """Split of its questions; empty where the data names none."""
     mode: str
     """The scoring rule."""
     reference: Entry
@@ -43,8 +33,9 @@ class Comparison:
 
     @property
     def name(self) -> str:
-        """What tables call the benchmark."""
-        return self.benchmark or "answers"
+        """What tables call the benchmark; a split other than ``test`` is part of it."""
+        name = self.benchmark or "answers"
+        return name if self.split in ("", "test") else f"{name}, {self.split} split"
 
     @property
     def entries(self) -> list[Entry]:
@@ -54,8 +45,8 @@ class Comparison:
     def find(self, metric: str, model: str, group: str = OVERALL) -> Row | None:
         """Return the row of a figure, or None where there is none."""
         key = (metric, model, group)
-        found = (r for r in self.rows if (r["metric"], r["model"], r["group"]) == key)
-        return next(found, None)
+        matches = (r for r in self.rows if (r["metric"], r["model"], r["group"]) == key)
+        return next(matches, None)
 
     @property
     def groups(self) -> list[str]:
@@ -78,21 +69,23 @@ def compare(entries: Sequence[Entry], reference: str | None = None) -> list[Comp
         reference: label, name or path of the one to compare with; the first by default.
 
     Returns:
-        One comparison per benchmark; a benchmark that the reference did not answer is compared
+        One comparison per benchmark and split; one that the reference did not answer is compared
         with the first model that did.
 
     Raises:
         InputError: no such reference; answers to different questions, or scored by different rules.
     """
     chosen = choose_reference(entries, reference)
-    benchmarks = dict.fromkeys(entry.predictions.benchmark for entry in entries)
-    made = []
-    for benchmark in benchmarks:
-        members = [e for e in entries if e.predictions.benchmark == benchmark]
+    benchmarks: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        answered = entry.predictions
+        benchmarks.setdefault((answered.benchmark, answered.split), []).append(entry)
+    comparisons = []
+    for members in benchmarks.values():
         first = next((e for e in members if e.label == chosen.label), members[0])
         others = [_aligned(e, first) for e in members if e is not first]
-        made.append(_compare(first, others))
-    return made
+        comparisons.append(_compare(first, others))
+    return comparisons
 
 
 def _compare(reference: Entry, others: list[Entry]) -> Comparison:
@@ -101,79 +94,28 @@ def _compare(reference: Entry, others: list[Entry]) -> Comparison:
     for entry in (reference, *others):
         head = {
             "benchmark": first.benchmark,
+            "split": first.split,
             "mode": first.mode,
             "model": entry.label,
             "reference": reference.label,
         }
-        found = [*_own(entry.predictions)]
+        answered = entry.predictions
+        groups = _groups(answered)
+        measures = [*own_measures(answered, groups)]
         if entry is not reference:
-            found += [*_paired(entry.predictions, first)]
-        rows += [head | row for row in found]
-    return Comparison(first.benchmark, first.mode, reference, others, rows)
+            measures += paired_measures(answered, first, groups)
+        rows += [head | {"group": group} | row for group, row in measures]
+    return Comparison(first.benchmark, first.split, first.mode, reference, others, rows)
 
 
-def _own(answered: Predictions) -> Iterator[Row]:
-    points = np.array(answered.points)
-    failed = np.array([parsed is None for parsed in answered.parsed])
-    for group, places in _places(answered):
-        counted = units(points, answered.clusters, places)
-        yield _of(group, score("score", counted, right_or_wrong(counted)))
-        yield _of(group, rate("parse_failures", failed[places]))
-    yield _of(OVERALL, figure("seconds", answered.seconds, None, len(answered.ids)))
-
-
-def _paired(answered: Predictions, reference: Predictions) -> Iterator[Row]:
-    mine, theirs = np.array(answered.points), np.array(reference.points)
-    pairs = zip(answered.parsed, reference.parsed, strict=True)
-    same = np.array([a == b for a, b in pairs])
-    for group, places in _places(answered):
-        counted, other = (units(x, answered.clusters, places) for x in (mine, theirs))
-        yield _of(group, difference("difference", counted, other))
-        yield _of(group, rate("agreement", same[places]))
-    # log-probabilities of models with other weights are over other vocabularies, or mean nothing
-    if answered.log_probs is None or reference.log_probs is None or answered.base != reference.base:
-        return
-    if "prompt" in asked_otherwise(answered, reference):
-        return
-    # in parts: in double precision a whole set times a whole vocabulary is gigabytes
-    parts = zip(reference.log_probs.split(_PART), answered.log_probs.split(_PART), strict=True)
-    divergence = torch.cat([answer_kl(*part) for part in parts]).numpy()
-    token = (reference.log_probs.argmax(-1) == answered.log_probs.argmax(-1)).numpy()
-    for group, places in _places(answered):
-        yield _of(group, mean("kl", divergence[places]))
-        yield _of(group, rate("same_token", token[places]))
-
-
-def asked_otherwise(answered: Predictions, reference: Predictions) -> list[str]:
-    """Say what two models were asked differently, as far as it is known.
-
-    Args:
-        answered: answers of one.
-        reference: answers of the other, to the same questions. Models of other weights have prompts
-            of their own.
-    """
-    names = {"max_new_tokens": "max_new_tokens", "stop": "stop strings"}
-    if answered.base == reference.base:
-        names = {"questions": "prompt", **names}
-    pairs = {
-        name: (answered.asked.get(key), reference.asked.get(key)) for key, name in names.items()
-    }
-    return [name for name, (a, b) in pairs.items() if a is not None and b is not None and a != b]
-
-
-def _places(answered: Predictions) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield all questions, and each group with the places of its questions."""
-    yield OVERALL, np.arange(len(answered.ids))
-    found: dict[str, list[int]] = {}
+def _groups(answered: Predictions) -> Groups:
+    """Return all questions, and each group with the places of its questions."""
+    members: dict[str, list[int]] = {}
     for place, names in enumerate(answered.groups):
         for name in names:
-            found.setdefault(name, []).append(place)
-    for name in sorted(found):
-        yield name, np.array(found[name])
-
-
-def _of(group: str, row: Row) -> Row:
-    return {"group": group} | row
+            members.setdefault(name, []).append(place)
+    everything = (OVERALL, np.arange(len(answered.ids)))
+    return [everything, *((name, np.array(members[name])) for name in sorted(members))]
 
 
 def _aligned(entry: Entry, reference: Entry) -> Entry:

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 
 from qvlm_lightning.metrics.grouped import OVERALL, UNPARSED
-from qvlm_lightning.results.compare import Comparison, asked_otherwise
+from qvlm_lightning.results.compare import Comparison
+from qvlm_lightning.results.measures import other_settings
 from qvlm_lightning.results.render import NONE, Grid, Number, cell, nats, points, signed
 from qvlm_lightning.results.rows import Row
 
@@ -66,8 +67,8 @@ def main_grid(comparison: Comparison) -> Grid:
     if any(comparison.reference.predictions.clusters):
         note += _CLUSTER_NOTE
     for entry in comparison.others:
-        if otherwise := asked_otherwise(entry.predictions, comparison.reference.predictions):
-            note += f" {entry.label} was asked with another {' and '.join(otherwise)}."
+        if others := other_settings(entry.predictions, comparison.reference.predictions):
+            note += f" {entry.label} was asked with another {' and '.join(others)}."
     return Grid(f"{comparison.name} (rule: {comparison.mode})", header, rows, note)
 
 

@@ -6,13 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.results.predictions import Predictions, Variant, stored
+from qvlm_lightning.results.predictions import Predictions, stored
 from qvlm_lightning.results.report import sort_key
+from qvlm_lightning.results.variant import Variant, variant_title
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Answers of one model to the questions of one benchmark."""
+    """Answers of one model to the questions of one benchmark and split."""
 
     label: str
     """The model's name in tables; the same on every benchmark."""
@@ -35,7 +36,7 @@ def load_entries(paths: Sequence[str]) -> list[Entry]:
     Raises:
         InputError: nothing is stored there, the files are damaged, or the same are given twice.
     """
-    found: list[Entry] = []
+    entries: list[Entry] = []
     seen: set[tuple[Path, str]] = set()
     for path in paths:
         files = _files(path)
@@ -43,12 +44,12 @@ def load_entries(paths: Sequence[str]) -> list[Entry]:
             if (folder.resolve(), name) in seen:
                 raise InputError(f"{path!r} holds {name!r}, which was given before; give it once")
             seen.add((folder.resolve(), name))
-        stored_there = [Predictions.load(folder, name) for folder, name in files]
-        answers = [p for p in stored_there if not p.control]
+        predictions = [Predictions.load(folder, name) for folder, name in files]
+        answers = [p for p in predictions if not p.control]
         if not answers:
             raise InputError(f"{path!r} holds answers of controls only; give those of a model")
-        found += [Entry("", p, path) for p in sorted(answers, key=sort_key)]
-    return _labelled(found)
+        entries += [Entry("", p, path) for p in sorted(answers, key=sort_key)]
+    return _labelled(entries)
 
 
 def choose_reference(entries: Sequence[Entry], asked: str | None) -> Entry:
@@ -87,12 +88,6 @@ def _files(path: str) -> list[tuple[Path, str]]:
     return [(folder, name) for name in names]
 
 
-def _what(variant: Variant) -> str:
-    if variant.is_fp:
-        return "full precision" if variant.scheme == "fp" else f"full precision {variant.scheme}"
-    return f"{variant.scheme.upper()} {variant.method}"
-
-
 def _labelled(entries: list[Entry]) -> list[Entry]:
     """Name what differs between the models, and the folder where nothing else does."""
     variants = [entry.predictions.variant for entry in entries]
@@ -100,14 +95,15 @@ def _labelled(entries: list[Entry]) -> list[Entry]:
     parts: list[Callable[[Variant], str]] = []
     if len({v.model for v in variants}) > 1:
         parts.append(lambda v: v.model)
-    parts.append(_what)
+    parts.append(lambda v: variant_title(v.method, v.scheme, v.row))
     if len({v.activation_mode for v in quantized}) > 1:
         parts.append(lambda v: "" if v.is_fp else v.activation_mode)
     parts.append(lambda v: f"(stress ×{v.outlier_scale:g})" if v.outlier_scale > 1 else "")
     if len({v.seed for v in quantized}) > 1:
         parts.append(lambda v: "" if v.is_fp else f"seed {v.seed}")
     labels = [" ".join(filter(None, (part(v) for part in parts))) for v in variants]
-    uses = Counter(zip(labels, (e.predictions.benchmark for e in entries), strict=True))
+    questions = [(e.predictions.benchmark, e.predictions.split) for e in entries]
+    uses = Counter(zip(labels, questions, strict=True))
     twice = {label for (label, _), count in uses.items() if count > 1}
     return [
         replace(entry, label=f"{label} [{entry.path}]" if label in twice else label)

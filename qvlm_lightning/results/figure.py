@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
-from qvlm_lightning.results.render import Group, groups
+from qvlm_lightning.results.render import Group, groups, in_split
 from qvlm_lightning.results.rows import Row
 
 COLOURS = {
@@ -55,13 +55,14 @@ def results_figure(rows: Sequence[Row]) -> Figure:
     seeds = {row["seed"] for row in rows} - {None}
     whiskers = "range over calibration seeds" if len(seeds) > 1 else "95 % interval"
     count = max(row["n"] for row in rows)
-    figure.suptitle(f"{rows[0]['model']}: {count:,} questions; whiskers: {whiskers}", fontsize=10)
+    questions = f"{count:,} questions{in_split(rows[0]['split'])}"
+    figure.suptitle(f"{rows[0]['model']}: {questions}; whiskers: {whiskers}", fontsize=10)
     return figure
 
 
-def _log_scale(axes: Axes, found: list[Row]) -> None:
+def _log_scale(axes: Axes, rows: list[Row]) -> None:
     """Use whole decades, so that every picture has labels that can be read."""
-    bounds = [x for row in found for x in (row["ci_low"], row["ci_high"], row["value"]) if x > 0]
+    bounds = [x for row in rows for x in (row["ci_low"], row["ci_high"], row["value"]) if x > 0]
     if bounds:
         axes.set_xscale("log")
         low, high = math.log10(min(bounds)), math.log10(max(bounds))
@@ -70,13 +71,13 @@ def _log_scale(axes: Axes, found: list[Row]) -> None:
 
 
 def _dot(axes: Axes, place: int, group: Group, metric: str) -> None:
-    found = group.find(metric)
-    if not found:
+    rows = group.find(metric)
+    if not rows:
         return
-    values = [row["value"] for row in found]
+    values = [row["value"] for row in rows]
     low, high = min(values), max(values)
-    if len(found) == 1:
-        low, high = found[0]["ci_low"], found[0]["ci_high"]
+    if len(rows) == 1:
+        low, high = rows[0]["ci_low"], rows[0]["ci_high"]
     colour = COLOURS.get(group.method, OTHER)
     face = "white" if group.stress else colour
     axes.plot([low, high], [place, place], color=colour, linewidth=2.2, solid_capstyle="round")

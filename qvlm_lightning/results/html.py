@@ -65,7 +65,7 @@ def comparison_html(comparisons: Sequence[Comparison], changes: Drawn) -> str:
 
     Args:
         comparisons: one per benchmark.
-        changes: benchmark -> model -> questions whose answers changed.
+        changes: name of the comparison -> model -> questions whose answers changed.
 
     Returns:
         A whole HTML document.
@@ -73,7 +73,7 @@ def comparison_html(comparisons: Sequence[Comparison], changes: Drawn) -> str:
     palette = colours(comparisons)
     parts = [*_head(comparisons, palette)]
     for comparison in comparisons:
-        parts += _benchmark(comparison, palette, changes.get(comparison.benchmark, {}))
+        parts += _benchmark(comparison, palette, changes.get(comparison.name, {}))
     body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -118,16 +118,16 @@ def _benchmark(
         yield f"<h3>Score per group{shown}</h3>"
         yield _picture(group_figure(comparison, palette), "Score per group with intervals")
         yield f"<details><summary>As a table</summary>{_table(groups, palette)}</details>"
-    for model, found in changes.items():
-        yield from _changes(comparison, model, found)
+    for model, changed in changes.items():
+        yield from _changes(comparison, model, changed)
 
 
-def _changes(comparison: Comparison, model: str, found: Changes) -> Iterator[str]:
+def _changes(comparison: Comparison, model: str, changed: Changes) -> Iterator[str]:
     (entry,) = (entry for entry in comparison.others if entry.label == model)
     # questions, though clusters of them may be what the table counts
     lost, won = map(len, changed_places(comparison, entry))
     reference = comparison.reference.label
-    for examples, verb, count in ((found.lost, "lost", lost), (found.won, "won", won)):
+    for examples, verb, count in ((changed.lost, "lost", lost), (changed.won, "won", won)):
         if examples:
             yield (
                 f"<h3>{escape(model)}: {len(examples)} of the questions it {verb} against "

@@ -9,7 +9,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -19,52 +19,7 @@ from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.metrics.answers import is_correct, parse_answer
 from qvlm_lightning.metrics.target import WHOLE, Judgement
-
-Control = Literal["", "blind", "shuffled"]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """Which model answered."""
-
-    model: str
-    """Name of the model."""
-    method: str = "fp"
-    """Calibration method, or ``fp`` for full precision."""
-    scheme: str = "fp"
-    """Such as ``w4a4``; ``fp``, or for full precision in another floating type ``bf16``."""
-    activation_mode: str = "none"
-    """Such as ``static_tensor``; ``none`` for full precision."""
-    outlier_scale: float = 1.0
-    """Above 1: a stress variant with outlier channels."""
-    seed: int | None = None
-    """Calibration seed; None for full precision."""
-
-    @property
-    def name(self) -> str:
-        """File name of its predictions, without ending.
-
-        Example:
-            >>> Variant("tiny").name, Variant("tiny", "qvlm", "w4a4", "static_tensor", 10, 1).name
-            ('fp-k1', 'qvlm-w4a4-static_tensor-k10-s1')
-            >>> Variant("tiny", scheme="bf16").name
-            'fp-bf16-k1'
-        """
-        parts = [self.method, self.scheme, self.activation_mode]
-        if self.is_fp:
-            parts = ["fp"] if self.scheme == "fp" else ["fp", self.scheme]
-        seed = [] if self.seed is None else [f"s{self.seed}"]
-        return "-".join([*parts, f"k{self.outlier_scale:g}", *seed])
-
-    @property
-    def is_fp(self) -> bool:
-        """Whether this is the model in full precision."""
-        return self.method == "fp"
-
-    @property
-    def reference(self) -> "Variant":
-        """The same model in full precision."""
-        return Variant(self.model, outlier_scale=self.outlier_scale)
+from qvlm_lightning.results.variant import Control, Variant, file_name
 
 
 @dataclass
@@ -93,6 +48,10 @@ class Predictions:
     """[n, V] log-probabilities of the first answer token, float32."""
     control: Control = ""
     """``blind`` or ``shuffled`` for the controls of the full-precision model."""
+    split: str = ""
+    """Split of the questions; empty where the data names none."""
+    search: Mapping[str, Any] = field(default_factory=dict)
+    """How the variant was searched, as its artifact says (see :func:`search_facts`)."""
     benchmark: str = ""
     """Name of the benchmark."""
     mode: str = "exact"
@@ -100,7 +59,7 @@ class Predictions:
     scores: dict[str, float | None] = field(default_factory=dict)
     """The benchmark's own figures by name, percent; None where there is nothing to divide by."""
     asked: Mapping[str, Any] = field(default_factory=dict)
-    """What the answers depend on, in plain values (see ``VQAEvaluation.asked``)."""
+    """What the answers depend on, in plain values (see ``VQAEvaluation.key``)."""
     points: list[int] = field(default_factory=list)
     """Points of each answer, 0 to 10; by the exact rule where not given."""
     parsed: list[str | None] = field(default_factory=list)
@@ -154,7 +113,7 @@ class Predictions:
     @property
     def name(self) -> str:
         """File name without ending."""
-        return file_name(self.variant, self.control)
+        return file_name(self.variant, self.control, self.split)
 
     def save(self, folder: Path) -> None:
         """Write the files into a folder, the one that marks them whole last."""
@@ -174,6 +133,8 @@ class Predictions:
         about = {
             "variant": asdict(self.variant),
             "control": self.control,
+            "split": self.split,
+            "search": self.search,
             "benchmark": self.benchmark,
             "mode": self.mode,
             "scores": self.scores,
@@ -231,14 +192,27 @@ COLUMNS = {
 """Key of a line in ``<name>.jsonl`` -> field of :class:`Predictions`."""
 
 
-def file_name(variant: Variant, control: Control = "") -> str:
-    """Name the files of a variant's predictions.
+def search_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Take from an artifact's manifest what every row says of its search.
+
+    Args:
+        manifest: ``quantization.json``.
+
+    Returns:
+        ``objective`` (``normalized`` or ``plain``), ``candidates`` (a list of numbers),
+        ``layer_forwards`` and ``search_seconds``; None where the artifact does not say.
 
     Example:
-        >>> file_name(Variant("tiny"), "blind")
-        'fp-k1.blind'
+        >>> search_facts({"objective": "plain", "search": {"layer_forwards": 192}})
+        {'objective': 'plain', 'candidates': None, 'layer_forwards': 192, 'search_seconds': None}
     """
-    return f"{variant.name}.{control}" if control else variant.name
+    cost = manifest.get("search") or {}
+    return {
+        "objective": manifest.get("objective"),
+        "candidates": manifest.get("candidates"),
+        "layer_forwards": cost.get("layer_forwards"),
+        "search_seconds": cost.get("seconds"),
+    }
 
 
 def stored(folder: Path) -> list[str]:

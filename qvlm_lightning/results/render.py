@@ -3,7 +3,9 @@
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -12,6 +14,7 @@ from rich.table import Table
 
 from qvlm_lightning.metrics.grouped import OVERALL
 from qvlm_lightning.results.rows import Row
+from qvlm_lightning.results.variant import variant_title
 
 NONE = "–"
 Number = Callable[[float], str]
@@ -48,72 +51,113 @@ class Group:
         """Return one row per calibration seed."""
         return [row for row in self.rows if row["metric"] == metric and row["task"] == task]
 
+    def facts(self, key: str) -> list[Any]:
+        """Return what the search of each calibration seed is said to be, unless that is nothing."""
+        facts = [row[key] for row in self.find("accuracy")]
+        return [fact for fact in facts if fact is not None]
+
+
+IDENTITY = ("split", "outlier_scale", "scheme", "method", "variant", "activation_mode")
+"""Keys of a row that say whose it is, without the calibration seed."""
+
 
 def groups(rows: Sequence[Row]) -> list[Group]:
     """Gather rows by variant, seeds together, in the order of their first row."""
-    found: dict[tuple, list[Row]] = {}
+    members: dict[tuple, list[Row]] = {}
     for row in rows:
-        keys = ("outlier_scale", "scheme", "method", "activation_mode")
-        found.setdefault(tuple(row[key] for key in keys), []).append(row)
+        members.setdefault(tuple(row[key] for key in IDENTITY), []).append(row)
     modes = {row["activation_mode"] for row in rows if row["method"] != "fp"}
     made = []
-    for (scale, scheme, method, mode), members in found.items():
-        name = "full precision" if method == "fp" else f"{scheme.upper()} {method}"
+    for (_, scale, scheme, method, variant, mode), own_rows in members.items():
         shown = f" {mode}" if len(modes) > 1 and method != "fp" else ""
         stress = f" (stress ×{scale:g})" if scale > 1 else ""
-        made.append(Group(name + shown + stress, scale > 1, method, members))
+        label = variant_title(method, scheme, variant) + shown + stress
+        made.append(Group(label, scale > 1, method, own_rows))
     return made
 
 
 def grids(rows: Sequence[Row]) -> list[Grid]:
-    """Lay out the main table and the accuracy per family.
+    """Lay out the main table and the accuracy per family of each split.
 
     Args:
         rows: rows of ``results.json``.
     """
-    made = groups(rows)
-    return [_main(made), _families(made)]
+    drawn = []
+    for split in dict.fromkeys(row["split"] for row in rows):
+        made = groups([row for row in rows if row["split"] == split])
+        drawn += [_main(made, split), _families(made, split)]
+    return drawn
 
 
-def _main(made: list[Group]) -> Grid:
-    header = [
-        "variant",
-        "accuracy %",
-        "minus fp",
-        "minus rtn",
-        "KL to fp, nats",
-        "agreement %",
-        "parse failures %",
-        "n",
-        "seconds",
+def in_split(split: str) -> str:
+    """Write the split behind a title; nothing where the data names none."""
+    return f", {split} split" if split else ""
+
+
+def _main(made: list[Group], split: str) -> Grid:
+    columns: list[tuple[str, Callable[[Group], str]]] = [
+        ("accuracy %", lambda g: cell(g.find("accuracy"), points)),
+        ("minus fp", lambda g: cell(g.find("accuracy_minus_fp"), signed)),
+        ("minus rtn", lambda g: cell(g.find("accuracy_minus_rtn"), signed)),
+        ("KL to fp, nats", lambda g: cell(g.find("kl"), nats)),
+        ("agreement %", lambda g: cell(g.find("agreement"), points, interval=False)),
+        ("parse failures %", lambda g: cell(g.find("parse_failures"), points, interval=False)),
+        ("n", lambda g: f"{g.find('accuracy')[0]['n']:,}"),
+        ("layer-forwards", lambda g: _mean(g.facts("layer_forwards"), whole)),
+        ("search, s", lambda g: _mean(g.facts("search_seconds"), points)),
+        ("answers, s", lambda g: cell(g.find("seconds"), points, interval=False)),
     ]
-    lines = []
-    for group in made:
-        accuracy = group.find("accuracy")
-        lines.append(
-            [
-                group.label,
-                cell(accuracy, points),
-                cell(group.find("accuracy_minus_fp"), signed),
-                cell(group.find("accuracy_minus_rtn"), signed),
-                cell(group.find("kl"), nats),
-                cell(group.find("agreement"), points, interval=False),
-                cell(group.find("parse_failures"), points, interval=False),
-                f"{accuracy[0]['n']:,}",
-                cell(group.find("seconds"), points, interval=False),
-            ]
-        )
-    seeds = {row["seed"] for group in made for row in group.rows} - {None}
-    modes = sorted({row["activation_mode"] for group in made for row in group.rows} - {"none"})
+    note = []
+    for key, name, write in (("objective", "objective", str), ("candidates", "grid", grid_text)):
+        written = {write(fact) for group in made for fact in group.facts(key)}
+        if len(written) == 1:
+            note.append(f"{name} {written.pop()}")
+        elif written:
+            columns.insert(0, (name, partial(_same, key=key, write=write)))
+    cells = {name: [write(group) for group in made] for name, write in columns}
+    empty = {"layer-forwards", "search, s"} & {n for n, col in cells.items() if set(col) == {NONE}}
+    header = ["variant", *(name for name in cells if name not in empty)]
+    lines = [
+        [group.label, *(cells[name][place] for name in header[1:])]
+        for place, group in enumerate(made)
+    ]
+    return Grid(f"Results{in_split(split)}", header, lines, _note(made, note))
+
+
+def _note(made: list[Group], facts: list[str]) -> str:
+    rows = [row for group in made for row in group.rows]
+    modes = sorted({row["activation_mode"] for row in rows} - {"none"})
+    seeds = {row["seed"] for row in rows} - {None}
     brackets = (
         f"mean over {len(seeds)} calibration seeds, lowest and highest in brackets"
         if len(seeds) > 1
         else "95 % intervals in brackets, differences on the same questions, p of McNemar's test"
     )
-    return Grid("Results", header, lines, f"Activations: {', '.join(modes) or 'fp'}; {brackets}.")
+    search = f"; search: {', '.join(facts)}" if facts else ""
+    return f"Activations: {', '.join(modes) or 'fp'}{search}; {brackets}."
 
 
-def _families(made: list[Group]) -> Grid:
+def _mean(values: list[float], number: Number) -> str:
+    return number(fmean(values)) if values else NONE
+
+
+def _same(group: Group, key: str, write: Callable[[Any], str]) -> str:
+    """Write what all seeds of a variant have in common, or all that they have."""
+    return " / ".join(dict.fromkeys(map(write, group.facts(key)))) or NONE
+
+
+def grid_text(candidates: Sequence[float]) -> str:
+    """Write the candidates of a search: how many, from where to where.
+
+    Example:
+        >>> grid_text([1.0, 0.995, 0.98]), grid_text([1.0])
+        ('3 of 0.98 to 1', '1')
+    """
+    low, high = min(candidates), max(candidates)
+    return f"{high:g}" if low == high else f"{len(candidates)} of {low:g} to {high:g}"
+
+
+def _families(made: list[Group], split: str) -> Grid:
     tasks = list(
         dict.fromkeys(row["task"] for g in made for row in g.rows if row["task"] != OVERALL)
     )
@@ -128,7 +172,13 @@ def _families(made: list[Group]) -> Grid:
                 cells = [cell(group.find(metric, task), points, interval=False) for task in tasks]
                 lines.append([label, cell(group.find(metric), points, interval=False), *cells])
     note = "Percent correct. Shuffled images: only questions that have an image."
-    return Grid("Accuracy per family", ["variant", "all", *tasks], lines, note)
+    title = f"Accuracy per family{in_split(split)}"
+    return Grid(title, ["variant", "all", *tasks], lines, note)
+
+
+def whole(value: float) -> str:
+    """Write a count."""
+    return f"{value:,.0f}"
 
 
 def points(value: float) -> str:
@@ -146,21 +196,21 @@ def nats(value: float) -> str:
     return f"{value:.4f}" if value < 0.1 else f"{value:.3f}"
 
 
-def cell(found: Sequence[Row], number: Number, interval: bool = True) -> str:
+def cell(rows: Sequence[Row], number: Number, interval: bool = True) -> str:
     """Write a figure: its value with its interval and p-value, or mean and range of several.
 
     Args:
-        found: rows of the figure, one per calibration seed; none is a dash.
+        rows: rows of the figure, one per calibration seed; none is a dash.
         number: writes a value.
         interval: whether to write the interval or range.
     """
-    if not found:
+    if not rows:
         return NONE
-    values = [row["value"] for row in found]
+    values = [row["value"] for row in rows]
     text = number(fmean(values))
-    if len(found) > 1:
+    if len(rows) > 1:
         return f"{text} [{number(min(values))}, {number(max(values))}]" if interval else text
-    row = found[0]
+    row = rows[0]
     if interval and row["ci_low"] is not None:
         text += f" [{number(row['ci_low'])}, {number(row['ci_high'])}]"
     if "p_value" in row:

@@ -1,31 +1,30 @@
 """From stored answers to the rows of ``results.json``."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.metrics.divergence import AnswerKL, answer_kl
 from qvlm_lightning.metrics.grouped import OVERALL
-from qvlm_lightning.metrics.intervals import bootstrap_interval
-from qvlm_lightning.metrics.target import WHOLE
-from qvlm_lightning.results.predictions import Predictions, file_name, stored, write_whole
-from qvlm_lightning.results.rows import Row as Row
-from qvlm_lightning.results.rows import (
-    difference,
-    figure,
-    mean,
-    rate,
-    right_or_wrong,
-    score,
-    units,
+from qvlm_lightning.results.measures import (
+    Groups,
+    difference_measures,
+    divergences,
+    own_measures,
+    paired_measures,
+    score_measures,
 )
+from qvlm_lightning.results.predictions import Predictions, search_facts, stored, write_whole
+from qvlm_lightning.results.rows import Row as Row
+from qvlm_lightning.results.rows import mean
+from qvlm_lightning.results.variant import Control, file_name
 
 Known = Mapping[str, Predictions]
 
+CONTROLS: tuple[Control, ...] = ("blind", "shuffled")
 METHODS = ("fp", "rtn", "sequential", "cdm", "veo", "qvlm")
 """Order of the rows; other methods come after them."""
 
@@ -40,18 +39,19 @@ def load_answers(*folders: Path) -> dict[str, Predictions]:
         Name -> predictions, full precision first, then by scheme and in the order of METHODS.
     """
     names = [(folder, name) for folder in folders for name in stored(folder)]
-    found = [Predictions.load(folder, name) for folder, name in names]
-    found.sort(key=sort_key)
-    return {predictions.name: predictions for predictions in found}
+    answers = [Predictions.load(folder, name) for folder, name in names]
+    answers.sort(key=sort_key)
+    return {predictions.name: predictions for predictions in answers}
 
 
-def sort_key(predictions: Predictions) -> tuple[float, bool, str, int, str]:
-    """Put full precision first, then by scheme and in the order of METHODS."""
+def sort_key(predictions: Predictions) -> tuple[str, float, bool, str, int, str]:
+    """Order by split, full precision first, then by scheme and in the order of METHODS."""
     variant = predictions.variant
     rank = METHODS.index(variant.method) if variant.method in METHODS else len(METHODS)
     # as it was loaded before what it was cast to
     scheme = "" if variant.scheme == "fp" else variant.scheme
-    return variant.outlier_scale, not variant.is_fp, scheme, rank, predictions.name
+    stress = variant.outlier_scale
+    return predictions.split, stress, not variant.is_fp, scheme, rank, predictions.name
 
 
 def report_rows(known: Known) -> list[Row]:
@@ -73,37 +73,50 @@ def variant_rows(answered: Predictions, known: Known) -> list[Row]:
         known: all stored answers, among them full precision, round-to-nearest and the controls.
 
     Returns:
-        Rows with ``model, method, scheme, activation_mode, outlier_scale, seed, stress, task,
-        metric, value, ci_low, ci_high, n``; ``task`` is ``overall`` or a family of questions.
+        Rows with ``model, variant, method, scheme, activation_mode, outlier_scale, seed, stress,
+        split``, then what the artifact says of its search, ``objective, candidates, layer_forwards,
+        search_seconds`` (None where it does not), then ``task, metric, value, ci_low, ci_high, n``;
+        ``variant`` is the name of the row, ``task`` is ``overall`` or a family of questions.
 
     Raises:
         InputError: the variant and what it is compared with answered other questions, or come
             from other full-precision weights.
     """
-    rows = [*_own(answered)]
-    variant = answered.variant
+    groups, variant = _tasks(answered), answered.variant
+    measures = [*_renamed(own_measures(answered, groups))]
     if variant.is_fp:
-        for control in ("blind", "shuffled"):
-            control_answers = known.get(file_name(variant, control))
-            if control_answers is not None:
-                rows += _accuracy(control_answers, f"accuracy_{control}")
+        for control in CONTROLS:
+            guessed = known.get(file_name(variant, control, answered.split))
+            if guessed is not None:
+                scores = score_measures(guessed, _tasks(guessed))
+                measures += [(t, row | {"metric": f"accuracy_{control}"}) for t, row in scores]
     else:
-        reference = known.get(variant.reference.name)
-        rounded = known.get(replace(variant, method="rtn").name)
+        reference = known.get(file_name(variant.reference, split=answered.split))
+        rounded = _rounded(answered, known)
         if reference is not None:
-            rows += [*_against_fp(answered, _comparable(reference, answered))]
+            paired = paired_measures(answered, _comparable(reference, answered), groups)
+            measures += _renamed(paired, "accuracy_minus_fp")
         if rounded is not None and rounded is not answered:
-            rows += [*_against_rtn(answered, _comparable(rounded, answered), reference)]
-    head = {
+            rounded = _comparable(rounded, answered)
+            measures += _against_rtn(answered, rounded, reference, groups)
+    head = _head(answered)
+    return [head | {"task": task} | row for task, row in measures]
+
+
+def _head(answered: Predictions) -> Row:
+    variant = answered.variant
+    return {
         "model": variant.model,
+        "variant": variant.row,
         "method": variant.method,
         "scheme": variant.scheme,
         "activation_mode": variant.activation_mode,
         "outlier_scale": variant.outlier_scale,
         "seed": variant.seed,
         "stress": variant.outlier_scale > 1,
+        "split": answered.split,
+        **(search_facts({}) | dict(answered.search)),
     }
-    return [head | row for row in rows]
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
@@ -113,77 +126,46 @@ def write_results(path: Path, rows: Sequence[Row]) -> None:
     write_whole(path, f"[\n{lines}\n]\n")
 
 
-def _own(answered: Predictions) -> Iterator[Row]:
-    yield from _accuracy(answered, "accuracy")
-    unread = np.array([parsed is None for parsed in answered.parsed])
-    yield from _rates(answered, unread, "parse_failures")
-    yield _of(OVERALL, figure("seconds", answered.seconds, None, len(answered.ids)))
-
-
-def _accuracy(answered: Predictions, name: str) -> Iterator[Row]:
-    points = np.array(answered.points)
-    for task, places in _tasks(answered):
-        counted = units(points, answered.clusters, places)
-        yield _of(task, score(name, counted, right_or_wrong(points)))
-
-
-def _families(answered: Predictions) -> list[str]:
-    return list(dict.fromkeys(answered.families))
-
-
-def _rates(answered: Predictions, hits: np.ndarray, name: str) -> Iterator[Row]:
-    for task, places in _tasks(answered):
-        yield _of(task, rate(name, hits[places]))
-
-
-def _against_fp(answered: Predictions, reference: Predictions) -> Iterator[Row]:
-    families = _families(answered)
-    pairs = zip(answered.parsed, reference.parsed, strict=True)
-    same = np.array([mine == theirs for mine, theirs in pairs])
-    yield from _rates(answered, same, "agreement")
-    yield from _differences(answered, reference, "accuracy_minus_fp")
-    if answered.log_probs is not None and reference.log_probs is not None:
-        metric = AnswerKL(families)
-        metric.update(reference.log_probs, answered.log_probs, answered.families)
-        means = metric.compute()
-        values = answer_kl(reference.log_probs, answered.log_probs).numpy()
-        for task, places in _tasks(answered):
-            interval = bootstrap_interval(values[places])
-            yield _of(task, figure("kl", float(means[task]), interval, len(places)))
-
-
 def _against_rtn(
-    answered: Predictions, rounded: Predictions, reference: Predictions | None
-) -> Iterator[Row]:
-    yield from _differences(answered, rounded, "accuracy_minus_rtn")
-    full = None if reference is None else reference.log_probs
-    if full is None or answered.log_probs is None or rounded.log_probs is None:
+    answered: Predictions, rounded: Predictions, reference: Predictions | None, groups: Groups
+) -> Iterator[tuple[str, Row]]:
+    yield from _renamed(difference_measures(answered, rounded, groups), "accuracy_minus_rtn")
+    if reference is None:
         return
-    gap = answer_kl(full, answered.log_probs) - answer_kl(full, rounded.log_probs)
-    for task, places in _tasks(answered):
-        yield _of(task, mean("kl_minus_rtn", gap.numpy()[places]))
+    mine, theirs = (divergences(p, reference) for p in (answered, rounded))
+    if mine is not None and theirs is not None:
+        for task, places in groups:
+            yield task, mean("kl_minus_rtn", (mine - theirs)[places])
 
 
-def _differences(answered: Predictions, other: Predictions, name: str) -> Iterator[Row]:
-    points, others = np.array(answered.points), np.array(other.points)
-    whole = WHOLE
-    if right_or_wrong(points) and right_or_wrong(others):
-        points, others, whole = points // WHOLE, others // WHOLE, 1
-    for task, places in _tasks(answered):
-        mine, theirs = (units(x, answered.clusters, places) for x in (points, others))
-        yield _of(task, difference(name, mine, theirs, whole))
+def _renamed(
+    measures: Iterable[tuple[str, Row]], difference: str = "difference"
+) -> Iterator[tuple[str, Row]]:
+    """Name measures as ``results.json`` does."""
+    names = {"score": "accuracy", "difference": difference}
+    for task, row in measures:
+        yield task, row | {"metric": names.get(row["metric"], row["metric"])}
 
 
-def _of(task: str, row: Row) -> Row:
-    return {"task": task} | row
-
-
-def _tasks(answered: Predictions) -> Iterator[tuple[str, np.ndarray]]:
-    """Yield each task with the places of its questions."""
+def _tasks(answered: Predictions) -> Groups:
+    """Return all questions, and each family of questions with their places."""
     families = np.array(answered.families)
-    yield OVERALL, np.arange(len(families))
-    for name in _families(answered):
-        yield name, np.flatnonzero(families == name)
+    names = dict.fromkeys(answered.families)
+    everything = (OVERALL, np.arange(len(families)))
+    return [everything, *((name, np.flatnonzero(families == name)) for name in names)]
+
+
+def _rounded(answered: Predictions, known: Known) -> Predictions | None:
+    """Return what round-to-nearest of the same scheme, mode, scale and seed answered."""
+    wanted = replace(answered.variant, method="rtn", label="")
+    alike = {
+        p.variant.label: p
+        for p in known.values()
+        if not p.control and p.split == answered.split and replace(p.variant, label="") == wanted
+    }
+    # several rows of an ablation may start from rounding: the one without a name of its own counts
+    only = next(iter(alike.values())) if len(alike) == 1 else None
+    return alike.get("", only)
 
 
 def _comparable(other: Predictions, answered: Predictions) -> Predictions:

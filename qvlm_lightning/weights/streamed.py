@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.nn.changes import Changes
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.weights.shards import Entry, Shards
 
@@ -27,6 +28,9 @@ class StreamedWeights:
         shards: hold every parameter on the meta device by its name in ``model``.
         device: where parameters come to lie.
 
+    Attributes:
+        changes: what methods have decided, which lies over the files.
+
     Raises:
         InputError: the files lack a parameter, or hold one of another shape.
     """
@@ -34,6 +38,7 @@ class StreamedWeights:
     def __init__(self, model: nn.Module, shards: Shards, device: torch.device) -> None:
         _keep_tensors_off_the_heap()
         self.model, self.shards, self.device = model, shards, device
+        self.changes = Changes()
         named = dict(model.named_parameters(remove_duplicate=False))
         self.dtypes = {name: p.dtype for name, p in named.items() if p.is_meta}
         for name, value in model.state_dict().items():
@@ -61,8 +66,11 @@ class StreamedWeights:
                     module._buffers[name] = held.to(device)
 
     def read(self, name: str) -> Tensor:
-        """Return a parameter in the model's type, on the CPU."""
-        return self.shards.read(name).to(self.dtypes[name])
+        """Return a parameter in the model's type, on the CPU: as the files hold it, or as a method
+        has decided it while its tower is quantized.
+        """
+        decided = self.changes.decided(name)
+        return (self.shards.read(name) if decided is None else decided).to(self.dtypes[name])
 
     def sample(self, name: str, stride: int) -> Tensor:
         """Return every ``stride``-th element of a flattened parameter in the model's type."""

@@ -25,7 +25,7 @@ def shake(structure: Structure) -> None:
     with torch.no_grad():
         for site in structure.sites:
             parameters = [site.quantizer.low_ratio, site.quantizer.high_ratio]
-            for p in [*parameters, *(x.clip_ratio for x in site.linears.values())]:
+            for p in [*parameters, *(x.weight_quantizer.clip_ratio for x in site.linears.values())]:
                 p.copy_(1 - 0.2 * torch.rand_like(p))
 
 

@@ -188,7 +188,7 @@ def calibrate(opened: Any) -> Any:
         calibrator, method = opened(folder, streamed, **options), method or JointSearch()
         if isinstance(calibrator.passes, StreamedModel):
             calibrator.passes.spill = spill
-        calibrator.collect(method.percentiles if streamed else None)
+        calibrator.collect(method.candidates("static_tensor") if streamed else None)
         towers = list(calibrator.structure.towers)
         if proxy is not None:
             calibrator.repartition(towers, proxy)
@@ -246,7 +246,8 @@ def started(family_class, toy_batches, tmp_path):
     """A module behind ``on_train_start`` and one sequential search, outside of any loop."""
 
     def start(scheme: str = "w4a4", **options: Any) -> VisualEncoderOptimization:
-        module = VisualEncoderOptimization(family_class(), Scheme.parse(scheme), **options)
+        method = SequentialSearch()
+        module = VisualEncoderOptimization(family_class(), Scheme.parse(scheme), method, **options)
         data = ToyData(toy_batches)
         module.__dict__["_trainer"] = None
         module._fabric = None
@@ -259,7 +260,7 @@ def started(family_class, toy_batches, tmp_path):
         module.configure_model()
         module.on_train_start()
         if scheme != "fp":
-            module.search(0, SequentialSearch())
+            module.search(0)
         module.state.jacobian = module.loss.jacobian()
         return module
 
@@ -268,7 +269,9 @@ def started(family_class, toy_batches, tmp_path):
 
 def fit_toy(family, batches, root, epochs=2, **options: Any) -> VisualEncoderOptimization:
     """Run the Trainer on toy batches."""
-    module = VisualEncoderOptimization(family, Scheme.parse("w4a4"), epochs=epochs, **options)
+    method = JointSearch(per="layer")
+    scheme = Scheme.parse("w4a4")
+    module = VisualEncoderOptimization(family, scheme, method, epochs=epochs, **options)
     trainer = Trainer(
         default_root_dir=root,
         max_epochs=epochs + 1,
@@ -277,7 +280,7 @@ def fit_toy(family, batches, root, epochs=2, **options: Any) -> VisualEncoderOpt
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[EntropyRepartition(), PercentileSearch(JointSearch(per="layer"))],
+        callbacks=[EntropyRepartition(), PercentileSearch()],
     )
     trainer.fit(module, datamodule=ToyData(batches))
     return module

@@ -2,8 +2,8 @@
 
 import pytest
 
+from qvlm_lightning.estimate.cost import expected_layer_forwards
 from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
-from qvlm_lightning.methods.cost import expected_layer_forwards
 
 
 def test_by_hand():

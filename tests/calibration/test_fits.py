@@ -1,9 +1,8 @@
-"""What fits on a machine, and what is said of what does not."""
+"""Comparison of a workload with a machine, and what is said of what does not fit."""
 
 import math
 from dataclasses import replace
 from functools import partial
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,12 +11,12 @@ import torch
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.estimate import fits
-from qvlm_lightning.estimate.fits import Room, _lacking, rooms, shortage, work_of
-from qvlm_lightning.estimate.memory import memory
+from qvlm_lightning.estimate.fits import MemoryPool, _lack, memory_pools, shortage, workload_of
+from qvlm_lightning.estimate.memory import allocations
 from qvlm_lightning.estimate.workload import (
     DEVICE,
     RAM,
-    Work,
+    Workload,
     alternatives,
     first_that_fits,
     levers,
@@ -28,7 +27,7 @@ from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.scheme import Scheme
 
-WORK = Work(
+WORKLOAD = Workload(
     pairs=8,
     search_pairs=4,
     batch_size=2,
@@ -43,14 +42,14 @@ WORK = Work(
 
 
 def test_the_first_that_fits_gives_the_same_result() -> None:
-    def measure(work: Work) -> Any:
-        return [Sized(10 * work.batch_size // work.micro_batches)]
+    def measure(workload: Workload) -> Any:
+        return [Sized(10 * workload.batch_size // workload.micro_batches)]
 
-    def fitting(asked: Work, *limits: int) -> list[tuple[int, int] | None]:
+    def fitting(asked: Workload, *limits: int) -> list[tuple[int, int] | None]:
         found = [first_that_fits(measure, asked, n) for n in limits]
         return [w and (w.batch_size, w.micro_batches) for w in found]
 
-    asked = replace(WORK, batch_size=8)
+    asked = replace(WORKLOAD, batch_size=8)
     assert fitting(asked, 80, 79, 39, 10, 9) == [(8, 1), (4, 1), (2, 1), (1, 1), None]
     # of an optimiser's step only the parts can be smaller
     asked = replace(asked, optimises=True)
@@ -61,10 +60,10 @@ def test_the_first_that_fits_gives_the_same_result() -> None:
 
 
 def test_levers_by_what_is_pulled_already() -> None:
-    assert levers(WORK) == "--model.streaming=true"
-    assert levers(replace(WORK, streaming=True)) == "fewer search_pairs"
+    assert levers(WORKLOAD) == "--model.streaming=true"
+    assert levers(replace(WORKLOAD, streaming=True)) == "fewer search_pairs"
     without = "a method without optimisation (configs/methods/cdm.yaml)"
-    tuned = replace(WORK, optimises=True)
+    tuned = replace(WORKLOAD, optimises=True)
     assert (
         levers(tuned)
         == f"--model.streaming=true, or --model.activation_checkpointing=true, or {without}"
@@ -86,45 +85,45 @@ class Sized:
 
 
 def test_a_method_without_candidates_stacks_nothing() -> None:
-    assert replace(WORK, method=MinMax()).candidates == 1
-    assert replace(WORK, method=JointSearch(low=0.99, high=1.0, step=0.01)).candidates == 3
-    assert WORK.candidates == 5
+    assert replace(WORKLOAD, method=MinMax()).candidates == 1
+    assert replace(WORKLOAD, method=JointSearch([1.0, 0.99])).candidates == 3
+    assert WORKLOAD.candidates == 5
 
 
-def test_what_has_no_room_is_said(build) -> None:
+def test_a_shortage_is_said(build) -> None:
     model = build()
     structure = quantize_model(model, Llava("toy"), Scheme.parse("w4a4"))
-    measure = partial(memory, model, structure)
+    measure = partial(allocations, model, structure)
 
-    def said(work: Work, nbytes: int) -> str:
-        return str(shortage(measure, work, Room("cuda:0", (DEVICE,), nbytes, 1)))
+    def said(workload: Workload, nbytes: int) -> str:
+        return str(shortage(measure, workload, MemoryPool("cuda:0", (DEVICE,), nbytes, 1)))
 
-    work = replace(WORK, batch_size=8, pairs=8)
-    needed = {n: peak(measure(replace(work, batch_size=n)), DEVICE) for n in (8, 4)}
-    assert said(work, needed[8]) == "None"
-    assert "of cuda:0, which has" in said(work, needed[4])
-    assert "--data.batch_size=4, with the same result" in said(work, needed[4])
-    tuned = replace(work, optimises=True, method=None)
+    workload = replace(WORKLOAD, batch_size=8, pairs=8)
+    needed = {n: peak(measure(replace(workload, batch_size=n)), DEVICE) for n in (8, 4)}
+    assert said(workload, needed[8]) == "None"
+    assert "of cuda:0, which has" in said(workload, needed[4])
+    assert "--data.batch_size=4, with the same result" in said(workload, needed[4])
+    tuned = replace(workload, optimises=True, method=None)
     halves = peak(measure(replace(tuned, micro_batches=2)), DEVICE)
     assert said(tuned, halves).startswith("optimisation needs about")
     assert "--model.micro_batches=2, with the same result" in said(tuned, halves)
     both = "--model.streaming=true, or --model.activation_checkpointing=true, or a method without"
     assert both in said(tuned, 1000)
     # of the RAM, every process on the machine takes its own
-    ram = Room("RAM", (RAM,), 8 * peak(measure(work), RAM), 8)
-    assert shortage(measure, work, ram) is None
-    assert "of RAM" in str(shortage(measure, work, replace(ram, nbytes=ram.nbytes - 1)))
-    assert _lacking([], ram) is None
+    ram = MemoryPool("RAM", (RAM,), 8 * peak(measure(workload), RAM), 8)
+    assert shortage(measure, workload, ram) is None
+    assert "of RAM" in str(shortage(measure, workload, replace(ram, nbytes=ram.nbytes - 1)))
+    assert _lack([], ram) is None
 
 
 def test_on_a_cpu_both_kinds_of_memory_are_one(monkeypatch, tmp_path) -> None:
-    (ram,) = rooms(torch.device("cpu"), 2)
+    (ram,) = memory_pools(torch.device("cpu"), 2)
     assert set(ram.places) == {DEVICE, RAM}
     assert ram.processes == 2
     assert ram.nbytes > 2**30
     (tmp_path / "memory.max").write_text("1000000\n")
     monkeypatch.setattr(fits, "CONTAINER", tmp_path / "memory.max")
-    assert rooms(torch.device("cpu"), 1)[0].nbytes == 1_000_000
+    assert memory_pools(torch.device("cpu"), 1)[0].nbytes == 1_000_000
 
 
 @pytest.mark.parametrize(
@@ -141,17 +140,17 @@ def test_on_a_cpu_both_kinds_of_memory_are_one(monkeypatch, tmp_path) -> None:
 )
 def test_sizes_that_cannot_be(wrong, words) -> None:
     with pytest.raises(InputError, match=words):
-        replace(WORK, **wrong).check()
-    replace(WORK, pairs=20, batch_size=8, micro_batches=4).check()
+        replace(WORKLOAD, **wrong).check()
+    replace(WORKLOAD, pairs=20, batch_size=8, micro_batches=4).check()
 
 
 def test_the_smallest_batch_limits_the_parts() -> None:
-    asked = replace(WORK, pairs=20, batch_size=8, optimises=True)
+    asked = replace(WORKLOAD, pairs=20, batch_size=8, optimises=True)
     assert [w.micro_batches for w in alternatives(asked)] == [1, 2, 4]
 
 
-def fitted(fit: Any, room: Room, monkeypatch: Any, *args: Any) -> None:
-    monkeypatch.setattr(fits, "rooms", lambda device, processes: [room])
+def fitted(fit: Any, pool: MemoryPool, monkeypatch: Any, *args: Any) -> None:
+    monkeypatch.setattr(fits, "memory_pools", lambda device, processes: [pool])
     fit(*args, epochs=1)
 
 
@@ -160,17 +159,17 @@ def test_a_run_on_a_small_device_ends_before_it_starts(
 ) -> None:
     collected: list[Any] = []
     monkeypatch.setattr(Calibrator, "collect", lambda *args: collected.append(args))
-    room = Room("cuda:0", (DEVICE,), 10_000, 1)
+    pool = MemoryPool("cuda:0", (DEVICE,), 10_000, 1)
     with pytest.raises(InputError, match=r"GiB of cuda:0.*a method without optimisation"):
-        fitted(fit, room, monkeypatch, family_class(), toy_batches, tmp_path)
+        fitted(fit, pool, monkeypatch, family_class(), toy_batches, tmp_path)
     assert collected == []
 
 
 def test_little_ram_is_said_and_tried(
     family_class, toy_batches, tmp_path, fit, monkeypatch, capsys
 ) -> None:
-    room = Room("this machine's RAM", (DEVICE, RAM), 10_000, 1)
-    fitted(fit, room, monkeypatch, family_class(), toy_batches, tmp_path)
+    pool = MemoryPool("this machine's RAM", (DEVICE, RAM), 10_000, 1)
+    fitted(fit, pool, monkeypatch, family_class(), toy_batches, tmp_path)
     assert "may not fit: " in capsys.readouterr().out
     assert list(tmp_path.iterdir())
 
@@ -178,10 +177,9 @@ def test_little_ram_is_said_and_tried(
 def test_lengths_are_means_over_the_pairs(family_class, toy_batches, make, tmp_path, fit) -> None:
     long = make(12, size=1, text=30, blind=())
     module = fit(family_class(), [*toy_batches, long], tmp_path, epochs=1)
-    trainer = SimpleNamespace(callbacks=[], world_size=1)
-    work = work_of(module, trainer)
+    workload = workload_of(module.calibrator, None, 1)
     tokens = sum(b["attention_mask"].numel() for b in [*toy_batches, long])
     images = sum(int(b["has_image"].sum()) for b in [*toy_batches, long])
-    assert (work.pairs, work.batch_size) == (13, 4)
-    assert work.tokens == math.ceil(tokens / 13)
-    assert work.patches == math.ceil(images * 5 / 13)  # four patches and the class token
+    assert (workload.pairs, workload.batch_size) == (13, 4)
+    assert workload.tokens == math.ceil(tokens / 13)
+    assert workload.patches == math.ceil(images * 5 / 13)  # four patches and the class token

@@ -12,12 +12,12 @@ from torch.utils._pytree import tree_iter
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from qvlm_lightning.calibration.calibrator import Calibrator
-from qvlm_lightning.estimate.memory import memory
+from qvlm_lightning.estimate.memory import allocations
 from qvlm_lightning.estimate.workload import (
     DEVICE,
     DISK,
     RAM,
-    Work,
+    Workload,
     peak,
 )
 from qvlm_lightning.methods import JointSearch
@@ -30,7 +30,7 @@ from qvlm_lightning.quant.scheme import Scheme
 
 B, T = 2, 64
 
-WORK = Work(
+WORKLOAD = Workload(
     pairs=8,
     search_pairs=4,
     batch_size=B,
@@ -109,14 +109,14 @@ def held(found: list[Any], step: str) -> dict[str, int]:
 @torch.no_grad()
 def test_candidates_take_what_the_formula_says(small) -> None:
     model, structure, call = small
-    unit, count = structure.towers["language"].units[0], WORK.candidates
+    unit, count = structure.towers["language"].units[0], WORKLOAD.candidates
     tables = [(torch.full((count,), -3.0), torch.full((count,), 3.0)) for _ in unit.sites]
     choice = torch.arange(count)[:, None].expand(-1, len(unit.sites))
     run_candidates(unit, call.hidden.repeat(count, 1, 1), call, tables, choice)  # weights are kept
     with Live() as live:
         stacked = call.hidden.repeat(count, 1, 1)
         stacked = run_candidates(unit, stacked, call, tables, choice)
-    assert held(memory(model, structure, WORK), "search")["candidates"] == pytest.approx(
+    assert held(allocations(model, structure, WORKLOAD), "search")["candidates"] == pytest.approx(
         live.peak, rel=0.02
     )
 
@@ -141,7 +141,7 @@ def test_a_backward_pass_keeps_about_what_the_formula_says(small) -> None:
         run_unit(units[0], call.hidden.clone().requires_grad_(True), call)
     measured = sum(storage.nbytes() for storage in kept.values())
     alone = Structure({"language": structure.towers["language"]}, {}, {})
-    found = memory(model, alone, replace(WORK, optimises=True, streaming=False))
+    found = allocations(model, alone, replace(WORKLOAD, optimises=True, streaming=False))
     assert held(found, "optimisation")["saved for backward"] / len(units) == pytest.approx(
         measured, rel=0.1
     )
@@ -154,8 +154,10 @@ def test_reservoirs_take_what_the_formula_says(calibrated, toy_batches) -> None:
     measured = sum(x.nbytes for observer in observers for x in observer._kept.values())
     tokens = int(sum(batch["attention_mask"].sum() for batch in toy_batches))
     pairs = sum(len(batch["input_ids"]) for batch in toy_batches)
-    work = replace(WORK, pairs=pairs, tokens=-(-tokens // pairs), patches=5)
-    found = held(memory(calibrator.model, calibrator.structure, work), "statistics")["reservoirs"]
+    workload = replace(WORKLOAD, pairs=pairs, tokens=-(-tokens // pairs), patches=5)
+    found = held(allocations(calibrator.model, calibrator.structure, workload), "statistics")[
+        "reservoirs"
+    ]
     # the formula has an image in every pair and no padding
     assert measured <= found <= 2 * measured
 
@@ -163,7 +165,7 @@ def test_reservoirs_take_what_the_formula_says(calibrated, toy_batches) -> None:
 def test_what_is_held_by_hand(small) -> None:
     model, structure, _ = small
     e = model.lm_head.weight.itemsize
-    found = memory(model, structure, WORK)
+    found = allocations(model, structure, WORKLOAD)
     search = held(found, "search")
     learned = ("clip_ratio", "low_ratio", "high_ratio")
     own = [p for n, p in model.named_parameters() if not n.endswith(learned)]
@@ -171,10 +173,11 @@ def test_what_is_held_by_hand(small) -> None:
     layer, tower = 4 * 64 * 64 + 3 * 64 * 172, 2 * (4 * 32 * 32 + 2 * 32 * 128)
     around = tower + 32 * 64 + 64 * 64
     assert search["quantized weights"] == e * (layer + around)
-    tuned = replace(WORK, optimises=True)
+    tuned = replace(WORKLOAD, optimises=True)
     for again, decoder in ((False, 2 * layer), (True, layer)):
         step = held(
-            memory(model, structure, replace(tuned, activation_checkpointing=again)), "optimisation"
+            allocations(model, structure, replace(tuned, activation_checkpointing=again)),
+            "optimisation",
         )
         assert step["quantized weights"] == e * (decoder + around)
     assert search["hidden states"] == 4 * 4 * T * 64 * e
@@ -186,7 +189,7 @@ def test_what_is_held_by_hand(small) -> None:
 def test_streaming_holds_a_block(small) -> None:
     model, structure, _ = small
     e = model.lm_head.weight.itemsize
-    found = memory(model, structure, replace(WORK, streaming=True, depth=2))
+    found = allocations(model, structure, replace(WORKLOAD, streaming=True, depth=2))
     linears = 4 * 64 * 64 + 3 * 64 * 172
     assert held(found, "search")["weights"] == 2 * (linears + 2 * 64) * e
     assert held(found, "search")["quantized weights"] == 2 * linears * e
@@ -195,7 +198,7 @@ def test_streaming_holds_a_block(small) -> None:
     assert held(found, "statistics")["hidden states"] == waiting
     assert "loading" not in {h.step for h in found}
     assert peak(found, DISK) == 0
-    spilled = memory(model, structure, replace(WORK, streaming=True, spills=True))
+    spilled = allocations(model, structure, replace(WORKLOAD, streaming=True, spills=True))
     assert peak(spilled, DISK) == waiting
     assert peak(spilled, RAM) < peak(found, RAM)
 
@@ -207,40 +210,40 @@ def test_more_layers_need_no_more_when_they_are_streamed(build) -> None:
             model = build()
             del model.model.language_model.layers[layers:]
             structure = quantize_model(model, Llava("toy"), Scheme.parse("w4a4"))
-            work = replace(WORK, streaming=streaming)
-            peaks[streaming, layers] = peak(memory(model, structure, work), DEVICE)
+            workload = replace(WORKLOAD, streaming=streaming)
+            peaks[streaming, layers] = peak(allocations(model, structure, workload), DEVICE)
     assert peaks[True, 4] == peaks[True, 2]
     assert peaks[False, 4] > peaks[False, 2]
 
 
 def test_processes_and_micro_batches_share_a_step_of_the_optimisation(small) -> None:
     model, structure, _ = small
-    tuned = replace(WORK, optimises=True)
-    one = held(memory(model, structure, tuned), "optimisation")
+    tuned = replace(WORKLOAD, optimises=True)
+    one = held(allocations(model, structure, tuned), "optimisation")
     both = replace(tuned, processes=2)
-    two = held(memory(model, structure, both), "optimisation")
-    parts = held(memory(model, structure, replace(tuned, micro_batches=2)), "optimisation")
+    two = held(allocations(model, structure, both), "optimisation")
+    parts = held(allocations(model, structure, replace(tuned, micro_batches=2)), "optimisation")
     for what in ("saved for backward", "logits"):
         assert 2 * two[what] == 2 * parts[what] == one[what], what
     assert 2 * two["targets"] == one["targets"] == parts["targets"]
     assert two["weights"] == one["weights"]
-    assert "exchange" in held(memory(model, structure, both), "statistics")
+    assert "exchange" in held(allocations(model, structure, both), "statistics")
 
 
 def test_a_streamed_step_holds_a_layer_and_the_inputs_of_the_others(small) -> None:
     model, structure, _ = small
     e = model.lm_head.weight.itemsize
-    tuned = replace(WORK, optimises=True, streaming=True)
-    step = held(memory(model, structure, tuned), "optimisation")
+    tuned = replace(WORKLOAD, optimises=True, streaming=True)
+    step = held(allocations(model, structure, tuned), "optimisation")
     assert step["weights"] == (4 * 64 * 64 + 3 * 64 * 172 + 2 * 64) * e
     assert step["quantized weights"] == (4 * 64 * 64 + 3 * 64 * 172) * e
     embeddings = 32 * (3 * 14 * 14 + 17) + 32 + 4 * 32 + 40 * 64 + 64
     last = 4 * (32 * 32 + 32) + 32 * 128 + 128 + 128 * 32 + 32 + 4 * 32  # of the tower, unread
     assert step["embeddings, head"] == (embeddings + last + 40 * 64) * e
     inputs = 2 * B * (2 * T * 64 + 2 * 17 * 32 + 17 * 32) * e  # two decoder, two tower layers
-    whole = held(memory(model, structure, replace(tuned, streaming=False)), "optimisation")
+    whole = held(allocations(model, structure, replace(tuned, streaming=False)), "optimisation")
     again = held(
-        memory(model, structure, replace(tuned, activation_checkpointing=True)), "optimisation"
+        allocations(model, structure, replace(tuned, activation_checkpointing=True)), "optimisation"
     )
     assert step["saved for backward"] == again["saved for backward"] < whole["saved for backward"]
     layer = B * T * ((3 * 64 + 172 + 4 * 64 + 2 * 172 + 64) * e + 8 * 64)
@@ -255,8 +258,8 @@ def test_tied_embeddings_are_there_once(build) -> None:
         model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = tie
         model.tie_weights()
         structure = quantize_model(model, Llava("toy"), Scheme.parse("w4a4"))
-        tuned = replace(WORK, optimises=True, streaming=True)
-        sizes.append(held(memory(model, structure, tuned), "optimisation")["embeddings, head"])
+        tuned = replace(WORKLOAD, optimises=True, streaming=True)
+        sizes.append(held(allocations(model, structure, tuned), "optimisation")["embeddings, head"])
     assert sizes[0] - sizes[1] == 40 * 24 * 4  # one of two matrices [vocabulary, width]
 
 

@@ -23,7 +23,7 @@ PROXIES = {
     "entropy": Entropy,
     "mutual information": MutualInformation,
     "quantization error": QuantizationError,
-    "ded": lambda: DiscretizationErrorDifference(JointSearch(low=0.98, step=0.02, per="layer")),
+    "ded": lambda: DiscretizationErrorDifference(JointSearch([1.0, 0.98], per="layer")),
 }
 
 
@@ -153,7 +153,7 @@ def test_units_without_sites_leave_a_tower_of_single_layers(calibrated, scheme, 
     assert tower not in calibrator.state.dependency
     other = {"language": "vision", "vision": "language"}[tower]
     assert len(calibrator.state.partition[other]) < len(calibrator.structure.towers[other].units)
-    calibrator.search(TOWERS, JointSearch(low=0.98, step=0.02, per="layer"), "all")
+    calibrator.search(TOWERS, JointSearch([1.0, 0.98], per="layer"), "all")
     assert set(calibrator.state.percentiles) == {s.name for s in calibrator.structure.sites}
 
 

@@ -7,59 +7,69 @@ import torch
 from torch import nn
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
-from qvlm_lightning.methods.percentile import best, percentile_grid
+from qvlm_lightning.methods import Decision, JointSearch, MinMax, SequentialSearch
+from qvlm_lightning.methods.block import Block
+from qvlm_lightning.methods.grid import percentile_grid
+from qvlm_lightning.methods.percentile import best
 from qvlm_lightning.methods.prefix_tree import exhaustive_table
-from qvlm_lightning.nn.block import Block, Cost
+from qvlm_lightning.methods.search_cost import Cost
 from qvlm_lightning.quant.scheme import Scheme
 
 GRID = [1.0, 0.995, 0.99, 0.985, 0.98]
 
 
-def block_of(calibrator, tower="language", first=0, last=1, percentiles=GRID) -> Block:
+def block_of(
+    calibrator, tower="language", first=0, last=1, percentiles=GRID, objective="normalized"
+) -> Block:
+    owner = calibrator.structure.towers[tower]
     calibrator.structure.enable(False)
-    calls = calibrator._calls(calibrator.structure.towers[tower], set())
+    (calls,) = calibrator.passes.calls(owner, calibrator.search_batches, [set()])
     calibrator.structure.enable(True, {tower})
-    return calibrator._block(
-        calibrator.structure.towers[tower], first, last, calls, calls, percentiles
-    )
+    method = SequentialSearch(percentiles, objective=objective)
+    return calibrator.blocks.block(owner, first, last, calls, calls, method)
+
+
+def choice_of(block: Block, decision: Decision) -> torch.Tensor:
+    """The index of the percentile that a decision names for every site."""
+    names = [f"{next(iter(s.linears))}.input_quantizer.percentile" for s in block.sites]
+    chosen = [float(decision.tensors[name]) for name in names]
+    return torch.tensor([block.percentiles.index(percentile) for percentile in chosen])
 
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("per", ["site", "layer"])
-@pytest.mark.parametrize("normalized", [True, False])
-def test_s1_joint_is_never_worse_than_sequential_or_minmax(calibrated, seed, per, normalized):
-    search = JointSearch(per=per, normalized=normalized)
-    solution = search.solve(block_of(calibrated(seed=seed)))
-    assert solution.objective["joint"] <= solution.objective["sequential"]
-    assert solution.objective["joint"] <= solution.objective["minmax"]
+@pytest.mark.parametrize("objective", ["normalized", "plain"])
+def test_s1_joint_is_never_worse_than_sequential_or_minmax(calibrated, seed, per, objective):
+    block = block_of(calibrated(seed=seed), objective=objective)
+    scores = JointSearch(per=per).solve(block).scores
+    assert scores["joint"] <= scores["sequential"]
+    assert scores["joint"] <= scores["minmax"]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_s2_a_block_of_one_layer_with_one_percentile_joint_equals_sequential(calibrated, seed):
     block = block_of(calibrated(seed=seed), first=1, last=1)
     joint, sequential = (m(per="layer").solve(block) for m in (JointSearch, SequentialSearch))
-    assert torch.equal(joint.choice, sequential.choice)
-    assert joint.objective["joint"] == pytest.approx(sequential.objective["sequential"], rel=1e-6)
+    assert torch.equal(choice_of(block, joint), choice_of(block, sequential))
+    assert joint.scores["joint"] == pytest.approx(sequential.scores["sequential"], rel=1e-6)
 
 
 @pytest.mark.parametrize("method", [SequentialSearch, JointSearch])
 def test_s3_one_candidate_returns_minmax(calibrated, method):
     calibrator = calibrated()
-    solution = method(low=1.0, high=1.0).solve(block_of(calibrator, percentiles=[1.0]))
-    assert solution.choice.eq(0).all()
-    assert solution.objective[list(solution.objective)[-1]] == solution.objective["minmax"]
+    block = block_of(calibrator, percentiles=[1.0])
+    solution = method([1.0]).solve(block)
+    assert choice_of(block, solution).eq(0).all()
+    assert list(solution.scores.values())[-1] == solution.scores["minmax"]
 
 
 def test_s4_more_candidates_never_hurt(calibrated):
     calibrator = calibrated()
-    few = JointSearch(low=0.99, step=0.01, per="layer").solve(
-        block_of(calibrator, percentiles=[1.0, 0.99])
-    )
-    many = JointSearch(low=0.98, step=0.01, per="layer").solve(
+    few = JointSearch([1.0, 0.99], per="layer").solve(block_of(calibrator, percentiles=[1.0, 0.99]))
+    many = JointSearch([1.0, 0.99, 0.98], per="layer").solve(
         block_of(calibrator, percentiles=[1.0, 0.99, 0.98])
     )
-    assert many.objective["joint"] <= few.objective["joint"] * (1 + 1e-9)
+    assert many.scores["joint"] <= few.scores["joint"] * (1 + 1e-9)
 
 
 def brute_force(block: Block, choice: torch.Tensor) -> float:
@@ -80,7 +90,7 @@ def brute_force(block: Block, choice: torch.Tensor) -> float:
 
 
 def test_s5_prefix_tree_equals_brute_force(calibrated):
-    block = block_of(calibrated(), last=1)
+    block = block_of(calibrated(), last=1, objective="plain")
     options = JointSearch(per="layer")._options(block)
     table, choices = exhaustive_table(block, options)
     slow = [brute_force(block, choice) for choice in choices]
@@ -91,10 +101,10 @@ def test_s5_prefix_tree_equals_brute_force(calibrated):
 def test_the_normalized_objective_is_that_of_normalized_outputs(calibrated):
     block = block_of(calibrated(), last=1)
     solution = JointSearch().solve(block)
-    assert block.normalized
+    choice = choice_of(block, solution)
     hidden = [call.hidden for call in block.x_q]
     for unit in range(2):
-        hidden = block.advance(hidden, unit, solution.choice[block.columns(unit)])
+        hidden = block.advance(hidden, unit, choice[block.columns(unit)])
     numerator = denominator = 0.0
     for call, out, target in zip(block.x_q, hidden, block.targets, strict=True):
         a, b = (
@@ -103,14 +113,14 @@ def test_the_normalized_objective_is_that_of_normalized_outputs(calibrated):
         kept = call.mask if call.mask is not None else torch.ones(a.shape[:2], dtype=torch.bool)
         numerator += float((a - b).square().sum(-1)[kept].sum())
         denominator += int(kept.sum()) * a.shape[-1]
-    assert solution.objective["joint"] == pytest.approx(numerator / denominator, rel=1e-4)
+    assert solution.scores["joint"] == pytest.approx(numerator / denominator, rel=1e-4)
 
 
 def test_s5_stacked_candidates_equal_single_ones(calibrated):
-    block = block_of(calibrated(), last=1)
+    block = block_of(calibrated(), last=1, objective="plain")
     choices = torch.randint(5, (6, 8), generator=torch.Generator().manual_seed(0))
     slow = [brute_force(block, choice) for choice in choices]
-    assert block.objective(choices).tolist() == pytest.approx(slow, rel=1e-5)
+    assert block.candidate_errors(choices).tolist() == pytest.approx(slow, rel=1e-5)
 
 
 @pytest.mark.parametrize(("last", "expected"), [(0, 5), (1, 5 + 25), (2, 5 + 25 + 125)])
@@ -124,7 +134,7 @@ def test_s6_layer_forwards_of_the_tree(calibrated, last, expected):
 def test_s7_objective_adds_up_over_batches_by_numerator_and_denominator(calibrated):
     block = block_of(calibrated())
     choices = torch.tensor([[1] * 8])
-    whole = float(block.objective(choices)[0])
+    whole = float(block.candidate_errors(choices)[0])
     parts = []
     for index in range(len(block.x_q)):
         part = Block(
@@ -136,19 +146,19 @@ def test_s7_objective_adds_up_over_batches_by_numerator_and_denominator(calibrat
             block.tables,
         )
         weight = int(block.x_q[index].mask.sum())
-        parts.append((float(part.objective(choices)[0]) * weight, weight))
+        parts.append((float(part.candidate_errors(choices)[0]) * weight, weight))
     assert whole == pytest.approx(sum(p for p, _ in parts) / sum(w for _, w in parts), rel=1e-6)
 
 
 def test_s8_sixteen_bits_leave_nothing_to_choose(calibrated):
     calibrator = calibrated()
-    block = block_of(calibrator)
+    block = block_of(calibrator, objective="plain")
     for site in block.sites:  # 16 means "off" to the scheme; here it is a real 16-bit quantizer
         for linear in site.linears.values():
             linear.enabled = False
         site.quantizer.num_bits = 15
     power = torch.stack([t.double().square().mean() for t in block.targets]).mean()
-    assert float(block.objective(torch.zeros(1, 8, dtype=torch.int64))[0]) < 1e-6 * power
+    assert float(block.candidate_errors(torch.zeros(1, 8, dtype=torch.int64))[0]) < 1e-6 * power
 
 
 def test_s9_committing_a_block_alters_neither_targets_nor_earlier_blocks(calibrated):
@@ -210,13 +220,15 @@ def test_s11_planted_dependency_joint_beats_sequential():
     # channels the
     # common 8 does not matter, only the fine step does.
     table = (torch.tensor([0.0, 0.0]), torch.tensor([9.0, 3.0]))
-    block = Block(units, [UnitInput(x)], [UnitInput(x)], [exact], [1.0, 0.99], [[table], [table]])
+    tables = [[table], [table]]
     # planted in lengths, so that the plain error is what shows it
-    method = JointSearch(low=0.99, step=0.01, per="layer", normalized=False)
+    block = Block(units, [UnitInput(x)], [UnitInput(x)], [exact], [1.0, 0.99], tables)
+    block.objective = "plain"
+    method = JointSearch([1.0, 0.99], per="layer")
     solution = method.solve(block)
-    assert solution.choice.tolist() == [1, 1]
+    assert choice_of(block, solution).tolist() == [1, 1]
     assert method.sequential.choose(block).tolist() == [0, 0]
-    assert solution.objective["joint"] == 0.0 < solution.objective["sequential"]
+    assert solution.scores["joint"] == 0.0 < solution.scores["sequential"]
 
 
 def test_s12_ties_go_to_the_larger_percentile():
@@ -235,9 +247,9 @@ def test_coordinate_descent_reaches_a_point_no_single_change_improves(calibrated
     block = block_of(calibrated(), last=0)
     solution = JointSearch(exhaustive_limit=1).solve(block)
     for column in range(4):
-        choices = solution.choice.repeat(5, 1)
+        choices = choice_of(block, solution).repeat(5, 1)
         choices[:, column] = torch.arange(5)
-        assert block.objective(choices).min() >= solution.objective["joint"] * (1 - 1e-6)
+        assert block.candidate_errors(choices).min() >= solution.scores["joint"] * (1 - 1e-6)
 
 
 def test_a_search_found_again_on_disk_gives_the_same_ranges(calibrated, tmp_path, monkeypatch):

@@ -24,7 +24,7 @@ def decisions(calibrator: Calibrator) -> dict[str, Any]:
 
 def quantizers(calibrator: Calibrator) -> dict[str, Tensor]:
     state = calibrator.model.state_dict()
-    return {n: x for n, x in state.items() if "input_quantizer." in n or "clip_ratio" in n}
+    return {n: x for n, x in state.items() if "_quantizer." in n}
 
 
 def assert_equal(streamed: Calibrator, whole: Calibrator) -> None:

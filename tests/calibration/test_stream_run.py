@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 
 from qvlm_lightning.artifact import load_artifact
 from qvlm_lightning.calibration.module import QuantModule
+from qvlm_lightning.calibration.schedule import PassSettings
 from qvlm_lightning.cli import train_main
 from qvlm_lightning.data import TinyVQA
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.methods import SequentialSearch
 from qvlm_lightning.models import Tiny
 from qvlm_lightning.quant.scheme import Scheme
 
@@ -75,10 +77,10 @@ def test_a_checkpoint_made_in_memory_reaches_a_streamed_model(runs):
     family = Tiny()
     data = TinyVQA(family, calibration_pairs=4, search_pairs=2, batch_size=2)
     data.setup("fit")
-    module = QuantModule(family, Scheme.parse("w4a4"), streaming=True)
+    module = QuantModule(family, Scheme.parse("w4a4"), SequentialSearch(), streaming=True)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.register_pass("PercentileSearch", PassSettings({}))
     module.build(data, trainer)
-    module.schedule = checkpoint["calibration"]["identity"]["schedule"]
     fresh = {name: x.clone() for name, x in module.quantizer_state().items()}
     module.on_load_checkpoint(checkpoint)
     loaded = module.quantizer_state()
@@ -95,10 +97,10 @@ def test_other_answers_to_the_same_questions_are_another_calibration_set(runs):
     data = TinyVQA(family, calibration_pairs=4, search_pairs=2, batch_size=2)
     data.setup("fit")
     data.calibration[2] = replace(data.calibration[2], answer="seven")
-    module = QuantModule(family, Scheme.parse("w4a4"))
+    module = QuantModule(family, Scheme.parse("w4a4"), SequentialSearch())
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module.register_pass("PercentileSearch", PassSettings({}))
     module.build(data, trainer)
-    module.schedule = checkpoint["calibration"]["identity"]["schedule"]
     with pytest.raises(InputError, match="the checkpoint has calibration_tokens '"):
         module.check(checkpoint)
 

@@ -26,7 +26,7 @@ def prepare(opened, folder, toy_batches):
         streamed: bool, dtype: str = "float32", path: Path = folder
     ) -> tuple[Calibrator, TowerLoss]:
         calibrator, search = opened(path, streamed, dtype=dtype), SequentialSearch()
-        calibrator.collect(search.percentiles if streamed else None)
+        calibrator.collect(search.candidates("static_tensor") if streamed else None)
         calibrator.search(["vision", "projector", "language"], search, "first")
         calibrator.structure.enable(True)
         for parameter in learned(calibrator):
@@ -43,7 +43,7 @@ def learned(calibrator: Calibrator) -> list[torch.nn.Parameter]:
     sites = [*towers["vision"].sites, *towers["projector"].sites]
     return [
         *(site.quantizer.high_ratio for site in sites),
-        *(linear.clip_ratio for site in sites for linear in site.linears.values()),
+        *(linear.weight_quantizer.clip_ratio for site in sites for linear in site.linears.values()),
     ]
 
 

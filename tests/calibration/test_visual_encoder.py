@@ -21,7 +21,7 @@ def test_v1_only_the_listed_parameters_change(family_class, toy_batches, tmp_pat
     assert any(not torch.equal(p, torch.ones_like(p)) for p in learned)
     for site in module.structure.towers["language"].sites:
         assert site.quantizer.high_ratio.eq(1).all()
-        assert all(x.clip_ratio.eq(1).all() for x in site.linears.values())
+        assert all(x.weight_quantizer.clip_ratio.eq(1).all() for x in site.linears.values())
     assert fresh.epochs == 1
 
 
@@ -134,7 +134,8 @@ def test_v8_gradient_reaches_the_tower_through_a_frozen_decoder(started):
     for site in module.structure.towers["language"].sites:
         assert site.quantizer.high_ratio.grad is None
         assert all(
-            x.weight.grad is None and x.clip_ratio.grad is None for x in site.linears.values()
+            x.weight.grad is None and x.weight_quantizer.clip_ratio.grad is None
+            for x in site.linears.values()
         )
 
 

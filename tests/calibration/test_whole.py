@@ -25,7 +25,7 @@ def test_x2_error_falls_with_width_on_average(calibrated, toy_batches, mode):
         errors = []
         for seed in range(3):
             calibrator = calibrated(Scheme.parse(name, activation_mode=mode), seed=seed)
-            calibrator.search(TOWERS, SequentialSearch(low=0.99, step=0.01), "all")
+            calibrator.search(TOWERS, SequentialSearch([1.0, 0.99]), "all")
             calibrator.structure.enable(False)
             exact = calibrator.model(**inputs).logits[mask]
             calibrator.structure.enable(True)
@@ -38,7 +38,7 @@ def test_x2_error_falls_with_width_on_average(calibrated, toy_batches, mode):
 
 def run(calibrator: Calibrator) -> tuple[dict[str, Any], dict[str, Tensor]]:
     calibrator.repartition(TOWERS, ConditionalEntropy(), samples=2000)
-    calibrator.search(TOWERS, JointSearch(low=0.98, step=0.01, per="layer"), "all")
+    calibrator.search(TOWERS, JointSearch([1.0, 0.99, 0.98], per="layer"), "all")
     state = calibrator.state.to_dict()
     for search in state["passes"]:
         search.pop("seconds")
@@ -74,8 +74,8 @@ def test_x3_repeating_a_pass_changes_nothing(calibrated):
 def test_x3_order_of_calls_for_several_towers_does_not_matter_to_the_first(calibrated, towers):
     """A pass over some towers decides for each what a pass over it alone decides."""
     together, alone = calibrated(), calibrated()
-    together.search(towers, SequentialSearch(low=0.98, step=0.02), "all")
+    together.search(towers, SequentialSearch([1.0, 0.98]), "all")
     for tower in towers:
-        alone.search([tower], SequentialSearch(low=0.98, step=0.02), tower)
+        alone.search([tower], SequentialSearch([1.0, 0.98]), tower)
     assert together.state.percentiles == alone.state.percentiles
     assert together.state.objective == alone.state.objective

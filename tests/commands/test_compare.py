@@ -9,7 +9,8 @@ from qvlm_lightning.__main__ import main
 from qvlm_lightning.data import TinyVQA
 from qvlm_lightning.evaluation.cli import EvaluationCLI
 from qvlm_lightning.models import Tiny
-from qvlm_lightning.results.predictions import Predictions, Variant
+from qvlm_lightning.results.predictions import Predictions
+from qvlm_lightning.results.variant import Variant
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 COUNT = 40

@@ -11,7 +11,8 @@ from lightning.pytorch import Trainer
 from qvlm_lightning.data import TinyVQA
 from qvlm_lightning.models import Llava
 from qvlm_lightning.models.tiny import WEIGHTS
-from qvlm_lightning.results.predictions import Predictions, Variant
+from qvlm_lightning.results.predictions import Predictions
+from qvlm_lightning.results.variant import Variant
 
 LOGITS = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 0.0]])
 QUANTIZED = ("w4a4", "static_tensor", 1.0, 0)

@@ -1,7 +1,7 @@
 import pytest
 
 from qvlm_lightning.data import TinyVQA
-from qvlm_lightning.evaluation.answering import Answering, Asked
+from qvlm_lightning.evaluation.answering import Answering, Prompt
 from qvlm_lightning.models import Tiny
 
 
@@ -16,8 +16,8 @@ def samples():
     return TinyVQA(Tiny(), evaluation_count=24).evaluation
 
 
-def asked(samples, **other) -> list[Asked]:
-    return [Asked(s.question, s.image, **({"max_new_tokens": 4} | other)) for s in samples]
+def asked(samples, **other) -> list[Prompt]:
+    return [Prompt(s.question, s.image, **({"max_new_tokens": 4} | other)) for s in samples]
 
 
 def test_the_embedded_model_knows_the_answers(tiny, samples):

@@ -17,7 +17,7 @@ from qvlm_lightning.cli import train_main
 from qvlm_lightning.data import TinyVQA
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation import bridge
-from qvlm_lightning.evaluation.answering import Answering, Asked
+from qvlm_lightning.evaluation.answering import Answering, Prompt
 from qvlm_lightning.models import Tiny
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -235,7 +235,7 @@ def test_an_artifact_answers_through_lmms_eval(stand_in, tmp_path):
 
     loaded = load_artifact(exported)
     samples = TinyVQA(Tiny(), evaluation_count=12).evaluation
-    asked = [Asked(s.question, s.image, max_new_tokens=4) for s in samples]
+    asked = [Prompt(s.question, s.image, max_new_tokens=4) for s in samples]
     expected = Answering(loaded.model, loaded.processor)(asked)
     assert json.loads((out / "texts.json").read_text()) == expected
     assert any(expected)

@@ -49,6 +49,7 @@ def test_program_leaves_out_controls_and_shows_questions_per_second(tmp_path, ca
         ("--data.evaluation_count=0", "evaluation_count is 0; allowed are integers of at least 1"),
         ("--model.init_args.wings=2", "wings"),
         ("--data.evaluation_count=many", "expected int, got many"),
+        ("--data.evaluation_split=train", "train is given; allowed: 'test', 'development'"),
     ],
 )
 def test_user_faults_are_one_sentence(tmp_path, capsys, option, sentence):
@@ -59,3 +60,20 @@ def test_user_faults_are_one_sentence(tmp_path, capsys, option, sentence):
     assert sentence in printed.err
     assert printed.err.startswith("error: ")
     assert len(printed.err.splitlines()) == 1
+
+
+def test_both_splits_in_one_folder_stay_apart(tmp_path, capsys, names):
+    eval_main(arguments(tmp_path, "--controls=false"))
+    development = "--data.evaluation_split=development"
+    eval_main(arguments(tmp_path, development, "--controls=false"))
+    assert names() == ["fp-k1", "fp-k1-development"]
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert {row["split"] for row in rows} == {"test", "development"}
+    assert "Results, development split" in capsys.readouterr().out
+    ids = [
+        json.loads((tmp_path / "predictions" / f"{name}.jsonl").read_text().splitlines()[0])["id"]
+        for name in names()
+    ]
+    assert ids == ["test-0-000000", "development-0-000000"]
+    key = json.loads((tmp_path / "predictions" / "fp-k1-development.json").read_text())["asked"]
+    assert key["split"] == "development"

@@ -194,3 +194,12 @@ def test_what_was_asked_otherwise_is_said(entry):
     ids = [f"q{i}" for i in reversed(range(6))]
     assert against(asked=asked | {"questions": "another"}, ids=ids)[0]
     assert "was asked" not in against(asked=asked | {"questions": "another"}, base="others")[1]
+
+
+def test_splits_are_compared_apart(entry):
+    other = {"ids": [f"d{i}" for i in range(6)], "split": "development"}
+    given = [entry("full"), entry("full", **other), entry("small"), entry("small", **other)]
+    compared = compare(given)
+    assert [c.name for c in compared] == ["bench", "bench, development split"]
+    assert [len(c.entries) for c in compared] == [2, 2]
+    assert {row["split"] for row in compared[1].rows} == {"development"}

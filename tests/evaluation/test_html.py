@@ -60,7 +60,9 @@ class Balanced(HTMLParser):
 
 
 def test_the_file_needs_nothing_else(comparison, samples):
-    text = comparison_html([comparison], {"": {"small <i>": changes(comparison, samples)}})
+    text = comparison_html(
+        [comparison], {comparison.name: {"small <i>": changes(comparison, samples)}}
+    )
     parser = Balanced()
     parser.feed(text)
     assert parser.open == []
@@ -72,7 +74,9 @@ def test_the_file_needs_nothing_else(comparison, samples):
 
 
 def test_what_models_and_data_say_is_text_and_not_markup(comparison, samples):
-    text = comparison_html([comparison], {"": {"small <i>": changes(comparison, samples)}})
+    text = comparison_html(
+        [comparison], {comparison.name: {"small <i>": changes(comparison, samples)}}
+    )
     assert "&lt;b&gt;blue&lt;/b&gt;" in text
     assert "no &amp; no" in text
     assert "Which colour &lt;1&gt;?" in text
@@ -83,7 +87,9 @@ def test_what_models_and_data_say_is_text_and_not_markup(comparison, samples):
 
 def test_the_same_comparison_gives_the_same_file(comparison, samples):
     files = {
-        comparison_html([comparison], {"": {"small <i>": changes(comparison, samples)}})
+        comparison_html(
+            [comparison], {comparison.name: {"small <i>": changes(comparison, samples)}}
+        )
         for _ in range(2)
     }
     assert len(files) == 1
@@ -176,6 +182,6 @@ def test_of_clusters_the_changed_questions_are_counted(answered, samples):
         made.clusters = clusters
     (found,) = compare([Entry("full", full, "x"), Entry("small", small, "y")])
     assert found.find("difference", "small")["lost"] == 1
-    text = comparison_html([found], {"": {"small": changes(found, samples, count=1)}})
+    text = comparison_html([found], {found.name: {"small": changes(found, samples, count=1)}})
     assert "1 of the questions it lost against full" in text
     assert "(drawn at random; 2 in all)" in text

@@ -55,6 +55,20 @@ def test_artifact_brings_its_reference(trainer, family, data, artifact, tmp_path
     assert not torch.equal(found.log_probs, full.log_probs)
 
 
+def test_a_row_may_be_named_otherwise_than_its_method(trainer, family, data, artifact, names):
+    folder, manifest = artifact
+    manifest |= {"objective": "plain", "candidates": [1.0], "search": {"layer_forwards": 3}}
+    module = VQAEvaluation(family, str(folder), name="random-blocks")
+    answered = evaluate(trainer, module, data, controls=False)
+    assert names() == ["fp-k1", "random-blocks-w4a4-static_tensor-k1-s3"]
+    assert (answered.variant.row, answered.variant.method) == ("random-blocks", "qvlm")
+    assert answered.search == {
+        **{"objective": "plain", "candidates": [1.0], "layer_forwards": 3, "search_seconds": None}
+    }
+    with pytest.raises(InputError, match="name is 'a/b'; allowed are letters"):
+        VQAEvaluation(family, str(folder), name="a/b")
+
+
 def test_stored_reference_is_not_evaluated_again(trainer, family, data, artifact, tmp_path):
     folder, _ = artifact
     evaluate(trainer, VQAEvaluation(family), data, controls=False)

@@ -1,6 +1,6 @@
 import json
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -12,9 +12,11 @@ from qvlm_lightning.metrics.target import Judgement, Target
 from qvlm_lightning.results.predictions import (
     Predictions,
     is_stored,
+    search_facts,
     stored,
     write_whole,
 )
+from qvlm_lightning.results.variant import check_label
 
 
 def test_what_is_stored_comes_back(answered, tmp_path):
@@ -109,3 +111,49 @@ def test_only_answers_to_the_same_count_as_stored(answered, tmp_path):
     given = (tmp_path, made.name, "qvlm", made.ids)
     assert is_stored(*given, {"mode": "official"})
     assert not is_stored(*given, {"mode": "lmms"})
+
+
+def test_the_splits_of_one_variant_lie_side_by_side(answered, tmp_path):
+    for split in ("test", "development"):
+        answered("qvlm", split=split, source=split).save(tmp_path)
+    assert stored(tmp_path) == [
+        "qvlm-w4a4-static_tensor-k1-s0",
+        "qvlm-w4a4-static_tensor-k1-s0-development",
+    ]
+    back = Predictions.load(tmp_path, "qvlm-w4a4-static_tensor-k1-s0-development")
+    assert (back.split, back.source) == ("development", "development")
+
+
+def test_predictions_of_before_splits_and_searches_were_named_can_be_read(answered, tmp_path):
+    answered("qvlm").save(tmp_path)
+    path = tmp_path / "qvlm-w4a4-static_tensor-k1-s0.json"
+    about = json.loads(path.read_text())
+    for key in ("split", "search"):
+        del about[key]
+    del about["variant"]["label"]
+    path.write_text(json.dumps(about))
+    back = Predictions.load(tmp_path, path.stem)
+    assert (back.split, back.search, back.variant.row) == ("", {}, "qvlm")
+
+
+def test_a_row_of_an_ablation_has_files_of_its_own(variants):
+    one = replace(variants["qvlm"], label="random-blocks")
+    assert one.name == "random-blocks-w4a4-static_tensor-k1-s0"
+    assert (one.row, one.method, variants["qvlm"].row) == ("random-blocks", "qvlm", "qvlm")
+
+
+@pytest.mark.parametrize("name", ["", "paper/cdm", "-x", "a b", "é"])
+def test_a_row_name_must_fit_into_a_file_name(name):
+    with pytest.raises(InputError, match="allowed are letters, digits"):
+        check_label(name)
+
+
+def test_an_old_artifact_says_nothing_of_its_search():
+    assert set(search_facts({"method": "cdm"}).values()) == {None}
+    told = {"objective": "normalized", "candidates": [1.0, 0.98]}
+    cost = {"layer_forwards": 192, "site_forwards": 9, "seconds": 1.5}
+    assert search_facts({**told, "search": cost}) == {
+        **told,
+        "layer_forwards": 192,
+        "search_seconds": 1.5,
+    }

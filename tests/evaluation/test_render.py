@@ -12,6 +12,9 @@ def row(method, value, metric="accuracy", task="overall", scale=1.0, seed=0, **o
     return {
         "model": "tiny",
         "method": method,
+        "variant": method,
+        "split": "test",
+        **dict.fromkeys(("objective", "candidates", "layer_forwards", "search_seconds")),
         "scheme": "fp" if fp else "w4a4",
         "activation_mode": "none" if fp else "static_tensor",
         "outlier_scale": scale,
@@ -68,7 +71,7 @@ def test_seeds_are_one_line_with_mean_and_range(rows):
 def test_markdown_is_a_table(rows):
     text = markdown(grids(rows)[0])
     lines = text.splitlines()
-    assert lines[0] == "### Results"
+    assert lines[0] == "### Results, test split"
     assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
 
 
@@ -99,3 +102,49 @@ def test_brackets_are_text_wherever_they_stand():
     show(Grid("of [/a]", ["model", "fp [/b]"], [["fp [/c]", "1"]], "like [/d]"), screen)
     printed = screen.export_text()
     assert all(f"[/{name}]" in printed for name in "abcd")
+
+
+def searched(value, **facts):
+    return row("cdm", value, **facts)
+
+
+def test_cost_of_the_search_stands_beside_the_variant(rows):
+    facts = {"layer_forwards": 2500, "search_seconds": 12.34}
+    main, _ = grids([row("fp", 90.0), searched(80.0, **facts)])
+    assert main.header[-3:] == ["layer-forwards", "search, s", "answers, s"]
+    assert [line[-3:-1] for line in main.rows] == [["–", "–"], ["2,500", "12.3"]]
+    assert "layer-forwards" not in grids(rows)[0].header
+
+
+def test_one_objective_and_grid_is_said_below_and_several_beside():
+    fine = {"objective": "normalized", "candidates": [1.0, 0.9995, 0.98]}
+    first = row("rtn", 70.0)
+    main, _ = grids([first, searched(80.0, **fine), searched(81.0, seed=1, **fine)])
+    assert "search: objective normalized, grid 3 of 0.98 to 1;" in main.note
+    assert "objective" not in main.header
+    other = row("sequential", 75.0, **(fine | {"objective": "plain"}))
+    main, _ = grids([first, other, searched(80.0, **fine)])
+    assert main.header[1] == "objective"
+    assert [line[1] for line in main.rows] == ["–", "plain", "normalized"]
+    assert "search: grid 3 of 0.98 to 1;" in main.note
+
+
+def test_every_split_has_tables_of_its_own(rows):
+    both = [*rows, *({**r, "split": "development"} for r in rows)]
+    titles = [grid.title for grid in grids(both)]
+    assert titles == [
+        f"{name}, {split} split"
+        for split in ("test", "development")
+        for name in ("Results", "Accuracy per family")
+    ]
+    assert [g.rows for g in grids(both)[2:]] == [g.rows for g in grids(rows)]
+
+
+def test_rows_of_one_method_are_told_apart_by_their_names():
+    given = [searched(80.0, variant=name) for name in ("random-blocks", "fixed-blocks")]
+    assert [g.label for g in groups(given)] == ["W4A4 random-blocks", "W4A4 fixed-blocks"]
+
+
+def test_picture_names_the_split(rows):
+    figure = results_figure([{**r, "split": "development"} for r in rows])
+    assert "100 questions, development split" in figure.get_suptitle()

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from qvlm_lightning.results.report import (
 )
 
 KEYS = {
-    *("model", "method", "scheme", "activation_mode", "outlier_scale", "seed", "stress"),
+    *("model", "variant", "method", "scheme", "activation_mode", "outlier_scale", "seed"),
+    *("stress", "split", "objective", "candidates", "layer_forwards", "search_seconds"),
     *("task", "metric", "value", "ci_low", "ci_high", "n"),
 }
 
@@ -99,8 +101,6 @@ def test_rows_from_files_equal_rows_from_memory(table, tmp_path):
 
 
 def test_stress_is_labelled(answered, known, variants):
-    from dataclasses import replace
-
     stressed = answered("qvlm")
     stressed.variant = replace(variants["qvlm"], outlier_scale=10.0)
     assert all(row["stress"] for row in variant_rows(stressed, known(stressed)))
@@ -165,3 +165,57 @@ def test_a_cluster_counts_once_and_is_worth_its_worst(answered, known):
     lost = value(rows, "rtn", "accuracy_minus_fp")
     assert (lost["lost"], lost["n"]) == (2, 3)
     assert value(rows, "rtn", "parse_failures")["n"] == 4  # failures are those of questions
+
+
+def test_rows_say_whose_they_are_and_how_it_was_searched(answered, known):
+    search = {"objective": "plain", "candidates": [1.0, 0.98], "layer_forwards": 7}
+    rows = report_rows(known(answered("fp"), answered("qvlm", search=search)))
+    said = {r["method"]: [r[k] for k in (*search, "search_seconds", "variant")] for r in rows}
+    assert said["qvlm"] == ["plain", [1.0, 0.98], 7, None, "qvlm"]
+    assert said["fp"] == [None, None, None, None, "fp"]
+
+
+def test_splits_are_never_compared_with_each_other(answered, known):
+    """Other questions, so that a comparison across splits could not go unnoticed."""
+    ids = {"ids": ["d0", "d1", "d2", "d3"], "split": "development"}
+    table = known(
+        answered("fp", split="test"),
+        answered("rtn", "red", "red", "A", "B", split="test"),
+        answered("fp", control="blind", log_probs=None, **ids),
+        answered("fp", **ids),
+        answered("rtn", **ids),
+        answered("qvlm", "red", "red", "A", "B", **ids),
+    )
+    assert len(table) == 6
+    rows = [r for r in report_rows(table) if r["task"] == "overall"]
+    found = {(r["split"], r["method"], r["metric"]): r["value"] for r in rows}
+    assert found["test", "rtn", "accuracy_minus_fp"] == -25.0
+    assert found["development", "rtn", "accuracy_minus_fp"] == 0.0
+    assert found["development", "qvlm", "accuracy_minus_rtn"] == -25.0
+    assert ("test", "fp", "accuracy_blind") not in found
+    assert found["development", "fp", "accuracy_blind"] == 100.0
+
+
+def named(answered, method, name, *texts):
+    made = answered(method, *texts)
+    made.variant = replace(made.variant, label=name)
+    return made
+
+
+def test_round_to_nearest_is_the_row_without_a_name_of_its_own(answered, known):
+    mse = named(answered, "rtn", "mse", "red", "blue", "A", "C")
+    rows = report_rows(
+        known(answered("fp"), answered("rtn", "", "", "", ""), mse, answered("qvlm"))
+    )
+    found = {(r["variant"], r["metric"]): r["value"] for r in rows if r["task"] == "overall"}
+    assert found["qvlm", "accuracy_minus_rtn"] == 100.0
+    assert found["mse", "accuracy_minus_rtn"] == 75.0
+    assert ("rtn", "accuracy_minus_rtn") not in found
+
+
+@pytest.mark.parametrize(("names", "minus"), [(["min-max"], 25.0), (["min-max", "mse"], None)])
+def test_a_named_round_to_nearest_counts_where_it_is_the_only_one(answered, known, names, minus):
+    rounded = [named(answered, "rtn", name, "red", "blue", "A", "C") for name in names]
+    rows = report_rows(known(answered("fp"), *rounded, answered("qvlm")))
+    found = {(r["variant"], r["metric"]): r["value"] for r in rows if r["task"] == "overall"}
+    assert found.get(("qvlm", "accuracy_minus_rtn")) == minus

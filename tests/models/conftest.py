@@ -1,9 +1,14 @@
 """A random model of two decoder layers and a working processor of every family, without a file."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from PIL import Image, ImageDraw
+from torch import Tensor
 
+from qvlm_lightning.data.collate import collate
+from qvlm_lightning.data.sample import Sample
 from tests.models.small.gemma import gemma3, paligemma
 from tests.models.small.llava import llava, llava_next, llava_onevision, llava_siglip, moe_llava
 from tests.models.small.parts import Small
@@ -46,3 +51,37 @@ def make_small() -> Callable[[str], Small]:
 def kind(request: pytest.FixtureRequest) -> str:
     """Name of the builder that made ``small``."""
     return request.node.callspec.params["small"]
+
+
+def picture(width: int, height: int, colour: str) -> Image.Image:
+    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
+    ImageDraw.Draw(image).ellipse([3, 3, width - 5, height - 7], fill=colour)
+    return image
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[Sample]:
+    """Images of different shapes, one sample without."""
+    wide, tall, large = picture(30, 14, "red"), picture(15, 31, "blue"), picture(40, 36, "red")
+    return [
+        Sample("a", wide, "what color is the square ?", answer="red"),
+        Sample("b", None, "what is blue ?", answer="one circle"),
+        Sample("c", tall, "what is the circle ?", answer="a blue one"),
+        Sample("d", large, "what color ?", answer="red"),
+    ]
+
+
+@pytest.fixture
+def family(small: Any) -> Any:
+    """The family around the small model's processor."""
+    family = small.family("in memory")
+    family._processor = small.processor
+    return family
+
+
+@pytest.fixture
+def batches(small: Any, samples: list[Sample]) -> list[dict[str, Tensor]]:
+    return [
+        collate(samples[:3], small.processor, with_answer=True),
+        collate(samples[3:], small.processor, with_answer=True, first_index=3),
+    ]

@@ -5,9 +5,8 @@ import re
 from dataclasses import replace
 from typing import Any
 
-import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 from torch import Tensor, nn
 
 import qvlm_lightning
@@ -100,40 +99,6 @@ COUNTS = {
     "paligemma": (27, 1),
     "gemma3": (26, 1),
 }
-
-
-def picture(width: int, height: int, colour: str) -> Image.Image:
-    image = Image.linear_gradient("L").resize((width, height)).convert("RGB")
-    ImageDraw.Draw(image).ellipse([3, 3, width - 5, height - 7], fill=colour)
-    return image
-
-
-@pytest.fixture(scope="module")
-def samples() -> list[Sample]:
-    """Images of different shapes, one sample without."""
-    wide, tall, large = picture(30, 14, "red"), picture(15, 31, "blue"), picture(40, 36, "red")
-    return [
-        Sample("a", wide, "what color is the square ?", answer="red"),
-        Sample("b", None, "what is blue ?", answer="one circle"),
-        Sample("c", tall, "what is the circle ?", answer="a blue one"),
-        Sample("d", large, "what color ?", answer="red"),
-    ]
-
-
-@pytest.fixture
-def family(small: Any) -> Any:
-    """The family around the small model's processor."""
-    family = small.family("in memory")
-    family._processor = small.processor
-    return family
-
-
-@pytest.fixture
-def batches(small: Any, samples: list[Sample]) -> list[dict[str, Tensor]]:
-    return [
-        collate(samples[:3], small.processor, with_answer=True),
-        collate(samples[3:], small.processor, with_answer=True, first_index=3),
-    ]
 
 
 def linears(model: nn.Module) -> set[str]:
@@ -345,7 +310,7 @@ def test_the_search_improves_on_min_max(
     calibrator.collect()
     towers = list(calibrator.structure.towers)
     calibrator.repartition(towers, ConditionalEntropy(), max_depth=2, samples=256)
-    calibrator.search(towers, JointSearch(low=0.98, step=0.02), "epoch0")
+    calibrator.search(towers, JointSearch([1.0, 0.98]), "epoch0")
     assert all(o["joint"] <= o["minmax"] for o in calibrator.state.objective)
     assert set(calibrator.state.percentiles) == {s.name for s in calibrator.structure.sites}
     fixed = family.vision_positions(calibrator.model)
@@ -385,8 +350,8 @@ def test_a_streamed_calibration_decides_the_same(
             collate(samples[3:], small.processor, with_answer=True, first_index=3),
         ]
         calibrator = Calibrator(model, family, W4A4, batches, batches, weights=weights)
-        search = JointSearch(low=0.98, step=0.02)
-        calibrator.collect(search.percentiles if streamed else None)
+        search = JointSearch([1.0, 0.98])
+        calibrator.collect(search.candidates("static_tensor") if streamed else None)
         calibrator.search(list(calibrator.structure.towers), search, "epoch0")
         sites = {site.name: site.quantizer for site in calibrator.structure.sites}
         bounds = {name: [x.item() for x in (q.low, q.high)] for name, q in sites.items()}

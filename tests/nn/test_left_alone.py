@@ -198,7 +198,7 @@ def test_a_group_size_without_effect_that_was_once_accepted_still_means_channels
     scheme = Scheme.parse("w4a4", group_size=7, group_fallback="channel")
     structure = quantize_model(build(config()), family, scheme, accepted=True)
     layers = {name: x for s in structure.sites for name, x in s.linears.items()}
-    assert {layer.group_size for layer in layers.values()} == {None}
+    assert {layer.weight_quantizer.group_size for layer in layers.values()} == {None}
     assert len(structure.notes) == len(layers)
 
 
@@ -206,7 +206,7 @@ def test_fallback_from_groups_to_channels_is_noted_for_each_layer(quantized, inp
     model, structure = quantized(Scheme.parse("w4a4", group_size=16))
     for name, layer in of_type(model, QuantLinear).items():
         noted = [note for note in structure.notes if note.startswith(f"{name}: ")]
-        assert layer.group_size == (None if layer.in_features % 16 else 16)
+        assert layer.weight_quantizer.group_size == (None if layer.in_features % 16 else 16)
         assert len(noted) == (layer.in_features % 16 != 0)
         assert all("16" in note and str(layer.in_features) in note for note in noted)
     assert model(**inputs).logits.isfinite().all()
@@ -215,4 +215,6 @@ def test_fallback_from_groups_to_channels_is_noted_for_each_layer(quantized, inp
 def test_groups_do_not_concern_weights_at_sixteen_bits(quantized):
     _, structure = quantized(Scheme.parse("w16a8", group_size=16))
     assert structure.notes == []
-    assert {x.group_size for s in structure.sites for x in s.linears.values()} == {None}
+    assert {x.weight_quantizer.group_size for s in structure.sites for x in s.linears.values()} == {
+        None
+    }

@@ -11,8 +11,9 @@ from qvlm_lightning.nn.adapters import add_lora
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.surgery import quantize_model
-from qvlm_lightning.quant.primitives import fake_quantize, fake_quantize_weight
+from qvlm_lightning.quant.primitives import fake_quantize
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.quant.weights import fake_quantize_weight
 
 W4A4 = Scheme.parse("w4a4")
 
@@ -100,7 +101,7 @@ def test_each_shared_input_is_quantized_once_per_forward_pass(quantized, inputs,
 def expected(layer: QuantLinear, x: torch.Tensor) -> torch.Tensor:
     """The layer's output from its tensors, without its code."""
     low, high = layer.site.low * layer.site.low_ratio, layer.site.high * layer.site.high_ratio
-    weight = fake_quantize_weight(layer.weight, 4, None, False, layer.clip_ratio)
+    weight = fake_quantize_weight(layer.weight, 4, None, False, layer.weight_quantizer.clip_ratio)
     return nn.functional.linear(fake_quantize(x, low, high, 4), weight, layer.bias)
 
 
@@ -181,14 +182,20 @@ WEIGHT_CHANGES = {
     "one weight": lambda layer: layer.weight[0, 0].fill_(9),
     "new weight": lambda layer: setattr(layer, "weight", nn.Parameter(2 * layer.weight)),
     "data of the weight": lambda layer: setattr(layer.weight, "data", 2 * layer.weight.data),
-    "clip": lambda layer: layer.clip_ratio.fill_(0.5),
-    "new clip": lambda layer: setattr(layer, "clip_ratio", nn.Parameter(0.5 * layer.clip_ratio)),
-    "data of the clip": lambda layer: setattr(layer.clip_ratio, "data", 0.5 * layer.clip_ratio),
+    "clip": lambda layer: layer.weight_quantizer.clip_ratio.fill_(0.5),
+    "new clip": lambda layer: setattr(
+        layer.weight_quantizer, "clip_ratio", nn.Parameter(0.5 * layer.weight_quantizer.clip_ratio)
+    ),
+    "data of the clip": lambda layer: setattr(
+        layer.weight_quantizer.clip_ratio, "data", 0.5 * layer.weight_quantizer.clip_ratio
+    ),
     "assigned clip": lambda layer: layer.load_state_dict(
-        {"clip_ratio": 0.5 * layer.clip_ratio}, strict=False, assign=True
+        {"weight_quantizer.clip_ratio": 0.5 * layer.weight_quantizer.clip_ratio},
+        strict=False,
+        assign=True,
     ),
     "checkpoint": lambda layer: layer.load_state_dict(
-        {"clip_ratio": 0.5 * layer.clip_ratio}, strict=False
+        {"weight_quantizer.clip_ratio": 0.5 * layer.weight_quantizer.clip_ratio}, strict=False
     ),
 }
 
@@ -203,7 +210,7 @@ def test_a_change_of_the_weight_is_seen(quantized, change):
         WEIGHT_CHANGES[change](layer)
     after = layer.quantized_weight()
     assert not torch.equal(after, before)
-    clip = layer.clip_ratio
+    clip = layer.weight_quantizer.clip_ratio
     assert torch.equal(after, fake_quantize_weight(layer.weight, 4, None, False, clip))
 
 

@@ -5,8 +5,9 @@ from fractions import Fraction
 import pytest
 import torch
 
-from qvlm_lightning.quant.primitives import fake_quantize, fake_quantize_weight, weight_codes
+from qvlm_lightning.quant.primitives import fake_quantize
 from qvlm_lightning.quant.qparams import affine_qparams, as_stored, symmetric_scale
+from qvlm_lightning.quant.weights import fake_quantize_weight, weight_codes
 
 NARROW = [torch.bfloat16, torch.float16]
 

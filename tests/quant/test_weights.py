@@ -6,13 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.quant.primitives import (
-    dequantize,
-    fake_quantize,
-    fake_quantize_weight,
-    weight_codes,
-    weight_ranges,
-)
+from qvlm_lightning.quant.primitives import dequantize, fake_quantize
+from qvlm_lightning.quant.weights import fake_quantize_weight, weight_codes, weight_ranges
 
 quick = settings(max_examples=40, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31)

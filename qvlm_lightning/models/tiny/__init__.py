@@ -5,7 +5,8 @@ from qvlm_lightning.models.tiny.samples import (
     TEXT_FAMILIES,
     WEIGHTS,
     TinySample,
+    calibration_index,
     generate,
 )
 
-__all__ = ["TASKS", "TEXT_FAMILIES", "WEIGHTS", "TinySample", "generate"]
+__all__ = ["TASKS", "TEXT_FAMILIES", "WEIGHTS", "TinySample", "calibration_index", "generate"]

@@ -11,13 +11,15 @@ from PIL import Image
 
 from qvlm_lightning.models.tiny.questions import IMAGE_BUILDERS
 from qvlm_lightning.models.tiny.scenes import SPLITS, Scene, draw_scene, render
-from qvlm_lightning.models.tiny.texts import TEXT_BUILDERS
+from qvlm_lightning.models.tiny.texts import TEXT_BUILDERS, content
 from qvlm_lightning.models.tiny.turns import Turn
 
 IMAGE_FAMILIES: tuple[str, ...] = tuple(IMAGE_BUILDERS)
 TEXT_FAMILIES: tuple[str, ...] = tuple(TEXT_BUILDERS)
 TASKS: tuple[str, ...] = IMAGE_FAMILIES + TEXT_FAMILIES
 QUESTIONS_PER_IMAGE = 8
+KEPT_SEEDS, KEPT_PAIRS = range(10), 64
+"""Calibration seeds, and how many of their first pairs, whose texts development leaves out."""
 WEIGHTS = Path(__file__).parent / "weights"
 
 
@@ -43,7 +45,10 @@ def generate(split: str, count: int, seed: int = 0) -> list[TinySample]:
     """Generate samples, families in turn, eight questions per image.
 
     Args:
-        split: ``"train"``, ``"calibration"`` or ``"test"``; they share no scene and no text.
+        split: ``"train"``, ``"calibration"``, ``"development"`` or ``"test"``; they share no scene
+            and no text. Development, for choices between methods, has the facts of calibration, but
+            no two of them together and no triple of numbers that calibration pairs of
+            ``KEPT_SEEDS`` have.
         count: how many; a smaller count gives the first samples of a larger one.
         seed: other seeds give other samples of the same split.
 
@@ -93,11 +98,37 @@ def turn_at(split: str, seed: int, index: int) -> tuple[Turn, int]:
     turn_of_round, place = divmod(index, len(TASKS))
     family = TASKS[place]
     if family in TEXT_BUILDERS:
-        return TEXT_BUILDERS[family](rng, split), -1
+        turn = TEXT_BUILDERS[family](rng, split)
+        while split == "development" and content(turn) in _calibration_texts():
+            turn = TEXT_BUILDERS[family](rng, split)
+        return turn, -1
     number = (turn_of_round * len(IMAGE_FAMILIES) + place) // QUESTIONS_PER_IMAGE
-    turn = IMAGE_BUILDERS[family](scene_at(split, seed, number), rng)
-    assert turn is not None, "scene_at only returns scenes that every family can ask about"
-    return turn, number
+    about = IMAGE_BUILDERS[family](scene_at(split, seed, number), rng)
+    assert about is not None, "scene_at only returns scenes that every family can ask about"
+    return about, number
+
+
+def calibration_index(pair: int) -> int:
+    """Return the place of a calibration pair in the calibration samples of its seed.
+
+    Of every round of families one is taken, so that each pair has a scene of its own.
+
+    Args:
+        pair: number of the pair.
+
+    Example:
+        >>> [calibration_index(pair) for pair in (0, 1, 9, 10)]
+        [0, 11, 99, 100]
+    """
+    return len(TASKS) * pair + pair % len(TASKS)
+
+
+@lru_cache(maxsize=1)
+def _calibration_texts() -> frozenset[tuple[str, ...]]:
+    places = [calibration_index(pair) for pair in range(KEPT_PAIRS)]
+    texts = [place for place in places if TASKS[place % len(TASKS)] in TEXT_FAMILIES]
+    turns = [turn_at("calibration", seed, place)[0] for seed in KEPT_SEEDS for place in texts]
+    return frozenset(map(content, turns))
 
 
 @lru_cache(maxsize=64)

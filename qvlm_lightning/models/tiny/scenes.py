@@ -15,7 +15,15 @@ IMAGE_SIZE = GRID * CELL
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange")
 SHAPES = ("circle", "square", "triangle", "cross")
 SIZES = ("small", "large")
-SPLITS = ("train", "calibration", "test")
+OWNERS = {
+    "train": "train",
+    "calibration": "calibration",
+    "development": "calibration",
+    "test": "test",
+}
+"""Which share of all scenes and texts each split draws from (see :func:`split_of`); development
+takes what calibration leaves."""
+SPLITS = tuple(OWNERS)
 
 _RGB = {
     "red": (205, 45, 45),
@@ -53,12 +61,12 @@ class Scene:
 
     @property
     def key(self) -> str:
-        """What decides the split of this scene (jitter and noise do not)."""
+        """What decides the share of this scene (jitter and noise do not)."""
         return ";".join(f"{t.cell}{t.size}{t.color}{t.shape}" for t in self.things)
 
 
 def split_of(key: str) -> str:
-    """Name the split that owns a scene or a text, by a hash of its key.
+    """Name the share that a scene or a text belongs to, by a hash of its key.
 
     Args:
         key: canonical description of a scene or of a text's content.
@@ -75,7 +83,7 @@ def split_of(key: str) -> str:
 
 
 def draw_scene(rng: Random, split: str, smallest: int = 4, largest: int = 7) -> Scene:
-    """Draw a random scene that belongs to ``split``.
+    """Draw a random scene of the share that ``split`` draws from.
 
     Args:
         rng: source of randomness.
@@ -84,7 +92,7 @@ def draw_scene(rng: Random, split: str, smallest: int = 4, largest: int = 7) -> 
         largest: greatest number of objects.
 
     Returns:
-        A scene whose key hashes into the split.
+        A scene whose key hashes into that share.
     """
     while True:
         cells = sorted(rng.sample(range(GRID * GRID), rng.randint(smallest, largest)))
@@ -93,7 +101,7 @@ def draw_scene(rng: Random, split: str, smallest: int = 4, largest: int = 7) -> 
             for c in cells
         )
         scene = Scene(things)
-        if split_of(scene.key) == split:
+        if split_of(scene.key) == OWNERS[split]:
             return scene
 
 

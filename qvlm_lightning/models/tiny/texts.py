@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from random import Random
 
-from qvlm_lightning.models.tiny.scenes import split_of
+from qvlm_lightning.models.tiny.scenes import OWNERS, split_of
 from qvlm_lightning.models.tiny.turns import Hint, Turn, lettered, option_hints, words
 
 NAMES = (
@@ -32,11 +32,11 @@ ITEMS = (
 
 
 def choice_context(rng: Random, split: str) -> Turn:
-    """Ask about one of two facts stated in the text; each fact belongs to one split only.
+    """Ask about one of two facts stated in the text; each fact belongs to one share only.
 
     Args:
         rng: source of randomness.
-        split: split that must own both facts.
+        split: both facts are of the share that it draws from.
 
     Returns:
         A lettered question with three options: the answer, the other fact's, an outsider.
@@ -45,7 +45,7 @@ def choice_context(rng: Random, split: str) -> Turn:
     while len(facts) < 2:
         name, item = rng.choice(NAMES), rng.choice(ITEMS)
         fresh = all(name != n and item != i for n, i in facts)
-        if fresh and split_of(f"{name} has {item}") == split:
+        if fresh and split_of(f"{name} has {item}") == OWNERS[split]:
             facts.append((name, item))
     (name, item), (other_name, other_item) = rng.sample(facts, 2)
     context = " ".join(f"{n} has a {i}." for n, i in facts)
@@ -64,18 +64,18 @@ def choice_context(rng: Random, split: str) -> Turn:
 
 
 def choice_rule(rng: Random, split: str) -> Turn:
-    """Ask which of three two-digit numbers is largest or smallest; triples belong to one split.
+    """Ask which of three two-digit numbers is largest or smallest; triples belong to one share.
 
     Args:
         rng: source of randomness.
-        split: split that must own the three numbers.
+        split: the three numbers are of the share that it draws from.
 
     Returns:
         A lettered question with three options.
     """
     while True:
         numbers = rng.sample(range(10, 100), 3)
-        if split_of(f"numbers {sorted(numbers)}") == split:
+        if split_of(f"numbers {sorted(numbers)}") == OWNERS[split]:
             break
     word, pick = rng.choice((("largest", max), ("smallest", min)))
     right = pick(numbers)
@@ -83,6 +83,17 @@ def choice_rule(rng: Random, split: str) -> Turn:
     text, options, letter = lettered(rng, str(right), wrong)
     question = f"which number is {word}? {text}"
     return Turn("choice_rule", question, letter, options, option_hints(question, letter, fit=False))
+
+
+def content(turn: Turn) -> tuple[str, ...]:
+    """Return what a text tells, whatever it asks: its two facts, or its three numbers.
+
+    Example:
+        >>> content(Turn("choice_rule", "which is largest? ...", "A", ("71", "10", "34")))
+        ('10', '34', '71')
+    """
+    told = turn.choices if turn.family == "choice_rule" else turn.question.split(". ")[:2]
+    return tuple(sorted(told))
 
 
 TEXT_BUILDERS: dict[str, Callable[[Random, str], Turn]] = {

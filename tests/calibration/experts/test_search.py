@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
+from qvlm_lightning.methods.site_chains import full_precision_site_inputs, quantized_site_input
 from qvlm_lightning.nn.replay import run_unit
 from qvlm_lightning.quant.scheme import Scheme
 
@@ -22,7 +23,7 @@ from qvlm_lightning.quant.scheme import Scheme
 def test_every_method_decides_every_site(name, method, mode, calibrator):
     made = calibrator(name, Scheme.parse("w4a4", activation_mode=mode), count=1, words=8)
     made.structure.enable(True)
-    chosen = method(low=0.99, step=0.01) if method is not MinMax else method()
+    chosen = method([1.0, 0.99]) if method is not MinMax else method()
     made.search(["vision", "projector", "language"], chosen, "final")
     assert set(made.state.percentiles) == {s.name for s in made.structure.sites}
     for objective in made.state.objective:
@@ -37,7 +38,7 @@ def test_candidates_stacked_in_the_batch_are_run_as_if_alone(calibrator):
     made = calibrator("qwen2_moe", count=1)
     made.structure.enable(True)
     tower = made.structure.towers["language"]
-    (call,) = made._calls(tower, set())
+    ((call,),) = made.passes.calls(tower, made.search_batches, [set()])
     unit = tower.units[0]
     stacked = torch.cat([call.hidden, 2 * call.hidden, -call.hidden])
     whole = run_unit(unit, stacked, call, copies=3)
@@ -49,13 +50,13 @@ def test_one_site_of_an_expert_is_scored_on_tokens_that_both_chains_send_there(c
     made = calibrator("mixtral", count=1)
     made.structure.enable(True)
     tower = made.structure.towers["language"]
-    exact, quantized = made._calls(tower, set()), made._calls(tower, {"vision"})
-    block = made._block(tower, 0, 0, exact, quantized, [1.0])
+    exact, quantized = made.passes.calls(tower, made.search_batches, [set(), {"vision"}])
+    block = made.blocks.block(tower, 0, 0, exact, quantized, MinMax())
     unit = block.units[0]
-    full = block.full_precision_site_inputs(0, [c.hidden for c in exact])[0]
+    full = full_precision_site_inputs(block, 0, [c.hidden for c in exact])[0]
     for column, site in enumerate(unit.sites):
         none = torch.zeros(len(unit.sites), dtype=torch.int64)
-        (seen,) = block.quantized_site_input(0, [c.hidden for c in quantized], none, column)
+        (seen,) = quantized_site_input(block, 0, [c.hidden for c in quantized], none, column)
         mask = seen.shared_mask(full[column])
         assert mask is not None
         if site.route is None:

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections import Counter
+from collections.abc import Sequence
+from itertools import combinations
 from random import Random
 
 import numpy as np
 import pytest
 
-from qvlm_lightning.models.tiny import TASKS, TEXT_FAMILIES, generate
+from qvlm_lightning.models.tiny import TASKS, TEXT_FAMILIES, TinySample, generate
 from qvlm_lightning.models.tiny.questions import IMAGE_BUILDERS
-from qvlm_lightning.models.tiny.samples import IMAGE_FAMILIES, QUESTIONS_PER_IMAGE, scene_at
+from qvlm_lightning.models.tiny.samples import (
+    IMAGE_FAMILIES,
+    QUESTIONS_PER_IMAGE,
+    scene_at,
+    turn_at,
+)
 from qvlm_lightning.models.tiny.scenes import SPLITS, Scene, Thing, render, split_of
 from qvlm_lightning.models.tiny.texts import TEXT_BUILDERS
-from qvlm_lightning.models.tiny.turns import words
+from qvlm_lightning.models.tiny.turns import Turn, words
 
 ROWS, COLUMNS = ["top", "middle", "bottom"], ["left", "center", "right"]
 
@@ -145,22 +154,76 @@ def test_ids_are_unique_over_splits_and_seeds() -> None:
     assert ids[0] == "train-0-000000"
 
 
+def facts_of(question: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+ has a \w+\.", question))
+
+
+def told_in(
+    samples: Sequence[TinySample | Turn],
+) -> tuple[set[frozenset[str]], set[tuple[str, ...]]]:
+    """Pairs of facts, and triples of numbers."""
+    pairs = {facts_of(s.question) for s in samples if s.family == "choice_context"}
+    triples = {tuple(sorted(s.choices)) for s in samples if s.family == "choice_rule"}
+    assert pairs
+    assert triples
+    return pairs, triples
+
+
 def test_splits_share_no_scene_and_no_text() -> None:
-    for split in SPLITS:
+    shares = {"train": "train", "calibration": "calibration", "test": "test"}
+    shares["development"] = "calibration"
+    assert set(SPLITS) == set(shares)
+    for split, share in shares.items():
         for number in range(60):
-            assert split_of(scene_at(split, 0, number).key) == split
-    told = {s: {q for q in generate(s, 1500) if q.family in TEXT_FAMILIES} for s in SPLITS}
-    facts = {
-        s: {f for q in told[s] for f in re.findall(r"\w+ has a \w+\.", q.question)} for s in SPLITS
-    }
-    triples = {
-        s: {tuple(sorted(q.choices)) for q in told[s] if q.family == "choice_rule"} for s in SPLITS
-    }
-    for one, other in (("train", "test"), ("train", "calibration"), ("calibration", "test")):
-        assert facts[one]
-        assert not facts[one] & facts[other]
-        assert triples[one]
-        assert not triples[one] & triples[other]
+            assert split_of(scene_at(split, 0, number).key) == share
+    told = {split: told_in(generate(split, 1500)) for split in SPLITS}
+    facts = {split: frozenset().union(*pairs) for split, (pairs, _) in told.items()}
+    for one, other in combinations(SPLITS, 2):
+        if {one, other} != {"calibration", "development"}:  # see below
+            assert not facts[one] & facts[other]
+            assert not told[one][1] & told[other][1]
+
+
+def test_development_has_nothing_of_the_calibration_pairs() -> None:
+    """64 pairs of seeds 0 to 9, drawn by hand: in round i of the ten families the i-th one."""
+    places = [(seed, 10 * i + i % 10) for seed in range(10) for i in range(64)]
+    pairs = [turn_at("calibration", *place)[0] for place in places]
+    asked = [turn_at("development", 0, number)[0] for number in range(8000)]
+    contexts, triples = told_in(asked)
+    calibrated = told_in(pairs)
+    assert not contexts & calibrated[0]
+    assert not triples & calibrated[1]
+    scenes = {scene_at("development", 0, number).key for number in range(800)}
+    assert not scenes & {scene_at("calibration", s, i).key for s in range(10) for i in range(64)}
+
+
+def test_development_questions_are_like_those_of_the_test() -> None:
+    """Same families in turn, and answers about as often: a choice made on one suits the other."""
+    asked = {split: generate(split, 2000) for split in ("development", "test")}
+    assert [s.family for s in asked["development"]] == [s.family for s in asked["test"]]
+    shares = {split: Counter(s.answer for s in found) for split, found in asked.items()}
+    for answer in shares["test"]:
+        # six standard deviations of a count near 100
+        assert abs(shares["test"][answer] - shares["development"][answer]) < 85, answer
+
+
+@pytest.mark.parametrize(
+    ("split", "count", "seed", "digest"),
+    [
+        ("test", 2000, 0, "dabeda0eef1182af"),
+        ("calibration", 640, 0, "5b3c2d6e40c8d62b"),
+        ("calibration", 640, 1, "a9a45afb351395ba"),
+        ("calibration", 640, 2, "2a6a213503c24ad0"),
+        ("train", 2000, 0, "94ca2510a4ae1c5b"),
+    ],
+)
+def test_samples_are_those_of_commit_2a4a236(split, count, seed, digest) -> None:
+    """Texts, answers and pixels: published figures are about these."""
+    hashed = hashlib.sha256()
+    for s in generate(split, count, seed):
+        hashed.update(repr((s.id, s.question, s.choices, s.answer, s.family)).encode())
+        hashed.update(b"" if s.image is None else np.asarray(s.image).tobytes())
+    assert hashed.hexdigest()[:16] == digest
 
 
 def test_seeds_differ() -> None:
@@ -191,7 +254,11 @@ def test_objects_stay_in_their_cells() -> None:
 @pytest.mark.parametrize(
     ("split", "count", "told"),
     [
-        ("validation", 3, "split is 'validation'; allowed are train, calibration, test"),
+        (
+            "validation",
+            3,
+            "split is 'validation'; allowed are train, calibration, development, test",
+        ),
         ("test", 0, "count is 0; allowed are integers of at least 1"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What a search is expected to run, before it runs."""
+"""Expected cost of a search, in forwards of one layer."""
 
 from collections.abc import Sequence
 
@@ -25,7 +25,7 @@ def expected_layer_forwards(method: Method, sites: Sequence[int]) -> float:
         >>> [expected_layer_forwards(JointSearch(), [4] * depth) for depth in (1, 2, 3)]
         [82.0, 224.0, 426.0]
     """
-    layers, count = len(sites), len(method.percentiles)
+    layers, count = len(sites), len(method.candidates("static_tensor"))
     targets_and_way_on = 2 * layers
     if not isinstance(method, SequentialSearch | JointSearch):
         return float(targets_and_way_on + layers)

@@ -1,0 +1,106 @@
+"""The weight quantizer of one Linear layer, a twin of the activation quantizer."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qvlm_lightning.quant.weights import (
+    fake_quantize_weight_on,
+    weight_codes_on,
+    weight_qparams,
+    weight_ranges,
+)
+
+OFF = 16
+
+
+class WeightQuantizer(nn.Module):
+    """Fake-quantizes a weight [O, I]; owns its range.
+
+    The range is ``low * clip_ratio .. high * clip_ratio``. ``low`` and ``high`` are measured from
+    the weight (minimum and maximum) until a method decides them; ``clip_ratio`` (a parameter,
+    initially 1) is what visual-encoder optimisation learns.
+
+    Args:
+        features: (outputs O, inputs I) of the layer.
+        num_bits: 2-8, or 16 for a weight left alone.
+        group_size: inputs that share a range; ``None`` for one range per output channel.
+        symmetric: symmetric codes.
+        device: of what calibration learns.
+
+    Attributes:
+        low, high: [O, G, 1] float32, or ``None`` as long as they are measured.
+    """
+
+    low: Tensor | None
+    high: Tensor | None
+
+    def __init__(
+        self,
+        features: tuple[int, int],
+        num_bits: int,
+        group_size: int | None,
+        symmetric: bool,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.features, self.num_bits = features, num_bits
+        self.group_size, self.symmetric = group_size, symmetric
+        self.register_buffer("low", None)
+        self.register_buffer("high", None)
+        ones = torch.ones(features[0], 1, device=device)
+        self.clip_ratio = nn.Parameter(ones, requires_grad=False)
+
+    @property
+    def active(self) -> bool:
+        """Whether it changes a weight."""
+        return self.num_bits < OFF
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape of the ranges, [O, G, 1]."""
+        outputs, inputs = self.features
+        return outputs, inputs // (self.group_size or inputs), 1
+
+    def ranges(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the range of ``weight``, [O, G, 1], stored or measured, with its clip ratio."""
+        if self.low is None or self.high is None:
+            return weight_ranges(weight, self.group_size, self.symmetric, self.clip_ratio)
+        return self.low * self.clip_ratio[..., None], self.high * self.clip_ratio[..., None]
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Quantize and dequantize ``weight`` [O, I]."""
+        low, high = self.ranges(weight)
+        return fake_quantize_weight_on(weight, low, high, self.num_bits, self.symmetric)
+
+    def qparams(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Return scale and zero point of ``weight``, [O, G]; what packing and export read."""
+        low, high = self.ranges(weight)
+        return weight_qparams(low, high, self.num_bits, self.symmetric, weight.dtype)
+
+    def codes(self, weight: Tensor) -> Tensor:
+        """Return the codes of ``weight``, [O, I] int32; dequantized they are the forward pass's
+        values to the bit.
+        """
+        scale, zero_point = self.qparams(weight)
+        return weight_codes_on(weight, scale, zero_point, self.num_bits, self.symmetric)
+
+    def hold_range(self) -> None:
+        """Make a place for a decided range, to be filled."""
+        place = torch.full(self.shape, float("nan"), device=self.clip_ratio.device)
+        self.low, self.high = place, place.clone()
+
+    def measure_again(self) -> None:
+        """Forget the decided range."""
+        self.low = self.high = None
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Take over a decided range too, which a fresh quantizer has no place for."""
+        if self.low is None and f"{prefix}low" in state_dict:
+            self.hold_range()
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+    def extra_repr(self) -> str:
+        """Show width and groups in ``print(model)``."""
+        return f"num_bits={self.num_bits}, group_size={self.group_size}"

@@ -1,0 +1,106 @@
+"""Variants of a model: which calibration of it answered, and the names that follow from that."""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from qvlm_lightning.errors import InputError
+
+Control = Literal["", "blind", "shuffled"]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Which model answered."""
+
+    model: str
+    """Name of the model."""
+    method: str = "fp"
+    """Calibration method, or ``fp`` for full precision."""
+    scheme: str = "fp"
+    """Such as ``w4a4``; ``fp``, or for full precision in another floating type ``bf16``."""
+    activation_mode: str = "none"
+    """Such as ``static_tensor``; ``none`` for full precision."""
+    outlier_scale: float = 1.0
+    """Above 1: a stress variant with outlier channels."""
+    seed: int | None = None
+    """Calibration seed; None for full precision."""
+    label: str = ""
+    """Name of its row where several rows have one method, as in an ablation; else empty."""
+
+    @property
+    def row(self) -> str:
+        """Name of its row in tables: the label, or the method."""
+        return self.label or self.method
+
+    @property
+    def name(self) -> str:
+        """File name of its predictions on the test split, without ending.
+
+        Example:
+            >>> Variant("tiny").name, Variant("tiny", "qvlm", "w4a4", "static_tensor", 10, 1).name
+            ('fp-k1', 'qvlm-w4a4-static_tensor-k10-s1')
+            >>> Variant("tiny", scheme="bf16").name
+            'fp-bf16-k1'
+        """
+        parts = [self.row, self.scheme, self.activation_mode]
+        if self.is_fp:
+            parts = ["fp"] if self.scheme == "fp" else ["fp", self.scheme]
+        seed = [] if self.seed is None else [f"s{self.seed}"]
+        return "-".join([*parts, f"k{self.outlier_scale:g}", *seed])
+
+    @property
+    def is_fp(self) -> bool:
+        """Whether this is the model in full precision."""
+        return self.method == "fp"
+
+    @property
+    def reference(self) -> "Variant":
+        """The same model in full precision."""
+        return Variant(self.model, outlier_scale=self.outlier_scale)
+
+
+def file_name(variant: Variant, control: Control = "", split: str = "") -> str:
+    """Name the files of a variant's predictions.
+
+    Args:
+        variant: which model answered.
+        control: which control, if any.
+        split: split of the questions; ``test`` is not written.
+
+    Example:
+        >>> file_name(Variant("tiny"), "blind"), file_name(Variant("tiny"), split="development")
+        ('fp-k1.blind', 'fp-k1-development')
+    """
+    name = variant.name if split in ("", "test") else f"{variant.name}-{split}"
+    return f"{name}.{control}" if control else name
+
+
+def variant_title(method: str, scheme: str, row: str) -> str:
+    """Write a variant's scheme and row for people.
+
+    Args:
+        method: calibration method, or ``fp``.
+        scheme: see :class:`Variant`.
+        row: name of its row.
+
+    Example:
+        >>> variant_title("cdm", "w4a4", "random-blocks"), variant_title("fp", "bf16", "fp")
+        ('W4A4 random-blocks', 'full precision bf16')
+    """
+    if method == "fp":
+        return "full precision" if scheme == "fp" else f"full precision {scheme}"
+    return f"{scheme.upper()} {row}"
+
+
+def check_label(name: str) -> None:
+    """Refuse a row name that cannot be part of a file name.
+
+    Raises:
+        InputError: characters other than letters, digits, ``_``, ``.`` and ``-``, or none.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise InputError(
+            f"name is {name!r}; allowed are letters, digits, '_', '.' and '-', the first of them a "
+            "letter or digit"
+        )

@@ -1,0 +1,244 @@
+# ruff: noqa: E501
+"""Deliberate faults of the package, each with the test that sees it.
+
+A tuple is (file, old text, new text, what it breaks, the test that kills it). The old text occurs
+once in the file; ``tests/test_mutants.py`` puts the new text in its place in a copy and runs the
+test there, which must fail within a minute. Tests of ``tests/wiring`` compare with plain loops.
+"""
+
+ACCOUNTS = "tests/nn/test_surgery.py::test_only_the_named_towers_are_on_inside_the_block_and_as_before_behind_it"
+BOUNDS = "tests/wiring/test_bounds.py"
+CODES = "tests/quant/test_primitives.py"
+ENTROPY = "tests/quant/test_entropy.py"
+EXPERTS = "tests/calibration/experts/test_statistics.py"
+MICRO = (
+    "tests/calibration/test_micro_batches.py::test_micro_batches_give_the_step_of_the_whole_batch"
+)
+MONITOR = "tests/callbacks/test_quantizer_monitor.py"
+OBSERVERS = "tests/quant/test_observers.py"
+PARTITION = "tests/quant/test_partition.py"
+QPARAMS = "tests/quant/test_qparams.py"
+QUANTIZER = "tests/nn/test_quantizer.py"
+RANGES = "tests/wiring/test_ranges.py"
+RESERVOIR = "tests/wiring/test_reservoir.py"
+SHARING = "tests/nn/test_sharing.py"
+SOFT = "tests/quant/test_soft_assignment.py"
+STRAIGHT = "tests/quant/test_straight_through.py"
+STREAMED = "tests/calibration/test_stream.py"
+TERM = "tests/test_losses.py"
+WEIGHTS = "tests/quant/test_weights.py"
+
+_SEARCH = "tests/wiring/test_search.py"
+SEQUENTIAL = f"{_SEARCH}::test_sequential_search_is_that_of_plain_loops"
+MODES = f"{_SEARCH}::test_sequential_search_in_every_mode_is_that_of_plain_loops"
+PER_LAYER = f"{_SEARCH}::test_sequential_search_per_layer_is_that_of_plain_loops"
+JOINT = f"{_SEARCH}::test_joint_search_is_that_of_plain_loops"
+MINMAX = f"{_SEARCH}::test_minmax_reports_the_error_of_the_quantized_chain"
+
+_DEPENDENCY = "tests/wiring/test_dependency.py"
+EDGES = f"{_DEPENDENCY}::test_dependency_is_that_of_plain_loops"
+KINDS = f"{_DEPENDENCY}::test_image_and_text_tokens_apart_are_those_of_plain_loops"
+PROXIES = f"{_DEPENDENCY}::test_entropy_and_mutual_information_are_those_of_plain_loops"
+BEHIND = f"{_DEPENDENCY}::test_a9_a_searched_tower_is_quantized_the_measured_one_is_not"
+PAIR = f"{_DEPENDENCY}::test_quantization_error_is_that_of_a_pair_behind_an_exact_prefix"
+DED = f"{_DEPENDENCY}::test_discretisation_error_difference_is_that_of_plain_loops"
+
+_LOSS = "tests/wiring/test_loss.py"
+JACOBIAN = f"{_LOSS}::test_jacobian_weights_are_those_of_plain_loops"
+TERMS = f"{_LOSS}::test_terms_are_those_of_plain_loops"
+GRADIENTS = f"{_LOSS}::test_gradients_of_all_that_is_learned_are_those_of_autograd"
+
+_SCHEDULE = "tests/wiring/test_schedule.py"
+DUE = f"{_SCHEDULE}::test_partition_and_search_take_place_every_n_epochs_and_at_the_end"
+RATE = f"{_SCHEDULE}::test_every_step_has_the_rate_of_the_cosine_and_every_epoch_its_own_jacobian"
+STEP = f"{_SCHEDULE}::test_a_step_takes_the_batch_of_its_number_and_triples_of_its_own"
+DRAW = f"{_SCHEDULE}::test_the_draw_of_the_triples_is_that_of_seed_and_step"
+CLIPPED = f"{_SCHEDULE}::test_gradients_are_clipped_together"
+OPTIONS = f"{_SCHEDULE}::test_options_of_the_partition_reach_every_pass"
+RESUME = f"{_SCHEDULE}::test_resume_points_are_every_n_steps"
+
+# fmt: off
+_PRIMITIVES = "qvlm_lightning/quant/primitives.py"
+_OBSERVERS = "qvlm_lightning/quant/observers.py"
+_QPARAMS = "qvlm_lightning/quant/qparams.py"
+_ENTROPY = "qvlm_lightning/quant/entropy.py"
+_PARTITION = "qvlm_lightning/quant/partition.py"
+QUANT = [
+    (_PRIMITIVES, "return x + (x.round() - x).detach()", "return x.round()", "rounding stops the gradient", STRAIGHT),
+    (_PRIMITIVES, "(x.requires_grad or low.requires_grad or high.requires_grad)", "x.requires_grad", "bounds learn only where the input asks for a gradient", BOUNDS),
+    (_PRIMITIVES, "share.add_(torch.gt(x, top, out=clipped)).mul_(grad)", "share.mul_(grad)", "a bound gets no gradient from what it clips", BOUNDS),
+    (_PRIMITIVES, "to_low = torch.sub(grad, grad_x, out=share).sum_to_size(low.shape) - to_high", "to_low = -to_high", "the lower bound gets no gradient from what it clips", BOUNDS),
+    (_PRIMITIVES, "share.sub_(clipped.div_(scale)).mul_(inside).div_(2**ctx.num_bits - 1)", "share.zero_()", "bounds get no gradient of the rounding error", BOUNDS),
+    (_PRIMITIVES, "return inside.mul_(grad).to(dtype), None, None, None", "return grad.to(dtype), None, None, None", "clipped values get a gradient in front of frozen bounds", STRAIGHT),
+    (_PRIMITIVES, "return grad_x.to(dtype), to_low", "return grad.to(dtype), to_low", "clipped values get a gradient in front of learned bounds", BOUNDS),
+    (_PRIMITIVES, "slope.sub_(clipped.div_(scale).mul_(inside)).div_", "slope.mul_(1 - inside).div_", "a clip ratio of tokens gets no gradient of the rounding error", BOUNDS),
+    (_PRIMITIVES, "return low * clip_ratio_O1[..., None], high * clip_ratio_O1[..., None]", "return low * clip_ratio_O1[..., None].detach(), high * clip_ratio_O1[..., None].detach()", "weight clips get no gradient", GRADIENTS),
+    (_PRIMITIVES, "grouped_OGI.amin(dim=-1, keepdim=True), grouped_OGI", "grouped_OGI.amin(dim=0, keepdim=True).amin(dim=-1, keepdim=True).expand_as(grouped_OGI[..., :1]), grouped_OGI", "output channels share a lower bound", WEIGHTS),
+    (_PRIMITIVES, "return -zero_point, 2**num_bits - 1 - zero_point", "return -zero_point, 2**num_bits - zero_point", "one code too many", CODES),
+    (_QPARAMS, "low.to(dtype).clamp_max(0), high.to(dtype).clamp_min(0)", "low.to(dtype), high.to(dtype)", "ranges need not contain 0", CODES),
+    (_QPARAMS, "(high - low) / (levels - 1), floor", "(high - low) / levels, floor", "the scale divides by M", QPARAMS),
+    (_QPARAMS, "absmax.to(dtype) / ((2**num_bits - 1) / 2)", "absmax.to(dtype) / (2 ** (num_bits - 1) - 1)", "the symmetric scale is another format's", CODES),
+    (_QPARAMS, "return scale.clamp(least, kind.max).to(model_type).to(scale.dtype)", "return scale", "codes are computed with a scale that nobody stores", QPARAMS),
+    (_OBSERVERS, 'Random(f"{self.seed}/{index}")', 'Random(f"{self.seed}")', "same reservoir rows for all samples", RESERVOIR),
+    (_OBSERVERS, "rows = torch.randperm(length, generator=generator)[:share]", "rows = torch.arange(length)[:share]", "the reservoir keeps the first tokens", RESERVOIR),
+    (_OBSERVERS, "x_TD = x_TD[kept]", "x_TD = x_TD + 0", "ranges count masked tokens", OBSERVERS),
+    (_OBSERVERS, "place = (1 - percentile) * last", "place = (1 - percentile) * last / 2", "p is the share of both tails together", OBSERVERS),
+    (_OBSERVERS, "self._kept[index] = self._choose(x_TD, index)", "self._kept[0] = self._choose(x_TD, index)", "percentiles are those of one sample", SEQUENTIAL),
+    (_OBSERVERS, "new._kept[index] = rows if known is None else torch.cat([known, rows])", "new._kept[index] = rows", "an expert's pooled range is that of one expert", EXPERTS),
+    (_ENTROPY, "entropy(joint) - entropy(joint.sum(dim=1))", "entropy(joint) - entropy(joint.sum(dim=0))", "entropy of this layer given the next", ENTROPY),
+    (_ENTROPY, "codes_a.long() * levels + codes_b.long()", "codes_b.long() * levels + codes_a.long()", "layers of a joint distribution are swapped", ENTROPY),
+    (_ENTROPY, "u.clamp(0, levels - 1)[..., None]", "u[..., None]", "soft levels of clipped values are not those of the last code", SOFT),
+    (_ENTROPY, "torch.softmax(-distance * step, dim=-1)", "torch.softmax(-distance / step, dim=-1)", "the printed temperature has another unit", TERMS),
+    (_ENTROPY, "scale.dtype)) / scale + zero_point", "scale.dtype)) / scale", "codes of the dependency lose the negative half", EDGES),
+    (_ENTROPY, "float(sum(edges[first:last]))", "float(sum(edges[first : last + 1]))", "the edge behind a block counts", PARTITION),
+    (_PARTITION, "if _exceeds(edges[first:end], threshold):\n                last = end", "if not _exceeds(edges[first:end], threshold):\n                break\n            last = end", "a block ends at the first edge that fails", PARTITION),
+    (_PARTITION, "return total - len(edges) * threshold > _noise(total)", "return total - len(edges) * threshold > -_noise(total)", "constant dependency merges", PARTITION),
+    (_PARTITION, "inside += gain[end - 1]", "inside = gain[end - 1]", "dp counts the last edge of a block only", PARTITION),
+]
+
+_LOSSES = "qvlm_lightning/losses.py"
+LOSSES = [
+    (_LOSSES, "labels = labels_BT[:, 1:]", "labels = labels_BT[:, :-1]", "a token predicts itself", TERMS),
+    (_LOSSES, "x_q, x_fp = x_q[mask_BT.bool()], x_fp[mask_BT.bool()]", "x_q, x_fp = x_q + 0, x_fp + 0", "the discretisation error counts padding", TERMS),
+    (_LOSSES, "return numerator / (denominator.detach() + TINY)", "return numerator / denominator.numel()", "the discretisation error is not relative", TERMS),
+    (_LOSSES, "total = total + weight * conditional_entropy(joint)", "total = total - weight * conditional_entropy(joint)", "the entropy loss has the printed sign", TERMS),
+    (_LOSSES, "return means * (len(means) / total)", "return torch.ones_like(means)", "Jacobian weights are all 1", JACOBIAN),
+    (_LOSSES, "means = (sums_K / counts_K.clamp_min(1)).detach()", "means = sums_K.detach()", "Jacobian weights grow with the number of samples a unit sees", JACOBIAN),
+    (_LOSSES, ".flatten(1).norm(dim=1).sum()", ".norm()", "one gradient norm of all samples together", JACOBIAN),
+    (_LOSSES, "    if normalized:", "    if not normalized:", "J compares plain outputs where normalized ones are asked for", PER_LAYER),
+    (_LOSSES, "difference = difference[mask_BT.bool()]", "difference = difference + 0", "J counts padding", JOINT),
+]
+
+_QUANTIZER = "qvlm_lightning/nn/quantizer.py"
+_LINEAR = "qvlm_lightning/nn/linear.py"
+_BLOCK = "qvlm_lightning/nn/block.py"
+NN = [
+    (_QUANTIZER, "self.low * self.low_ratio, self.high * self.high_ratio", "self.low * self.low_ratio.detach(), self.high * self.high_ratio.detach()", "learned ratios get no gradient", BOUNDS),
+    (_QUANTIZER, "self.high_ratio.fill_(1.0)", "self.high_ratio.mul_(1.0)", "a new range is multiplied by what was learned on the old one", QUANTIZER),
+    (_QUANTIZER, "return (*own, self.num_bits, torch", "return (self.num_bits, torch", "a shared input is not quantized again on another range", SHARING),
+    (_QUANTIZER, "torch.is_grad_enabled(), id(x)", "id(x)", "a shared input without a gradient is used where one is needed", SHARING),
+    (_QUANTIZER, ".abs().amax(dim=-1, keepdim=True)", ".abs().amax()", "all tokens share one absmax", MODES),
+    (_QUANTIZER, "x.detach().to(torch.float32).abs()", "x.to(torch.float32).abs()", "a token's absmax gets a gradient", BOUNDS),
+    (_QUANTIZER, "stacked = x.reshape(count, x.shape[0] // count, *x.shape[1:])", "stacked = x.reshape(x.shape[0] // count, count, *x.shape[1:]).transpose(0, 1)", "stacked candidates take each other's ranges", QUANTIZER),
+    (_LINEAR, "key = stamp(self.weight, *learned)", "key = stamp(self.weight)", "a learned weight clip is not seen without gradients", SHARING),
+    (_LINEAR, "if torch.is_grad_enabled() and any(p.requires_grad for p in learned):", "if not learned:", "the kept weight is used where a gradient is needed", GRADIENTS),
+    (_LINEAR, "return F.linear(self.site(x), self.quantized_weight(), self.bias)", "return F.linear(self.site(x), self.weight, self.bias)", "weights are never quantized", SEQUENTIAL),
+    (_BLOCK, "target, mask = self.targets[batch], self.x_q[batch].mask", "target, mask = self.targets[batch], None", "the objective of a block counts padding", JOINT),
+    (_BLOCK, "target, mask, self.normalized)", "target, mask, False)", "the objective of a block is always the plain error", JOINT),
+    (_BLOCK, "modules += [linear for site in unit.sites for linear in site.linears.values()]", "modules += []", "targets come from quantized weights", JOINT),
+    (_BLOCK, "run_candidates(owner, h, call, self.tables[unit], choice[None])", "run_candidates(owner, h, call, self.tables[unit], 0 * choice[None])", "a site is searched behind sites of its layer at min-max", SEQUENTIAL),
+    (_BLOCK, "return total[:, 0] / total[:, 1].clamp_min(1)", "return (all_sum(errors)[..., 0] / all_sum(errors)[..., 1].clamp_min(1)).mean(dim=0)", "J is a mean over batches", JOINT),
+    ("qvlm_lightning/nn/replay.py", "return value.repeat(*[1] * axis, copies, *[1] * (value.dim() - axis - 1))", "return value.repeat_interleave(copies, dim=axis)", "stacked candidates take the masks of other samples", JOINT),
+    ("qvlm_lightning/nn/replay.py", "added.append(own.hidden if found and bool(own.hidden.any()) else None)", "added.append(None)", "what the model adds between layers is lost", "tests/nn/test_replay.py"),
+    ("qvlm_lightning/nn/structure.py", "self.enable(False)\n        self.enable(True, towers)", "self.enable(True, towers)", "towers that were on stay on", ACCOUNTS),
+    ("qvlm_lightning/nn/structure.py", "self.enable(on, {name})", "self.enable(True, {name})", "quantizers are left on", ACCOUNTS),
+    ("qvlm_lightning/nn/surgery.py", "ActivationQuantizer(widths.activation_bits, mode", "ActivationQuantizer(widths.weight_bits, mode", "activations have the width of the weights", "tests/nn/test_left_alone.py"),
+    ("qvlm_lightning/nn/routing.py", "real_BS = real_BS & mask_BT.to", "real_BS = real_BS | mask_BT.to", "an expert's statistics count padding", EXPERTS),
+]
+
+_PERCENTILE = "qvlm_lightning/methods/percentile.py"
+_TREE = "qvlm_lightning/methods/prefix_tree.py"
+_PROXIES = "qvlm_lightning/methods/proxies.py"
+METHODS = [
+    (_PERCENTILE, "linear(x_fp[batch].hidden, linear.weight, linear.bias)", "linear(x_fp[batch].hidden, linear.quantized_weight(), linear.bias)", "a site is scored against a quantized target", SEQUENTIAL),
+    (_PERCENTILE, "hidden, size = x_q[batch].hidden, x_q[batch].hidden.shape[0]", "hidden, size = x_fp[batch].hidden, x_q[batch].hidden.shape[0]", "a site is scored on its full-precision input", SEQUENTIAL),
+    (_PERCENTILE, "terms = output_error_terms(part, target, mask)", "terms = output_error_terms(part, target, None)", "a site is scored over padding", SEQUENTIAL),
+    (_PERCENTILE, "terms = output_error_terms(output, targets[batch], mask, block.normalized)", "terms = output_error_terms(output, targets[batch], None, block.normalized)", "a layer is scored over padding", PER_LAYER),
+    (_PERCENTILE, "quantized = block.advance(quantized, unit, choice[columns])", "quantized = targets", "a block's next layer is searched behind the full-precision one", PER_LAYER),
+    (_PERCENTILE, "            exact = targets\n", "            exact = quantized\n", "targets inside a block come from the quantized layer before", PER_LAYER),
+    (_PERCENTILE, "tied[0] if choices is None", "tied[-1] if choices is None", "ties go to the smaller percentile", "tests/calibration/test_search.py::test_s12_ties_go_to_the_larger_percentile"),
+    (_PERCENTILE, "        while changed:\n", "        for _ in range(1):\n", "coordinate descent stops after one sweep", JOINT),
+    (_PERCENTILE, "hidden = block.advance(hidden, current, choice[block.columns(current)])", "hidden = block.advance(hidden, current, 0 * choice[block.columns(current)])", "coordinate descent runs behind layers at min-max", JOINT),
+    (_PERCENTILE, "count = int(round((high - low) / step, 9)) + 1", "count = int(round((high - low) / step, 9))", "the grid ends before its last percentile", JOINT),
+    (_PERCENTILE, "block.normalized = self.normalized\n        choice = torch.zeros", "choice = torch.zeros", "min-max reports the plain error", MINMAX),
+    (_TREE, "grow(batch, level + 1, output, index", "grow(batch, level + 1, hidden, index", "a tree's layers all read the block's input", JOINT),
+    (_TREE, "index * sizes[level] + branch, options", "index + branch * sizes[level], options", "errors of a tree stand beside other choices", JOINT),
+    (_PROXIES, "entropy(joint.sum(dim=0))", "entropy(joint.sum(dim=1))", "entropy is that of this layer, not of the next", PROXIES),
+    (_PROXIES, "block.objective(minmax)[0] / power", "block.objective(minmax)[0]", "quantization error is not relative", PAIR),
+    (_PROXIES, 'values.append(objective["sequential"] - objective["joint"])', 'values.append(objective["minmax"] - objective["joint"])', "DED compares with min-max", DED),
+]
+
+_CALIBRATOR = "qvlm_lightning/calibration/calibrator.py"
+_COUNTS = "qvlm_lightning/calibration/dependency.py"
+_STATISTICS = "qvlm_lightning/calibration/statistics.py"
+_MODULE = "qvlm_lightning/calibration/module.py"
+_ENCODER = "qvlm_lightning/calibration/visual_encoder.py"
+CALIBRATION = [
+    (_CALIBRATOR, "hidden = [call.hidden for call in exact]", "hidden = [call.hidden for call in quantized]", "targets come from the quantized prefix", JOINT),
+    (_CALIBRATOR, "quantized = [c.advanced(run_unit(unit, c.hidden, c)) for c in quantized]", "quantized = exact", "the search is fed by the full-precision prefix", SEQUENTIAL),
+    (_CALIBRATOR, "earlier = set(self.state.searched) - {tower.name, *self._after(tower)}", "earlier: set[str] = set()", "the search is fed by full-precision towers", SEQUENTIAL),
+    (_CALIBRATOR, "self.search_batches, [set(), earlier])", "self.search_batches, [earlier, earlier])", "targets come from quantized towers", SEQUENTIAL),
+    (_CALIBRATOR, "site.quantizer.set_range(low[index], high[index], percentile)", "site.quantizer.set_range(low[0], high[0], percentile)", "a choice does not reach the quantizer", SEQUENTIAL),
+    (_CALIBRATOR, "quantized=set(self.state.searched),", "quantized=set(),", "dependency is measured behind full-precision towers", BEHIND),
+    (_CALIBRATOR, "seed=self.seed,", "seed=0,", "triples do not depend on the seed", EDGES),
+    (_CALIBRATOR, "                self.batches,\n", "                self.search_batches,\n", "dependency is measured on the search's batches only", EDGES),
+    (_CALIBRATOR, "with self.structure.only(set()), self.passes.held([unit]):", "with self.structure.only({tower.name}), self.passes.held([unit]):", "a costly proxy's pair stands behind quantized layers", PAIR),
+    (_CALIBRATOR, "(edges, h0, max_depth)", "(edges, h0, 3)", "the depth of blocks is ignored", "tests/calibration/test_partition.py::test_options_reach_the_partition"),
+    (_COUNTS, "return row, pick_tokens(mask, row", "return row, pick_tokens(None, row", "triples come from padding", EDGES),
+    (_COUNTS, "x.cpu()[row, token, column]", "x.cpu()[row, token, column - 1]", "codes are those of another channel on this one's range", EDGES),
+    (_COUNTS, "for r in ranges[int(name)])", "for r in ranges[0])", "codes of all layers use the first one's ranges", EDGES),
+    (_COUNTS, "low, high = (r.cpu()[column] for r in ranges[int(name)])", "low, high = ranges[int(name)][0].min(), ranges[int(name)][1].max()", "codes of the dependency are per tensor", EDGES),
+    (_COUNTS, "quantized - {tower.name}, see", "quantized, see", "the measured tower is quantized itself", BEHIND),
+    (_COUNTS, "slots += [image, ~image]", "slots += [~image, image]", "image and text are swapped", KINDS),
+    (_COUNTS, "codes[index][edge][chosen], codes[index][edge + 1][chosen]", "codes[index][edge + 1][chosen], codes[index][edge][chosen]", "edges point backwards", EDGES),
+    (_STATISTICS, "self.observers[name].update(x, mask, rows)", "self.observers[name].update(x, None, rows)", "ranges count padding", RANGES),
+    (_STATISTICS, "low, high = self.ranges(site, [1.0])", "low, high = self.ranges(site, [0.98])", "ranges do not start at min-max", RANGES),
+    ("qvlm_lightning/calibration/few_tokens.py", "if part.tokens < FEW_TOKENS:", "if part.tokens < 1:", "an expert of few tokens has a range of its own", EXPERTS),
+    (_MODULE, "epoch % self.every_n_epochs == 0", "epoch % 1 == 0", "every_n_epochs is ignored", DUE),
+    (_MODULE, " or epoch >= self.epochs)", ")", "there is no final pass", DUE),
+    (_MODULE, 'if epoch == 0 else ("language",)', "", "later passes search the tower again", DUE),
+    (_ENCODER, "return self.lr * 0.5 * (1 + math.cos(angle))", "return self.lr", "the learning rate does not fall", RATE),
+    (_ENCODER, "if index == 0:\n            self.state.jacobian", "if self.state.steps == 0:\n            self.state.jacobian", "Jacobian weights are those of the first epoch", RATE),
+    (_ENCODER, "terms = whole(index, self.state.steps)", "terms = whole(0, self.state.steps)", "every step takes the first batch", STEP),
+    (_ENCODER, "self.seed * 1_000_003 + step", "self.seed * 1_000_003", "all steps share their triples", DRAW),
+    (_ENCODER, "clip_grad_norm_(self.quantizer_parameters(), self.grad_clip)", "clip_grad_norm_(self.quantizer_parameters(), 1.0)", "grad_clip is ignored", CLIPPED),
+    (_ENCODER, 'for name in (n for n in structure.towers if n != "language"):', "for name in structure.towers:", "the decoder learns too", "tests/calibration/test_visual_encoder.py::test_v1_only_the_listed_parameters_change"),
+    (_ENCODER, "shares = [(own[n] * slope).sum()", "shares = [own[n].sum()", "parts of a batch lose the slope of the loss", MICRO),
+]
+
+_LOSS_OF_TOWER = "qvlm_lightning/vision/tower_loss.py"
+_SOFT = "qvlm_lightning/vision/soft_edges.py"
+VISION = [
+    (_LOSS_OF_TOWER, ".mean(dim=-1)[mask].sum()", ".mean(dim=-1).sum()", "Jacobian weights count padding", JACOBIAN),
+    (_LOSS_OF_TOWER, "jacobian[name.removeprefix(_JOINT)][: len(joints)]", "jacobian[name.removeprefix(_JOINT)][1:]", "an edge has the Jacobian weight of its second unit", TERMS),
+    (_LOSS_OF_TOWER, '{"vision": split[: width[0]], "language": split[width[0] :]}', '{"vision": split[: width[0]][::-1], "language": split[width[0] :][::-1]}', "Jacobian weights are those of other units", JACOBIAN),
+    (_LOSS_OF_TOWER, "with torch.no_grad(), self.structure.only(set()):", "with torch.no_grad():", "the targets of the loss are quantized", TERMS),
+    (_LOSS_OF_TOWER, "squared_error_terms(seen.last_hidden, last_hidden, mask)", "squared_error_terms(seen.last_hidden, last_hidden, None)", "the error of the last hidden state counts padding", TERMS),
+    (_LOSS_OF_TOWER, "reg = nll / count.clamp_min(1)", "reg = nll + 0 * count", "L_reg is a sum over answers", TERMS),
+    (_LOSS_OF_TOWER, "relative[0] + weights.eta * relative[1]", "relative[0] + relative[1]", "eta is ignored", TERMS),
+    (_LOSS_OF_TOWER, "reg + weights.lambda_ent * ent +", "reg +", "the entropy term is not in the loss", TERMS),
+    (_SOFT, "unit.sites[0].leader", "unit.sites[-1].leader", "units are looked at in their last site", JACOBIAN),
+    (_SOFT, "samples = [float(len(rows_and_mask(name, batch)[0])) for name in owner]", 'samples = [float(len(batch["sample_index"])) for name in owner]', "samples without an image count for the tower", JACOBIAN),
+    (_SOFT, "token = pick_tokens(mask, row", "token = pick_tokens(None, row", "triples of the loss come from padding", TERMS),
+    (_SOFT, "x[row, token, channel]", "x[row, token, channel - 1]", "the loss takes codes of another channel", TERMS),
+    (_SOFT, "low, high = low[channel], high[channel]", "low, high = low.min(), high.max()", "the loss takes codes per tensor", TERMS),
+    (_SOFT, "pair = codes[edge], codes[edge + 1]", "pair = codes[edge + 1], codes[edge]", "edges of the loss point backwards", TERMS),
+]
+
+FORWARD = [
+    ("qvlm_lightning/forward/triples.py", "order[row, (fraction * valid[row]).long()]", "order[row, (fraction * length).long()]", "a share of a sample is one of its padded length", EDGES),
+    ("qvlm_lightning/forward/passes.py", "calls = []\n            with self.structure.only(quantized):", "calls = []\n            with self.structure.only(set()):", "earlier towers never take part quantized", SEQUENTIAL),
+    ("qvlm_lightning/forward/stream.py", "with self.structure.only(quantized):\n                            for number", "with self.structure.only(set()):\n                            for number", "streamed towers never take part quantized", STREAMED),
+    ("qvlm_lightning/forward/stream.py", "with self.structure.only(quantized), taps", "with self.structure.only(set()), taps", "the dependency of a streamed model is measured behind full-precision towers", STREAMED),
+]
+
+CALLBACKS = [
+    ("callbacks/entropy_repartition.py", "module.repartition(epoch, self.proxy, **self.options)", "module.repartition(epoch, self.proxy)", "options of the partition are ignored", OPTIONS),
+    ("callbacks/percentile_search.py", "module.state.passes_done", "module.state.partitions_done", "an epoch that was partitioned is not searched", DUE),
+    ("callbacks/quantizer_monitor.py", "(trainer.current_epoch + 1) % self.every_n_epochs == 0", "(trainer.current_epoch + 1) % 1 == 0", "the monitor measures every epoch", MONITOR),
+    ("callbacks/quantizer_monitor.py", "new = state.passes[self._passes_drawn :]", "new = state.passes[:]", "the monitor draws a search again", MONITOR),
+    ("callbacks/resume_point.py", "step % self.every_n_steps == 0", "step % 1 == 0", "resume points come every step", RESUME),
+    ("callbacks/resume_point.py", "step != self._saved_at and ", "", "a step is saved as often as it has batches", RESUME),
+]
+# fmt: on
+
+MUTANTS = [
+    *QUANT,
+    *LOSSES,
+    *NN,
+    *METHODS,
+    *CALIBRATION,
+    *VISION,
+    *FORWARD,
+    *CALLBACKS,
+]
