@@ -1,7 +1,8 @@
 """When to measure the dependency and cut the towers into blocks."""
 
-from typing import Any, Literal
+from typing import Any
 
+from qvlm_lightning.calibration.calibrator import Algorithm
 from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.calibration.schedule import PassSettings
 from qvlm_lightning.callbacks.between_epochs import BetweenEpochs
@@ -18,7 +19,8 @@ class EntropyRepartition(BetweenEpochs):
         max_depth: most units in a block (Sec. 4.1: 3).
         threshold: h_0: ``mean`` of the tower's edges, ``quantile:q``, or a number in nats.
         proxy: what stands for the dependency; default conditional entropy.
-        algorithm: ``greedy`` or ``dp``.
+        algorithm: ``greedy`` or ``dp``; as controls ``fixed`` or ``shuffled``
+            (:meth:`~qvlm_lightning.calibration.Calibrator.repartition`).
         samples: (sample, token, channel) triples per tower.
     """
 
@@ -27,7 +29,7 @@ class EntropyRepartition(BetweenEpochs):
         max_depth: int = 3,
         threshold: str | float = "mean",
         proxy: Proxy | None = None,
-        algorithm: Literal["greedy", "dp"] = "greedy",
+        algorithm: Algorithm = "greedy",
         samples: int = 16384,
     ) -> None:
         if max_depth < 1:

@@ -52,6 +52,29 @@ def usable_accelerator(asked: str) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def check_trainer_precision(precision: int | str | None) -> None:
+    """Refuse a Trainer that computes in another type than the model's own.
+
+    ``bf16-true`` would cast scales and ranges with the weights, without a word; ``16-true`` would
+    end in an overflow, late.
+
+    Args:
+        precision: the Trainer's ``precision``; None is its default, 32-true.
+
+    Raises:
+        InputError: anything but 32-true.
+
+    Example:
+        >>> check_trainer_precision("32-true")
+    """
+    if precision not in (None, 32, "32", "32-true"):
+        raise InputError(
+            f"trainer.precision is {precision!r}; allowed is '32-true', because quantizers compute "
+            "in float32; the type of the model is family.dtype, such as --model.family.dtype "
+            "bfloat16"
+        )
+
+
 def one_sentence(message: str) -> str:
     r"""Find the complaint in jsonargparse's account of everything it tried.
 

@@ -13,7 +13,11 @@ import qvlm_lightning.data.chat
 import qvlm_lightning.data.tiny
 import qvlm_lightning.methods
 import qvlm_lightning.models  # noqa: F401  short class names in YAML
-from qvlm_lightning.arguments import OneSentenceParser, usable_accelerator
+from qvlm_lightning.arguments import (
+    OneSentenceParser,
+    check_trainer_precision,
+    usable_accelerator,
+)
 from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.callbacks import ArtifactExport, PercentileSearch
 from qvlm_lightning.callbacks.between_epochs import BetweenEpochs
@@ -61,8 +65,9 @@ class CalibrationCLI(LightningCLI):
         parser.link_arguments("data.init_args.seed", "model.init_args.seed", apply_on="parse")
 
     def before_instantiate_classes(self) -> None:
-        """Resolve the accelerator ``auto``, and take a callback given twice once."""
+        """Resolve the accelerator ``auto``, refuse a precision, take callbacks given twice once."""
         trainer = self.config[self.subcommand]["trainer"]
+        check_trainer_precision(trainer["precision"])
         trainer["accelerator"] = usable_accelerator(trainer["accelerator"])
         # configs/base.yaml has them; older method files append them again
         given = trainer["callbacks"] or []

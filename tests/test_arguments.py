@@ -6,7 +6,12 @@ from typing import Literal
 import pytest
 import torch
 
-from qvlm_lightning.arguments import OneSentenceParser, one_sentence, usable_accelerator
+from qvlm_lightning.arguments import (
+    OneSentenceParser,
+    check_trainer_precision,
+    one_sentence,
+    usable_accelerator,
+)
 from qvlm_lightning.errors import InputError
 
 
@@ -95,3 +100,14 @@ def test_auto_never_takes_an_accelerator_without_float64(monkeypatch, cuda, expe
     assert usable_accelerator("gpu") == "gpu"
     with pytest.raises(InputError, match="float64; allowed are cpu and cuda"):
         usable_accelerator("mps")
+
+
+@pytest.mark.parametrize("precision", [None, 32, "32", "32-true"])
+def test_the_trainer_computes_in_32_bits(precision):
+    check_trainer_precision(precision)
+
+
+@pytest.mark.parametrize("precision", [16, "16-true", "16-mixed", "bf16-true", "64-true", "fp8"])
+def test_another_precision_of_the_trainer_is_refused(precision):
+    with pytest.raises(InputError, match=r"allowed is '32-true'.* the model is family\.dtype"):
+        check_trainer_precision(precision)

@@ -57,6 +57,13 @@ def refused(capfd, run):
     return refuse
 
 
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true", "16-mixed"])
+def test_a_precision_of_the_trainer(refused, precision: str) -> None:
+    sentence = refused(f"--trainer.precision={precision}")
+    assert f"trainer.precision is '{precision}'" in sentence
+    assert "family.dtype" in sentence
+
+
 def overlay(folder: Path, text: str) -> str:
     path = folder / "overlay.yaml"
     path.write_text(text, encoding="utf-8")

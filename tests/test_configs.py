@@ -156,7 +156,7 @@ def test_an_evaluation_of_other_data_runs(name: str, shapes, tmp_path) -> None:
     parts = [f"--config={CONFIGS / part}" for part in (name, "models/tiny.yaml")]
     options = ["--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path}"]
     eval_main([*parts, *told(name, shapes), *options])
-    rows = json.loads((tmp_path / "results.json").read_text())
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert {row["n"] for row in rows} == {12}
 
 

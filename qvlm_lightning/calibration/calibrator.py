@@ -1,6 +1,6 @@
 """The data flow of a calibration, without Lightning: statistics, partition, search."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -26,15 +26,17 @@ from qvlm_lightning.nn.replay import run_unit
 from qvlm_lightning.nn.structure import Tower
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.entropy import conditional_entropy
-from qvlm_lightning.quant.partition import partition_blocks, partition_blocks_dp, resolve_threshold
+from qvlm_lightning.quant.partition import (
+    fixed_blocks,
+    partition_blocks,
+    partition_blocks_dp,
+    resolve_threshold,
+    shuffled_blocks,
+)
 from qvlm_lightning.quant.scheme import Scheme
 from qvlm_lightning.weights.streamed import StreamedWeights
 
-Algorithm = Literal["greedy", "dp"]
-_ALGORITHMS: dict[str, Callable[..., list[tuple[int, int]]]] = {
-    "greedy": partition_blocks,
-    "dp": partition_blocks_dp,
-}
+Algorithm = Literal["greedy", "dp", "fixed", "shuffled"]
 
 
 class Calibrator:
@@ -138,7 +140,9 @@ class Calibrator:
             proxy: what stands for the dependency.
             threshold: ``mean``, ``quantile:q`` or a number.
             max_depth: most units in a block.
-            algorithm: ``greedy`` from left to right or ``dp``, the partition of largest excess.
+            algorithm: ``greedy`` from left to right, or ``dp``, the partition of largest excess;
+                controls that ignore the dependency: ``fixed``, blocks of ``max_depth``, and
+                ``shuffled``, the blocks of ``greedy`` in a random order.
             samples: number of (sample, token, channel) triples.
         """
         for name in towers:
@@ -164,7 +168,7 @@ class Calibrator:
                 pair = partial(self.pair, tower, held)
                 edges = proxy.edges(Evidence(joints["all"], pair))
             h0 = resolve_threshold(threshold, edges)
-            blocks = _ALGORITHMS[algorithm](edges, h0, max_depth)
+            blocks = self._blocks(algorithm, edges, h0, max_depth)
             self.state.dependency[name] = edges
             self.state.threshold[name] = h0
             self.state.partition[name] = [list(block) for block in blocks]
@@ -173,6 +177,17 @@ class Calibrator:
                 for kind, joint in joints.items()
                 if kind != "all" and not joint.isnan().any()
             }
+
+    def _blocks(
+        self, algorithm: Algorithm, edges: list[float], threshold: float, max_depth: int
+    ) -> list[tuple[int, int]]:
+        """Return the blocks of a tower that ``algorithm`` cuts."""
+        if algorithm == "dp":
+            return partition_blocks_dp(edges, threshold, max_depth)
+        if algorithm == "fixed":
+            return fixed_blocks(len(edges) + 1, max_depth)
+        blocks = partition_blocks(edges, threshold, max_depth)
+        return blocks if algorithm == "greedy" else shuffled_blocks(blocks, self.seed)
 
     @staticmethod
     def _comparable(tower: Tower) -> bool:

@@ -62,7 +62,8 @@ def manifest(module: QuantModule) -> dict[str, Any]:
         "calibration_ids": list(module.calibration_ids),
         "percentiles": state.percentiles,
         "partition": state.partition,
-        "search": search_cost(module),
+        # without seconds: the same run gives the same file, byte for byte
+        "search": {n: x for n, x in search_cost(module).items() if n != "seconds"},
         "versions": versions(),
     }
 

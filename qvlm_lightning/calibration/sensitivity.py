@@ -53,15 +53,15 @@ def sensitivity_report(calibrator: Calibrator) -> dict[str, Any]:
     Args:
         calibrator: with ranges; see :func:`sensitivity`.
     """
-    found = sensitivity(calibrator)
+    measured = sensitivity(calibrator)
     return {
         "unit": "nats",
-        "everything": found.everything,
-        "parts": found.parts,
-        "layers": [{"name": name, "kl": kl} for name, kl in found.worst()],
-        "positions": found.positions,
-        "forwards": found.forwards,
-        "seconds": found.seconds,
+        "everything": measured.everything,
+        "parts": measured.parts,
+        "layers": [{"name": name, "kl": kl} for name, kl in measured.worst()],
+        "positions": measured.positions,
+        "forwards": measured.forwards,
+        "seconds": measured.seconds,
     }
 
 

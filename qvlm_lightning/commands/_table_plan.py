@@ -1,20 +1,26 @@
-"""What a table compares: the plan of ``qvlm table``, and the calibrations it takes."""
+"""The plan of ``qvlm table``: its rows, and the calibrations it takes."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from jsonargparse import set_parsing_settings
 
 from qvlm_lightning.arguments import OneSentenceParser
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.results.variant import check_label
+
+_KEYS = ("name", "method", "scheme", "options")
 
 
 @dataclass
 class TablePlan:
     """What a table compares, beside full precision."""
 
-    variants: list[str] = field(default_factory=lambda: ["rtn w4a4", "qvlm w4a4"])
-    """Method and scheme of each variant: files in configs/methods and configs/schemes."""
+    variants: list[str | dict[str, Any]] = field(default_factory=lambda: ["rtn w4a4", "qvlm w4a4"])
+    """Rows: method and scheme, files in configs/methods and configs/schemes ('paper/cdm w4a4'), or
+    for a row with options of its own {name: ..., method: ..., scheme: ..., options: [...]}."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Calibration seeds."""
     outlier_scales: list[float] = field(default_factory=lambda: [1.0])
@@ -25,6 +31,8 @@ class TablePlan:
     """The first of them, for the percentile search."""
     questions: int = 2000
     """Evaluation questions per row."""
+    split: Literal["test", "development"] | None = None
+    """Split of the questions: development to choose, test to report; null: as configs/eval says."""
     model: str = "tiny"
     """Name of a file in configs/models, configs/data and configs/eval."""
     root: str = "runs/table"
@@ -34,17 +42,116 @@ class TablePlan:
     options: list[str] = field(default_factory=list)
     """Further options of train.py for every calibration."""
     headline: str | None = None
-    """Variant whose first calibration runs in the root itself, with report.json and artifact/."""
+    """Row, such as 'qvlm w4a4', whose first calibration runs in the root itself, with report.json
+    and artifact/."""
+
+
+@dataclass(frozen=True)
+class PlannedVariant:
+    """One row of a table."""
+
+    method: str
+    """File in configs/methods, without ending; ``paper/cdm`` lies in a folder there."""
+    scheme: str
+    """File in configs/schemes, without ending."""
+    name: str
+    """Name of the row."""
+    options: tuple[str, ...] = ()
+    """Options of train.py for this row only."""
+
+    @property
+    def title(self) -> str:
+        """How a plan's ``headline`` names the row."""
+        return f"{self.name} {_plain(self.scheme)}"
+
+    @property
+    def folder(self) -> str:
+        """Name of its run folders."""
+        return f"{self.name}-{_plain(self.scheme)}"
+
+    def label(self, scheme_name: str) -> str:
+        """Return the name of the row in results, which distinguishes schemes of one name.
+
+        Args:
+            scheme_name: what the artifact calls the scheme.
+
+        Example:
+            >>> row = PlannedVariant("cdm", "w4a4_g128", "cdm")
+            >>> row.label("w4a4"), row.label("w4a4_g128")
+            ('cdm-g128', 'cdm')
+        """
+        rest = _plain(self.scheme).removeprefix(scheme_name).lstrip("_-")
+        return f"{self.name}-{rest}" if rest else self.name
+
+
+def planned_variant(given: str | Mapping[str, Any]) -> PlannedVariant:
+    """Read a row of a plan.
+
+    Args:
+        given: see :attr:`TablePlan.variants`.
+
+    Raises:
+        InputError: no method and scheme, an unknown key, or a name that no folder can have.
+
+    Example:
+        >>> planned_variant("paper/cdm w4a4").folder
+        'paper-cdm-w4a4'
+    """
+    if isinstance(given, str):
+        words = given.split()
+        if len(words) != 2:
+            raise InputError(f"variant {given!r} is not a method and a scheme, such as 'qvlm w4a4'")
+        given = {"method": words[0], "scheme": words[1]}
+    unknown = sorted(set(given) - set(_KEYS))
+    if unknown:
+        raise InputError(f"a variant has the key {unknown[0]!r}; allowed are {', '.join(_KEYS)}")
+    texts = {key: given.get(key) for key in ("method", "scheme")}
+    for key, text in texts.items():
+        if not isinstance(text, str):
+            raise InputError(f"variant {dict(given)} has no {key}; give a file in configs/{key}s")
+        for part in text.split("/"):
+            check_label(part)
+    name = given.get("name", _plain(str(texts["method"])))
+    options = given.get("options", [])
+    if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
+        raise InputError(f"options of variant {name!r} are {options!r}; allowed is a list of texts")
+    check_label(str(name))
+    return PlannedVariant(str(texts["method"]), str(texts["scheme"]), str(name), tuple(options))
+
+
+def planned_variants(plan: TablePlan) -> list[PlannedVariant]:
+    """Read all rows of a plan.
+
+    Raises:
+        InputError: see :func:`planned_variant`; or two rows of one name and scheme, or a headline
+            that is none of them.
+    """
+    variants = [planned_variant(given) for given in plan.variants]
+    folders = [variant.folder for variant in variants]
+    twice = next((folder for folder in folders if folders.count(folder) > 1), None)
+    if twice is not None:
+        raise InputError(f"two variants are {twice!r}; give one of them another name")
+    if plan.headline is not None and not any(is_headline(plan, v) for v in variants):
+        allowed = ", ".join(variant.title for variant in variants)
+        raise InputError(f"headline is {plan.headline!r}; allowed are the variants {allowed}")
+    return variants
+
+
+def is_headline(plan: TablePlan, variant: PlannedVariant) -> bool:
+    """Return whether a row is the plan's headline."""
+    return plan.headline is not None and variant.title == _plain(plan.headline)
+
+
+def _plain(path: str) -> str:
+    return path.replace("/", "-")
 
 
 @dataclass(frozen=True)
 class Calibration:
     """One calibration of a plan."""
 
-    method: str
-    """File in configs/methods."""
-    scheme: str
-    """File in configs/schemes."""
+    variant: PlannedVariant
+    """Row it belongs to."""
     seed: int
     """Calibration seed."""
     scale: float
@@ -66,7 +173,7 @@ class Calibration:
     def label(self) -> str:
         """How progress names it."""
         stress = f", outlier scale {self.scale:g}" if self.scale > 1 else ""
-        return f"{self.scheme} {self.method}, seed {self.seed}{stress}"
+        return f"{self.variant.scheme} {self.variant.name}, seed {self.seed}{stress}"
 
 
 def parse_plan(argv: Sequence[str], summary: str = "") -> TablePlan:

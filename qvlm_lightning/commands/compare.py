@@ -34,7 +34,7 @@ def main(argv: Sequence[str]) -> int:
     from qvlm_lightning.results.html import comparison_html
     from qvlm_lightning.results.predictions import write_whole
     from qvlm_lightning.results.render import markdown, show
-    from qvlm_lightning.results.report import write_results
+    from qvlm_lightning.results.report import write_rows
 
     comparisons = compare(load_entries(options.runs), options.reference)
     samples, notes = open_questions_of_runs(options.runs if options.examples else [])
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         }
         for c in comparisons
     }
-    write_results(options.out / "compare.json", [row for c in comparisons for row in c.rows])
+    write_rows(options.out / "compare.json", [row for c in comparisons for row in c.rows])
     text = "\n\n".join(markdown(grid) for c in comparisons for grid in comparison_grids(c))
     write_whole(options.out / "compare.md", f"{text}\n")
     write_whole(options.out / "compare.html", comparison_html(comparisons, changes))

@@ -3,10 +3,20 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from qvlm_lightning.artifact import MANIFEST
 from qvlm_lightning.cli import train_main
 from qvlm_lightning.commands._progress import Progress
-from qvlm_lightning.commands._table_plan import Calibration, TablePlan, parse_plan
+from qvlm_lightning.commands._table_configs import TableConfigs, refuse_other_plan
+from qvlm_lightning.commands._table_plan import (
+    Calibration,
+    PlannedVariant,
+    TablePlan,
+    is_headline,
+    parse_plan,
+    planned_variants,
+)
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.cli import EvaluationCLI, quiet
 from qvlm_lightning.evaluation.module import VQAEvaluation
@@ -14,10 +24,9 @@ from qvlm_lightning.evaluation.run import evaluate
 from qvlm_lightning.results.figure import results_figure
 from qvlm_lightning.results.predictions import Predictions, is_stored, write_whole
 from qvlm_lightning.results.render import grids, markdown, show
-from qvlm_lightning.results.report import Row, load_answers, variant_rows, write_results
+from qvlm_lightning.results.report import load_answers, variant_rows, write_results
+from qvlm_lightning.results.rows import Row
 from qvlm_lightning.results.variant import file_name
-
-_MODEL_ROOMS = ("models", "data", "eval")
 
 
 def main(argv: Sequence[str]) -> int:
@@ -30,7 +39,8 @@ def main(argv: Sequence[str]) -> int:
         Exit code 0.
 
     Raises:
-        InputError: the plan names files that do not exist, or the folder holds another plan's runs.
+        InputError: the plan names files that do not exist or options that ``train.py`` refuses, or
+            the folder holds another plan's runs.
     """
     with quiet():
         TableRun(parse_plan(argv, __doc__ or "")).run()
@@ -47,18 +57,17 @@ class TableRun:
     def __init__(self, plan: TablePlan) -> None:
         self.plan = plan
         self.root = Path(plan.root)
+        self.configs = TableConfigs(plan)
+        self.variants = planned_variants(plan)
         self.calibrations = [
             self._calibration(variant, seed, scale)
             for scale in plan.outlier_scales
             for seed in plan.seeds
-            for variant in plan.variants
+            for variant in self.variants
         ]
         if not self.calibrations:
             raise InputError("the plan compares nothing; give variants, seeds and outlier_scales")
-        if plan.headline is not None and plan.headline not in plan.variants:
-            allowed = ", ".join(plan.variants)
-            raise InputError(f"headline is {plan.headline!r}; allowed are the variants {allowed}")
-        self._check_configs()
+        self._check_options()
         self.known: dict[str, Predictions] = {}
         self.rows: list[Row] = []
         self.progress = Progress(self._kinds())
@@ -81,82 +90,41 @@ class TableRun:
             kinds.append("full precision")
             for calibration in self.calibrations:
                 if calibration.scale == scale:
-                    kinds += [calibration.method, "evaluation"]
+                    kinds += [calibration.variant.folder, "evaluation"]
         return kinds
 
-    def _calibration(self, variant: str, seed: int, scale: float) -> Calibration:
-        try:
-            method, scheme = variant.split()
-        except ValueError:
-            raise InputError(
-                f"variant {variant!r} is not a method and a scheme, such as 'qvlm w4a4'"
-            ) from None
-        folder = self._scale_folder(scale) / f"seed{seed}" / f"{method}-{scheme}"
+    def _calibration(self, variant: PlannedVariant, seed: int, scale: float) -> Calibration:
+        folder = self._scale_folder(scale) / f"seed{seed}" / variant.folder
         first = self.plan.seeds[0], self.plan.outlier_scales[0]
-        if variant == self.plan.headline and (seed, scale) == first:
+        if is_headline(self.plan, variant) and (seed, scale) == first:
             folder = self.root
-        return Calibration(method, scheme, seed, scale, folder)
+        return Calibration(variant, seed, scale, folder)
 
     def _scale_folder(self, scale: float) -> Path:
         return self.root / f"{self.plan.model}-k{scale:g}"
 
-    def _config(self, room: str, name: str) -> str:
-        path = Path(self.plan.configs) / room / f"{name}.yaml"
-        if not path.is_file():
-            # a model is one name in three rooms
-            rooms = _MODEL_ROOMS if room in _MODEL_ROOMS else (room,)
-            folders = [Path(self.plan.configs) / other for other in rooms]
-            names = [{p.stem for p in folder.glob("*.yaml")} for folder in folders]
-            known = ", ".join(sorted(set.intersection(*names))) or "none there"
-            raise InputError(f"there is no {str(path)!r}; allowed are {known}")
-        return str(path)
-
-    def _check_configs(self) -> None:
+    def _check_options(self) -> None:
+        """Find all files, and try the options of every row that is not finished; those of other
+        seeds are alike.
+        """
+        for variant in self.variants:
+            self.configs.files(variant)
+        self.configs.evaluation()
+        tried: set[PlannedVariant] = set()
         for calibration in self.calibrations:
-            self._options(calibration)
-        self._config("eval", self.plan.model)
+            if not calibration.finished and calibration.variant not in tried:
+                tried.add(calibration.variant)
+                self.configs.check(calibration)
 
     def _lock(self) -> None:
-        """Refuse a folder whose calibrations another plan made."""
-        plan = self.plan
-        mine = {
-            "model": plan.model,
-            "pairs": plan.pairs,
-            "search_pairs": plan.search_pairs,
-            "options": plan.options,
-        }
+        """Refuse a folder whose calibrations another plan identity."""
         path = self.root / "plan.json"
-        if path.is_file():
-            theirs = json.loads(path.read_text(encoding="utf-8"))
-            for key, value in mine.items():
-                if theirs.get(key) != value:
-                    raise InputError(
-                        f"{str(self.root)!r} holds runs with {key} {theirs.get(key)!r}, the plan "
-                        f"has {value!r}; choose another root or remove the folder"
-                    )
+        theirs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        identity = self.configs.identity(self.variants)
+        refuse_other_plan(self.root, theirs, identity)
+        identity["variants"] = theirs.get("variants", {}) | identity["variants"]
         self.root.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(mine, indent=1) + "\n")
-
-    def _options(self, calibration: Calibration) -> list[str]:
-        plan = self.plan
-        files = [
-            self._config("", "base"),
-            self._config("methods", calibration.method),
-            self._config("schemes", calibration.scheme),
-            self._config("models", plan.model),
-            self._config("data", plan.model),
-        ]
-        scale = [f"--model.init_args.family.init_args.outlier_scale={calibration.scale}"]
-        return [
-            *(f"--config={path}" for path in files),
-            f"--trainer.default_root_dir={calibration.folder}",
-            f"--data.init_args.seed={calibration.seed}",
-            f"--data.init_args.calibration_pairs={plan.pairs}",
-            f"--data.init_args.search_pairs={plan.search_pairs}",
-            f"--data.init_args.evaluation_count={plan.questions}",
-            *(scale if calibration.scale != 1 else []),
-            *plan.options,
-        ]
+        write_whole(path, json.dumps(identity, indent=1) + "\n")
 
     def _calibrate(self, calibration: Calibration) -> None:
         with self.progress.step(f"calibrate {calibration.label}") as step:
@@ -165,7 +133,7 @@ class TableRun:
                 return
             begun = (calibration.folder / "config.yaml").is_file()
             resume = ["--ckpt_path=last"] if begun else []
-            train_main(["fit", *self._options(calibration), *resume])
+            train_main(["fit", *self.configs.options(calibration), *resume])
             if not calibration.finished:
                 raise InputError(
                     f"the calibration in {str(calibration.folder)!r} stopped before its end; "
@@ -176,9 +144,10 @@ class TableRun:
         stress = [f"--model.init_args.family.init_args.outlier_scale={scale}"]
         return EvaluationCLI(
             [
-                f"--config={self._config('eval', self.plan.model)}",
+                f"--config={self.configs.evaluation()}",
                 f"--trainer.default_root_dir={self._scale_folder(scale)}",
                 f"--data.init_args.evaluation_count={self.plan.questions}",
+                *self.configs.split,
                 *(stress if scale != 1 else []),
             ]
         )
@@ -186,15 +155,15 @@ class TableRun:
     def _evaluate(self, program: EvaluationCLI, calibration: Calibration | None) -> None:
         label = "full precision" if calibration is None else calibration.label
         with self.progress.step(f"evaluate {label}") as step:
-            module = program.model
+            module, data, trainer = program.model, program.datamodule, program.trainer
             if calibration is not None:
-                module = VQAEvaluation(
-                    module.family, str(calibration.artifact), module.max_new_tokens
-                )
-            data, trainer = program.datamodule, program.trainer
+                module = self._module(program, calibration)
             module.build(data)
-            if calibration is not None:
-                _check(calibration, module, program.model.base)
+            if calibration is not None and module.base != program.model.base:
+                raise InputError(
+                    f"{str(calibration.folder)!r} was calibrated from other weights than the model "
+                    "has now; remove the folder"
+                )
             folder = Path(trainer.default_root_dir) / "predictions"
             name, key = file_name(module.variant, split=data.split), module.key(data.evaluation)
             if is_stored(folder, name, module.source, data.evaluation_ids, key):
@@ -205,28 +174,50 @@ class TableRun:
                 self.known |= load_answers(folder)
             self.known[answered.name] = answered
             self.rows += variant_rows(answered, self.known)
-            write_results(self.root / "results.json", self.rows)
+            write_results(self._file("results.json"), self.rows)
+
+    def _module(self, program: EvaluationCLI, calibration: Calibration) -> VQAEvaluation:
+        """Return the evaluation of an artifact; refuse one that something else put there."""
+        manifest = _manifest(calibration.artifact)
+        method, seed = str(manifest.get("method")), manifest.get("seed")
+        scheme, planned = str(manifest.get("scheme_name")), calibration.variant
+        same_method = method.endswith(planned.method.rpartition("/")[2])
+        # own options may change the scheme
+        same_scheme = planned.scheme.rpartition("/")[2].startswith(scheme) or planned.options
+        if seed != calibration.seed or not same_method or not same_scheme:
+            raise InputError(
+                f"{str(calibration.folder)!r} holds {scheme} {method}, seed {seed}, the plan has "
+                f"{calibration.label}; choose another root or remove the folder"
+            )
+        full = program.model
+        return VQAEvaluation(
+            full.family,
+            str(calibration.artifact),
+            full.max_new_tokens,
+            name=planned.label(scheme),
+        )
 
     def _finish(self) -> None:
         drawn = grids(self.rows)
-        write_whole(self.root / "table.md", "\n\n".join(map(markdown, drawn)) + "\n")
-        results_figure(self.rows).savefig(self.root / "table.png", dpi=160)
+        write_whole(self._file("table.md"), "\n\n".join(map(markdown, drawn)) + "\n")
+        results_figure(self.rows).savefig(self._file("table.png"), dpi=160)
         for grid in drawn:
             show(grid)
-        print(f"results.json, table.md and table.png are in {self.root}; {self.progress.total()}")
+        files = [self._file(name).name for name in ("results.json", "table.md", "table.png")]
+        where = f"{files[0]}, {files[1]} and {files[2]} are in {self.root}"
+        print(f"{where}; {self.progress.total()}")
+
+    def _file(self, name: str) -> Path:
+        """Return where a result goes; those of the development split lie beside those of test."""
+        split = self.plan.split
+        path = self.root / name
+        return path if split in (None, "test") else path.with_stem(f"{path.stem}-{split}")
 
 
-def _check(calibration: Calibration, module: VQAEvaluation, base: str) -> None:
-    """Refuse an artifact that something else put where the plan's calibration belongs."""
-    found = module.variant
-    have = found.scheme, found.method, found.seed
-    if have != (calibration.scheme, calibration.method, calibration.seed):
+def _manifest(artifact: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads((artifact / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
         raise InputError(
-            f"{str(calibration.folder)!r} holds {found.scheme} {found.method}, seed {found.seed}, "
-            f"the plan has {calibration.label}; choose another root or remove the folder"
-        )
-    if module.base != base:
-        raise InputError(
-            f"{str(calibration.folder)!r} was calibrated from other weights than the model has "
-            "now; remove the folder"
-        )
+            f"artifact {str(artifact)!r} cannot be read ({error}); remove its run folder"
+        ) from error

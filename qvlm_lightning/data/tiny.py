@@ -68,12 +68,12 @@ def _generate(split: str, count: int, seed: int) -> list[Sample]:
 
     return [
         Sample(
-            id=made.id,
-            image=made.image,
-            question=made.question,
-            choices=made.choices,
-            answer=made.answer,
-            family=made.family,
+            id=sample.id,
+            image=sample.image,
+            question=sample.question,
+            choices=sample.choices,
+            answer=sample.answer,
+            family=sample.family,
         )
-        for made in generate(split, count, seed)
+        for sample in generate(split, count, seed)
     ]

@@ -14,7 +14,7 @@ from lightning.pytorch.cli import ArgsType, LightningCLI
 import qvlm_lightning.data.chat
 import qvlm_lightning.data.tiny
 import qvlm_lightning.models  # noqa: F401  short class names in YAML
-from qvlm_lightning.arguments import OneSentenceParser
+from qvlm_lightning.arguments import OneSentenceParser, check_trainer_precision
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.progress import QuestionBar
@@ -77,6 +77,10 @@ class EvaluationCLI(LightningCLI):
             default=True,
             help="with full precision, also evaluate a blind guesser and shuffled images",
         )
+
+    def before_instantiate_classes(self) -> None:
+        """Refuse a precision that is not the model's own."""
+        check_trainer_precision(self.config["trainer"]["precision"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Count questions instead of batches, unless the configuration has a bar of its own."""

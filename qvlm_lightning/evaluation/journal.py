@@ -156,8 +156,8 @@ class Record:
             self._table.write(log_probs.cpu().numpy().astype(_VALUE).tobytes())
             self._table.flush()
         rows = zip(ids, texts, strict=True)
-        made = [{"id": name, "text": text, "seconds": round(at, 3)} for name, text in rows]
-        self._lines.write("".join(f"{json.dumps(line)}\n" for line in made).encode())
+        lines = [{"id": name, "text": text, "seconds": round(at, 3)} for name, text in rows]
+        self._lines.write("".join(f"{json.dumps(line)}\n" for line in lines).encode())
         self._lines.flush()
 
     def close(self) -> None:

@@ -88,6 +88,7 @@ class VQAEvaluation(LightningModule):
             self._check_model(manifest)
             check_disjoint_ids(manifest["calibration_ids"], data.evaluation_ids)
             self._check_precision(loaded.model)
+            loaded.structure.keep_only_quantized()
             self.model, data.processor = loaded.model, loaded.processor
             self.base = manifest["model"]
             self.source = _digest(Path(self.artifact))
@@ -98,9 +99,9 @@ class VQAEvaluation(LightningModule):
                 activation_mode=manifest["activation_mode"],
                 outlier_scale=_scale(self.family),
                 seed=manifest["seed"],
-                label=self.row_name or "",
+                label="" if self.row_name == manifest["method"] else self.row_name or "",
             )
-            self.search = search_facts(manifest)
+            self.search = search_facts(manifest, Path(self.artifact).resolve().parent)
         self.model.eval()
         self._data = data
         self._longest = self.max_new_tokens or data.max_new_tokens

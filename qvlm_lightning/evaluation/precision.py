@@ -29,11 +29,11 @@ def precision_of(model: nn.Module) -> str:
         'fp16'
     """
     floating = [p for p in model.parameters() if p.is_floating_point()]
-    found = max(floating, key=torch.Tensor.numel).dtype
-    names = {dtype: name for name, dtype in PRECISIONS.items()}
-    if found not in names:
-        raise InputError(f"the model's weights are {found}; allowed are {', '.join(PRECISIONS)}")
-    return names[found]
+    dtype = max(floating, key=torch.Tensor.numel).dtype
+    names = {kind: name for name, kind in PRECISIONS.items()}
+    if dtype not in names:
+        raise InputError(f"the model's weights are {dtype}; allowed are {', '.join(PRECISIONS)}")
+    return names[dtype]
 
 
 def cast(model: nn.Module, precision: str) -> None:

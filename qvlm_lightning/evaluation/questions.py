@@ -43,14 +43,14 @@ class SharedQuestions:
         Returns:
             What to tell the user (empty: nothing).
         """
-        opened: tuple[int, dict[int, str], str] = (0, {}, "")
+        state: tuple[int, dict[int, str], str] = (0, {}, "")
         if strategy.is_global_zero:
             session, note = self.journal.open(self.key)
             texts = self.journal.texts()
             answered = {i: texts[s.id] for i, s in enumerate(self.samples) if s.id in texts}
-            opened = session, answered, note
+            state = session, answered, note
         # one process reads: another may be writing by the time a slower one looks
-        self.session, self.done, note = strategy.broadcast(opened)
+        self.session, self.done, note = strategy.broadcast(state)
         left = [c for c in self.batches.indices if any(i not in self.done for i in c)]
         world = strategy.world_size
         self._mine = left[strategy.global_rank :: world]

@@ -23,15 +23,15 @@ def open_questions(configs: Sequence[str]) -> Samples:
         InputError: the data is not there any more.
         SystemExit: with code 2, a file that is no configuration of ``eval.py``.
     """
-    found: dict[str, dict[str, Sample]] = {}
+    questions: dict[str, dict[str, Sample]] = {}
     for config in configs:
         # whatever it was evaluated on: here nothing runs
         here = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.strategy=auto"]
         with quiet():
             data = EvaluationCLI([f"--config={config}", *here]).datamodule
-        samples = found.setdefault(data.benchmark, {})
+        samples = questions.setdefault(data.benchmark, {})
         samples.update({sample.id: sample for sample in data.evaluation})
-    return found
+    return questions
 
 
 def open_questions_of_runs(runs: Sequence[str]) -> tuple[Samples, list[str]]:
@@ -44,20 +44,22 @@ def open_questions_of_runs(runs: Sequence[str]) -> tuple[Samples, list[str]]:
     Returns:
         Benchmark -> id -> question, and what to tell the user of folders whose data is not there.
     """
-    found: dict[str, Mapping[str, Sample]] = {}
+    questions_of_runs: dict[str, Mapping[str, Sample]] = {}
     notes = []
     for run in dict.fromkeys(map(_run_folder, runs)):
         config = run / CONFIG
         if config.is_file():
             try:
-                opened = open_questions([str(config)])
+                questions = open_questions([str(config)])
             except (InputError, SystemExit) as error:  # pictures are an extra: compare without
                 # who exits has said why
                 reason = "see above" if isinstance(error, SystemExit) else error
                 notes.append(f"no pictures of {run}: its data cannot be opened ({reason})")
             else:
-                found |= {name: {**found.get(name, {}), **more} for name, more in opened.items()}
-    return found, notes
+                for benchmark, samples in questions.items():
+                    known = questions_of_runs.get(benchmark, {})
+                    questions_of_runs[benchmark] = {**known, **samples}
+    return questions_of_runs, notes
 
 
 def _run_folder(run: str) -> Path:

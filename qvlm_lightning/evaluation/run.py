@@ -1,10 +1,11 @@
-"""Evaluate a variant and store its answers, with those it is compared with."""
+"""The evaluation of a variant: its answers are stored, with those it is compared with."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 from lightning.pytorch import Trainer
 
+from qvlm_lightning.arguments import check_trainer_precision
 from qvlm_lightning.data.base import QuestionBatches, VQADataModule
 from qvlm_lightning.data.controls import blind_answers, shuffle_images
 from qvlm_lightning.data.sample import Sample
@@ -70,10 +71,7 @@ def _check_trainer(trainer: Trainer) -> None:
             "trainer.fast_dev_run and trainer.limit_test_batches leave questions out; ask fewer "
             "with data.evaluation_count"
         )
-    if trainer.precision != "32-true":
-        raise InputError(
-            f"trainer.precision is {trainer.precision!r}; leave it out and give model.precision"
-        )
+    check_trainer_precision(trainer.precision)
 
 
 class _Run:
@@ -123,8 +121,8 @@ class _Run:
         self.trainer.test(self.module, dataloaders=questions, verbose=False)
         self.trainer.strategy.barrier()
         if self.trainer.is_global_zero:
-            told = journal.texts()
-            texts = [told[sample.id] for sample in samples]
+            text_of = journal.texts()
+            texts = [text_of[sample.id] for sample in samples]
             answered = self._predictions(samples, texts, round(journal.seconds(), 3), control)
             if key["log_probs"]:
                 answered.log_probs = journal.log_probs(answered.ids)

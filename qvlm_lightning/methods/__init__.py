@@ -4,6 +4,7 @@ from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.percentile import JointSearch, MinMax, SequentialSearch
+from qvlm_lightning.methods.range_rules import LeastSquares, MovingAverage
 from qvlm_lightning.methods.token_weights import ByKind, TokenWeights, Uniform
 
 __all__ = [
@@ -11,8 +12,10 @@ __all__ = [
     "ByKind",
     "Decision",
     "JointSearch",
+    "LeastSquares",
     "Method",
     "MinMax",
+    "MovingAverage",
     "SequentialSearch",
     "TokenWeights",
     "Uniform",

@@ -29,6 +29,10 @@ def percentile_grid(high: float, low: float, step: float) -> list[float]:
 
 PAPER_GRID = percentile_grid(1.0, 0.98, 0.005)
 """Sec. 4.1 of the paper."""
+FINE_PERCENTILES = [1.0, 0.9995, 0.999, 0.998, 0.996, 0.993, 0.99, 0.985, 0.98]
+"""Candidates of static ranges by default: dense near 1, where the best ones lie at 4 bits."""
+FINE_RATIOS = [1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65]
+"""Candidates of clip ratios in ``dynamic_token`` mode by default."""
 
 
 def checked_candidates(values: Sequence[float], name: str, above: float) -> list[float]:

@@ -11,7 +11,7 @@ from qvlm_lightning.losses import output_error_terms
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block, Objective
 from qvlm_lightning.methods.decision import Decision
-from qvlm_lightning.methods.grid import PAPER_GRID, checked_candidates
+from qvlm_lightning.methods.grid import FINE_PERCENTILES, FINE_RATIOS, checked_candidates
 from qvlm_lightning.methods.prefix_tree import exhaustive_table
 from qvlm_lightning.methods.site_chains import full_precision_site_inputs, quantized_site_input
 from qvlm_lightning.methods.token_weights import TokenWeights
@@ -42,14 +42,15 @@ class SequentialSearch(Method):
     """Choose percentile after percentile in forward order, each for its own output error (eq. 2).
 
     Args:
-        percentiles: candidates of static ranges, from the largest down (Sec. 4.1: 1.0 ... 0.98 by
-            0.005).
+        percentiles: candidates of static ranges, from the largest down; default
+            ``grid.FINE_PERCENTILES`` (Sec. 4.1 of the paper: ``grid.PAPER_GRID``).
         clip_ratios: candidates in ``dynamic_token`` mode, where a range is a ratio of each token's
-            largest magnitude; default: the percentiles.
+            largest magnitude; default ``grid.FINE_RATIOS``.
         per: ``site``: one percentile per group of Linear layers that share an input, judged at the
             output of these layers; ``layer``: one per layer, judged at the layer's output (the
             paper's literal cost).
-        objective, token_weights: see :class:`Method`.
+        objective: how outputs are compared, those of sites and layers included.
+        token_weights: see :class:`Method`.
     """
 
     name = "sequential"
@@ -65,8 +66,8 @@ class SequentialSearch(Method):
         super().__init__(objective, token_weights)
         if per not in ("site", "layer"):
             raise InputError(f"per={per!r} is not known; allowed: 'site', 'layer'")
-        self.percentiles = checked_candidates(percentiles or PAPER_GRID, "percentiles", 0.5)
-        self.clip_ratios = checked_candidates(clip_ratios or self.percentiles, "clip_ratios", 0.0)
+        self.percentiles = checked_candidates(percentiles or FINE_PERCENTILES, "percentiles", 0.5)
+        self.clip_ratios = checked_candidates(clip_ratios or FINE_RATIOS, "clip_ratios", 0.0)
         self.per: Per = per
 
     def candidates(self, activation_mode: str) -> list[float]:
@@ -135,7 +136,7 @@ class SequentialSearch(Method):
         site.
         """
         site, (low, high) = block.units[unit].sites[index], block.tables[unit][index]
-        count = len(block.percentiles)
+        count, normalized = len(block.percentiles), block.objective == "normalized"
         errors = block.error_table(count)
         for batch in block.mine():
             hidden, size = x_q[batch].hidden, x_q[batch].hidden.shape[0]
@@ -147,7 +148,7 @@ class SequentialSearch(Method):
             for linear, output in zip(site.linears.values(), outputs, strict=True):
                 target = torch.nn.functional.linear(x_fp[batch].hidden, linear.weight, linear.bias)
                 for candidate, part in enumerate(output.split(size)):
-                    terms = output_error_terms(part, target, weight)
+                    terms = output_error_terms(part, target, weight, normalized)
                     errors[batch, candidate] += torch.stack(
                         [t.to("cpu", torch.float64) for t in terms]
                     )

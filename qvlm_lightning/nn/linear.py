@@ -25,6 +25,7 @@ class QuantLinear(nn.Linear):
     """
 
     enabled: bool
+    only_quantized: bool
     weight_quantizer: WeightQuantizer
     adapter: nn.Module | None
     input_quantizer: ActivationQuantizer
@@ -57,7 +58,7 @@ class QuantLinear(nn.Linear):
         nn.Module.__init__(new)
         new.in_features, new.out_features = linear.in_features, linear.out_features
         new.weight, new.bias, new.training = linear.weight, linear.bias, linear.training
-        new.enabled = False
+        new.enabled = new.only_quantized = False
         new.weight_quantizer = WeightQuantizer(
             (linear.out_features, linear.in_features),
             weight_bits,
@@ -80,7 +81,7 @@ class QuantLinear(nn.Linear):
         """Return the weight as the forward pass uses it, [O, I]; kept until the weight or its clip
         changes.
         """
-        if not self.enabled or not self.weight_quantizer.active:
+        if not self.enabled or not self.weight_quantizer.active or self.only_quantized:
             return self.weight
         decided = [self.weight, *self._decided()]
         if torch.is_grad_enabled() and any(x.requires_grad for x in decided):
@@ -92,6 +93,20 @@ class QuantLinear(nn.Linear):
             with torch.inference_mode(False), torch.no_grad():
                 kept = self._weight_cache = (key, self._fake_quantized_weight())
         return kept[1]
+
+    @torch.no_grad()
+    def keep_only_quantized(self) -> None:
+        """Let the full-precision weight go: one copy instead of two, for a model that is only run.
+
+        The codes stay what they are. Full precision is gone for good.
+        """
+        if not self.weight_quantizer.active or self.only_quantized:
+            return
+        weight = self.weight if self.adapter is None else self.adapter(self.weight)
+        self.weight_quantizer.keep_range(weight)
+        self.weight.data = self.weight_quantizer(weight)
+        self.only_quantized, self.adapter = True, None
+        self.forget()
 
     def forget(self) -> None:
         """Let the kept quantized weight go; for whoever puts another weight in place."""

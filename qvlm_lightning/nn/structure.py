@@ -79,6 +79,12 @@ class Structure:
                 for unit in tower.units:
                     _switch(unit, on)
 
+    def keep_only_quantized(self) -> None:
+        """Let full-precision weights go (:meth:`QuantLinear.keep_only_quantized`)."""
+        for site in self.sites:
+            for linear in site.linears.values():
+                linear.keep_only_quantized()
+
     def enabled(self) -> dict[str, bool]:
         """Return tower -> whether its quantizers are on."""
         return {n: bool(t.sites) and t.sites[0].quantizer.enabled for n, t in self.towers.items()}

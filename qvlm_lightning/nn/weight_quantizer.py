@@ -91,6 +91,13 @@ class WeightQuantizer(nn.Module):
         place = torch.full(self.shape, float("nan"), device=self.clip_ratio.device)
         self.low, self.high = place, place.clone()
 
+    @torch.no_grad()
+    def keep_range(self, weight: Tensor) -> None:
+        """Store the range that ``weight`` has now."""
+        low, high = (bound.clone() for bound in self.ranges(weight))
+        self.low, self.high = low, high
+        self.clip_ratio.fill_(1.0)
+
     def measure_again(self) -> None:
         """Forget the decided range."""
         self.low = self.high = None

@@ -6,9 +6,11 @@ sum must be more than the number of its edges times h_0, by more than the noise 
 sums.
 """
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
+from random import Random
 
 from qvlm_lightning.errors import InputError
 
@@ -55,6 +57,30 @@ def partition_blocks(
         blocks.append((first, last))
         first = last + 1
     return blocks
+
+
+def fixed_blocks(units: int, depth: int) -> Blocks:
+    """Cut into blocks of ``depth`` layers, the last one shorter if need be; a control.
+
+    Example:
+        >>> fixed_blocks(5, 3)
+        [(0, 2), (3, 4)]
+    """
+    return [(first, min(first + depth, units) - 1) for first in range(0, units, depth)]
+
+
+def shuffled_blocks(blocks: Blocks, seed: int) -> Blocks:
+    """Cut into blocks of the same sizes in a random order; a control for where a method cuts.
+
+    Example:
+        >>> sizes = [last - first for first, last in shuffled_blocks([(0, 2), (3, 3), (4, 5)], 0)]
+        >>> sorted(sizes)
+        [0, 1, 2]
+    """
+    sizes = [last - first + 1 for first, last in blocks]
+    Random(seed).shuffle(sizes)
+    ends = list(itertools.accumulate(sizes))
+    return [(end - size, end - 1) for end, size in zip(ends, sizes, strict=True)]
 
 
 def partition_blocks_dp(

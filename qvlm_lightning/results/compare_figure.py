@@ -69,8 +69,8 @@ def group_figure(comparison: Comparison, palette: dict[str, str]) -> Figure:
     figure = Figure(figsize=(8.6, height), layout="constrained")
     axes = figure.subplots()
     for number, model in enumerate(models):
-        found = [comparison.find("score", model, group) for group in groups]
-        kept = [(place, row) for place, row in enumerate(found) if row is not None]
+        rows = [comparison.find("score", model, group) for group in groups]
+        kept = [(place, row) for place, row in enumerate(rows) if row is not None]
         at = np.array([place for place, _ in kept]) + (number - (len(models) - 1) / 2) * thick
         value = np.array([row["value"] for _, row in kept])
         low = value - [row["ci_low"] for _, row in kept]

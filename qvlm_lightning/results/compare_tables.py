@@ -29,8 +29,8 @@ def comparison_grids(comparison: Comparison, intervals: bool = True) -> list[Gri
     Returns:
         The main table, then the benchmark's own figures and the scores per group.
     """
-    made = [main_grid(comparison), own_grid(comparison), group_grid(comparison, intervals)]
-    return [grid for grid in made if grid is not None]
+    grids = [main_grid(comparison), own_grid(comparison), group_grid(comparison, intervals)]
+    return [grid for grid in grids if grid is not None]
 
 
 def main_grid(comparison: Comparison) -> Grid:
@@ -97,16 +97,16 @@ def group_grid(comparison: Comparison, intervals: bool = True) -> Grid | None:
     models = [entry.label for entry in comparison.entries]
     rows = []
     for group in comparison.groups:
-        found = [comparison.find("score", model, group) for model in models]
-        count = next(row["n"] for row in found if row is not None)
-        cells = [cell([row] if row else [], points, intervals) for row in found]
+        scores = [comparison.find("score", model, group) for model in models]
+        count = next(row["n"] for row in scores if row is not None)
+        cells = [cell([row] if row else [], points, intervals) for row in scores]
         rows.append([group, f"{count:,}", *cells])
     return Grid(f"{comparison.name}: score per group, %", ["group", "n", *models], rows)
 
 
 def _rows(comparison: Comparison, metric: str, model: str) -> Sequence[Row]:
-    found = comparison.find(metric, model)
-    return [] if found is None else [found]
+    row = comparison.find(metric, model)
+    return [] if row is None else [row]
 
 
 def _number(value: float | None) -> str:

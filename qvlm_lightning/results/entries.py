@@ -52,23 +52,23 @@ def load_entries(paths: Sequence[str]) -> list[Entry]:
     return _labelled(entries)
 
 
-def choose_reference(entries: Sequence[Entry], asked: str | None) -> Entry:
+def choose_reference(entries: Sequence[Entry], name: str | None) -> Entry:
     """Return the entry that the others are compared with.
 
     Args:
         entries: all answers.
-        asked: a label, the name of predictions, or a path as it was given; the first entry if none.
+        name: a label, the name of predictions, or a path as it was given; the first entry if none.
 
     Raises:
         InputError: there is no such entry.
     """
-    if asked is None:
+    if name is None:
         return entries[0]
     for entry in entries:
-        if asked in (entry.label, entry.predictions.name, entry.path):
+        if name in (entry.label, entry.predictions.name, entry.path):
             return entry
     allowed = ", ".join(dict.fromkeys(repr(entry.label) for entry in entries))
-    raise InputError(f"reference is {asked!r}; allowed are {allowed}")
+    raise InputError(f"reference is {name!r}; allowed are {allowed}")
 
 
 def _files(path: str) -> list[tuple[Path, str]]:

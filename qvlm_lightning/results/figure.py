@@ -31,27 +31,27 @@ def results_figure(rows: Sequence[Row]) -> Figure:
     Returns:
         A figure of two panels that share their variants.
     """
-    made = groups(rows)
-    height = 1.3 + 0.36 * len(made)
+    variants = groups(rows)
+    height = 1.3 + 0.36 * len(variants)
     figure = Figure(figsize=(9.0, height), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[1.25, 1])
     for axes, metric in ((left, "accuracy"), (right, "kl")):
-        for place, group in enumerate(made):
+        for place, group in enumerate(variants):
             _dot(axes, place, group, metric)
         axes.grid(axis="x", color="#dddddd", linewidth=0.8)
         axes.set_axisbelow(True)
         axes.spines[["top", "right", "left"]].set_visible(False)
         axes.tick_params(axis="y", length=0)
-    for group in made:
+    for group in variants:
         if group.method == "fp" and not group.stress:
             value = group.find("accuracy")[0]["value"]
             left.axvline(value, color=COLOURS["fp"], linestyle="--", linewidth=0.9)
-    left.set_yticks(range(len(made)), [group.label for group in made])
+    left.set_yticks(range(len(variants)), [group.label for group in variants])
     left.invert_yaxis()
     left.set_xlabel("accuracy, %")
     left.margins(y=0.08)
     right.set_xlabel("KL to full precision, nats")
-    _log_scale(right, [row for group in made for row in group.find("kl")])
+    _log_scale(right, [row for group in variants for row in group.find("kl")])
     seeds = {row["seed"] for row in rows} - {None}
     whiskers = "range over calibration seeds" if len(seeds) > 1 else "95 % interval"
     count = max(row["n"] for row in rows)

@@ -70,11 +70,11 @@ class Predictions:
     """Cluster of each question, within which questions only count together; empty: alone."""
 
     def __post_init__(self) -> None:
-        asked = zip(self.texts, self.answers, self.choices, strict=True)
+        rows = zip(self.texts, self.answers, self.choices, strict=True)
         if not self.points:
-            found = [(is_correct(t, a, c), parse_answer(t, c)) for t, a, c in asked]
-            self.points = [WHOLE * right for right, _ in found]
-            self.parsed = [parsed for _, parsed in found]
+            judged = [(is_correct(t, a, c), parse_answer(t, c)) for t, a, c in rows]
+            self.points = [WHOLE * right for right, _ in judged]
+            self.parsed = [parsed for _, parsed in judged]
         self.groups = self.groups or [[name] if name else [] for name in self.families]
         self.clusters = self.clusters or [""] * len(self.ids)
 
@@ -192,11 +192,12 @@ COLUMNS = {
 """Key of a line in ``<name>.jsonl`` -> field of :class:`Predictions`."""
 
 
-def search_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def search_facts(manifest: Mapping[str, Any], run: Path | None = None) -> dict[str, Any]:
     """Take from an artifact's manifest what every row says of its search.
 
     Args:
         manifest: ``quantization.json``.
+        run: folder of the run, whose ``report.json``, if it is there, knows the seconds.
 
     Returns:
         ``objective`` (``normalized`` or ``plain``), ``candidates`` (a list of numbers),
@@ -207,6 +208,9 @@ def search_facts(manifest: Mapping[str, Any]) -> dict[str, Any]:
         {'objective': 'plain', 'candidates': None, 'layer_forwards': 192, 'search_seconds': None}
     """
     cost = manifest.get("search") or {}
+    report = None if run is None else run / "report.json"
+    if report is not None and report.is_file():
+        cost |= {"seconds": json.loads(report.read_text(encoding="utf-8"))["search"]["seconds"]}
     return {
         "objective": manifest.get("objective"),
         "candidates": manifest.get("candidates"),
@@ -225,7 +229,7 @@ def is_stored(
     name: str,
     source: str,
     ids: Sequence[str],
-    asked: Mapping[str, Any] | None = None,
+    key: Mapping[str, Any] | None = None,
 ) -> bool:
     """Say whether these answers are there, by the same weights to the same questions.
 
@@ -234,13 +238,13 @@ def is_stored(
         name: their file name without ending.
         source: fingerprint of the weights and quantizers.
         ids: ids of the questions.
-        asked: what else the answers depend on; None trusts the names.
+        key: what else the answers depend on; None trusts the names.
     """
     if name not in stored(folder):
         return False
-    found = Predictions.load(folder, name)
-    same = asked is None or found.asked == asked
-    return same and found.source == source and found.ids == list(ids)
+    answered = Predictions.load(folder, name)
+    same = key is None or answered.asked == key
+    return same and answered.source == source and answered.ids == list(ids)
 
 
 def write_whole(path: Path, content: str | bytes) -> None:

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qvlm_lightning.metrics.grouped import OVERALL
-from qvlm_lightning.results.rows import Row
+from qvlm_lightning.results.rows import IDENTITY, Row
 from qvlm_lightning.results.variant import variant_title
 
 NONE = "–"
@@ -57,23 +57,19 @@ class Group:
         return [fact for fact in facts if fact is not None]
 
 
-IDENTITY = ("split", "outlier_scale", "scheme", "method", "variant", "activation_mode")
-"""Keys of a row that say whose it is, without the calibration seed."""
-
-
 def groups(rows: Sequence[Row]) -> list[Group]:
     """Gather rows by variant, seeds together, in the order of their first row."""
     members: dict[tuple, list[Row]] = {}
     for row in rows:
         members.setdefault(tuple(row[key] for key in IDENTITY), []).append(row)
     modes = {row["activation_mode"] for row in rows if row["method"] != "fp"}
-    made = []
+    variants = []
     for (_, scale, scheme, method, variant, mode), own_rows in members.items():
         shown = f" {mode}" if len(modes) > 1 and method != "fp" else ""
         stress = f" (stress ×{scale:g})" if scale > 1 else ""
         label = variant_title(method, scheme, variant) + shown + stress
-        made.append(Group(label, scale > 1, method, own_rows))
-    return made
+        variants.append(Group(label, scale > 1, method, own_rows))
+    return variants
 
 
 def grids(rows: Sequence[Row]) -> list[Grid]:
@@ -84,8 +80,8 @@ def grids(rows: Sequence[Row]) -> list[Grid]:
     """
     drawn = []
     for split in dict.fromkeys(row["split"] for row in rows):
-        made = groups([row for row in rows if row["split"] == split])
-        drawn += [_main(made, split), _families(made, split)]
+        variants = groups([row for row in rows if row["split"] == split])
+        drawn += [_main(variants, split), _families(variants, split)]
     return drawn
 
 
@@ -94,7 +90,7 @@ def in_split(split: str) -> str:
     return f", {split} split" if split else ""
 
 
-def _main(made: list[Group], split: str) -> Grid:
+def _main(variants: list[Group], split: str) -> Grid:
     columns: list[tuple[str, Callable[[Group], str]]] = [
         ("accuracy %", lambda g: cell(g.find("accuracy"), points)),
         ("minus fp", lambda g: cell(g.find("accuracy_minus_fp"), signed)),
@@ -109,23 +105,23 @@ def _main(made: list[Group], split: str) -> Grid:
     ]
     note = []
     for key, name, write in (("objective", "objective", str), ("candidates", "grid", grid_text)):
-        written = {write(fact) for group in made for fact in group.facts(key)}
+        written = {write(fact) for group in variants for fact in group.facts(key)}
         if len(written) == 1:
             note.append(f"{name} {written.pop()}")
         elif written:
             columns.insert(0, (name, partial(_same, key=key, write=write)))
-    cells = {name: [write(group) for group in made] for name, write in columns}
+    cells = {name: [write(group) for group in variants] for name, write in columns}
     empty = {"layer-forwards", "search, s"} & {n for n, col in cells.items() if set(col) == {NONE}}
     header = ["variant", *(name for name in cells if name not in empty)]
     lines = [
         [group.label, *(cells[name][place] for name in header[1:])]
-        for place, group in enumerate(made)
+        for place, group in enumerate(variants)
     ]
-    return Grid(f"Results{in_split(split)}", header, lines, _note(made, note))
+    return Grid(f"Results{in_split(split)}", header, lines, _note(variants, note))
 
 
-def _note(made: list[Group], facts: list[str]) -> str:
-    rows = [row for group in made for row in group.rows]
+def _note(variants: list[Group], facts: list[str]) -> str:
+    rows = [row for group in variants for row in group.rows]
     modes = sorted({row["activation_mode"] for row in rows} - {"none"})
     seeds = {row["seed"] for row in rows} - {None}
     brackets = (
@@ -157,12 +153,12 @@ def grid_text(candidates: Sequence[float]) -> str:
     return f"{high:g}" if low == high else f"{len(candidates)} of {low:g} to {high:g}"
 
 
-def _families(made: list[Group], split: str) -> Grid:
+def _families(variants: list[Group], split: str) -> Grid:
     tasks = list(
-        dict.fromkeys(row["task"] for g in made for row in g.rows if row["task"] != OVERALL)
+        dict.fromkeys(row["task"] for g in variants for row in g.rows if row["task"] != OVERALL)
     )
     lines = []
-    for group in made:
+    for group in variants:
         for metric, label in (
             ("accuracy", group.label),
             ("accuracy_blind", "  blind guess"),

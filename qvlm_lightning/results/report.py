@@ -1,4 +1,4 @@
-"""From stored answers to the rows of ``results.json``."""
+"""Rows of ``results.json``, computed from stored answers."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,6 +9,7 @@ import numpy as np
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.metrics.grouped import OVERALL
+from qvlm_lightning.results.means import seed_means
 from qvlm_lightning.results.measures import (
     Groups,
     difference_measures,
@@ -120,10 +121,31 @@ def _head(answered: Predictions) -> Row:
 
 
 def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """Write ``results.json``, as a whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write ``results.json``, as a whole or not at all: ``rows``, and their ``means`` over seeds.
+
+    Args:
+        path: the file.
+        rows: see :func:`variant_rows`; for the means
+            :func:`~qvlm_lightning.results.means.seed_means`.
+    """
+    lists = {"rows": rows, "means": seed_means(rows)}
+    body = ",\n".join(f'"{name}": {_lines(listed)}' for name, listed in lists.items())
+    _write(path, f"{{\n{body}\n}}\n")
+
+
+def write_rows(path: Path, rows: Sequence[Row]) -> None:
+    """Write a list of rows as JSON, as a whole or not at all."""
+    _write(path, f"{_lines(rows)}\n")
+
+
+def _lines(rows: Sequence[Row]) -> str:
     lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
-    write_whole(path, f"[\n{lines}\n]\n")
+    return f"[\n{lines}\n]"
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, text)
 
 
 def _against_rtn(

@@ -17,6 +17,8 @@ from qvlm_lightning.metrics.intervals import (
 from qvlm_lightning.metrics.target import WHOLE
 
 Row = dict[str, Any]
+IDENTITY = ("split", "outlier_scale", "scheme", "method", "variant", "activation_mode")
+"""Keys of a row of ``results.json`` that say whose it is, without the calibration seed."""
 
 
 def figure(metric: str, value: float, interval: tuple[float, float] | None, n: int) -> Row:
@@ -68,10 +70,10 @@ def difference(metric: str, points: np.ndarray, others: np.ndarray, whole: int =
         others: the same of the model it is compared with.
         whole: points of a right answer.
     """
-    found = score_difference(points, others, whole)
-    interval = 100 * found.ci_low, 100 * found.ci_high
-    row = figure(metric, 100 * found.value, interval, len(points))
-    return row | {"p_value": found.p_value, "won": found.won, "lost": found.lost}
+    change = score_difference(points, others, whole)
+    interval = 100 * change.ci_low, 100 * change.ci_high
+    row = figure(metric, 100 * change.value, interval, len(points))
+    return row | {"p_value": change.p_value, "won": change.won, "lost": change.lost}
 
 
 def right_or_wrong(points: np.ndarray) -> bool:

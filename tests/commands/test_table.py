@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ import torch
 import qvlm_lightning.evaluation.module as evaluation_module
 from qvlm_lightning.__main__ import main as program
 from qvlm_lightning.commands import table
+from qvlm_lightning.commands._table_configs import TableConfigs
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models import Llava
 
@@ -30,9 +32,10 @@ class Calibrations:
         if len(self.calls) == self.fail_at:
             raise KeyboardInterrupt
         (folder / "artifact").mkdir()
+        scheme = next(Path(a).stem for a in args if "/schemes/" in a)
         about = {
             "method": next(Path(a).stem for a in args if "/methods/" in a),
-            "scheme_name": next(Path(a).stem for a in args if "/schemes/" in a),
+            "scheme_name": scheme.partition("_")[0],  # groups are not in the name
             "seed": int(options["data.init_args.seed"]),
             "scale": float(options.get("model.init_args.family.init_args.outlier_scale", 1)),
         }
@@ -45,10 +48,10 @@ class Calibrations:
         family = Tiny(about["scale"])
         model = family.load_model()
         manifest = {
+            "activation_mode": "static_tensor",
             **about,
             **family.describe(),
             "model": family.fingerprint(model),
-            "activation_mode": "static_tensor",
             "calibration_ids": [],
         }
         noise = torch.Generator().manual_seed(about["seed"])
@@ -60,6 +63,8 @@ class Calibrations:
 def calibrations(monkeypatch) -> Calibrations:
     made = Calibrations()
     monkeypatch.setattr(table, "train_main", made.train_main)
+    # a second each; test_an_option_that_is_refused does it
+    monkeypatch.setattr(TableConfigs, "check", lambda self, calibration: None)
     monkeypatch.setattr(evaluation_module, "load_artifact", made.load_artifact)
     return made
 
@@ -98,7 +103,7 @@ def test_table_of_a_plan(calibrations, evaluated, tmp_path, capsys):
     assert len(calibrations.calls) == 8
     # once plain and once with shuffled images in full precision, once per artifact
     assert len(evaluated) == 2 * 2 + 8
-    rows = json.loads((tmp_path / "results.json").read_text())
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     variants = {(r["method"], r["seed"], r["outlier_scale"]) for r in rows}
     assert len(variants) == 2 + 8
     assert {r["stress"] for r in rows if r["outlier_scale"] == 4.0} == {True}
@@ -146,7 +151,7 @@ def test_an_interrupted_calibration_is_resumed(calibrations, tmp_path):
     calibrations.fail_at = 2
     with pytest.raises(KeyboardInterrupt):
         table.main(options(tmp_path))
-    rows = json.loads((tmp_path / "results.json").read_text())
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert {r["method"] for r in rows} == {"fp", "rtn"}
     table.main(options(tmp_path))
     resumed = [call for call in calibrations.calls if "--ckpt_path=last" in call]
@@ -171,12 +176,21 @@ def test_a_new_artifact_is_evaluated_again(calibrations, evaluated, tmp_path):
     assert evaluated == ["rtn-w4a4-static_tensor-k1-s0"]
 
 
+ROW = {"name": "per-layer", "method": "cdm", "scheme": "w4a4", "options": ["--seed_everything=7"]}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"variants": ["magic w4a4"]}, r"magic\.yaml'; allowed are cdm, qvlm, rtn"),
         ({"variants": ["rtn"]}, "variant 'rtn' is not a method and a scheme"),
         ({"variants": []}, "the plan compares nothing"),
+        ({"variants": ["../rtn w4a4"]}, "name is '..'; allowed are letters"),
+        ({"variants": ["rtn w4a4", "rtn w4a4"]}, "two variants are 'rtn-w4a4'; give one of"),
+        ({"variants": [{"method": "rtn"}]}, "has no scheme; give a file in configs/schemes"),
+        ({"variants": [ROW | {"seed": 1}]}, "has the key 'seed'; allowed are name, method, scheme"),
+        ({"variants": [ROW | {"name": "a/b"}]}, "name is 'a/b'; allowed are letters"),
+        ({"variants": [ROW | {"options": "--x=1"}]}, "'--x=1'; allowed is a list of texts"),
         ({"headline": "veo w4a4"}, "headline is 'veo w4a4'; allowed are the variants rtn w4a4"),
         ({"model": "huge"}, r"huge\.yaml'; allowed are tiny"),
         ({"configs": "nowhere"}, r"base\.yaml'; allowed are none there"),
@@ -234,3 +248,145 @@ def test_every_plan_can_be_carried_out(path, monkeypatch):
     assert run.calibrations
     folders = [calibration.folder for calibration in run.calibrations]
     assert len(set(folders)) == len(folders)
+
+
+def rows_of(path: Path, **wanted) -> list[dict]:
+    rows = json.loads(path.read_text())["rows"]
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def test_a_row_with_options_of_its_own(calibrations, evaluated, tmp_path, capsys):
+    table.main(options(tmp_path, variants=["rtn w4a4", "cdm w4a4", ROW], options=["--x=1"]))
+    folder = tmp_path / "tiny-k1" / "seed0" / "per-layer-w4a4"
+    own = calibrations.calls[-1]
+    assert f"--trainer.default_root_dir={folder}" in own
+    assert own[-2:] == ["--x=1", "--seed_everything=7"]
+    assert calibrations.calls[1][-1] == "--x=1"
+    assert evaluated[-1] == "per-layer-w4a4-static_tensor-k1-s0"
+    named = rows_of(tmp_path / "results.json", variant="per-layer", task="overall")
+    assert {row["method"] for row in named} == {"cdm"}
+    assert "accuracy_minus_rtn" in {row["metric"] for row in named}
+    assert "W4A4 per-layer" in capsys.readouterr().out
+
+
+def test_a_row_may_have_another_activation_mode(calibrations, evaluated, tmp_path):
+    dynamic = calibrations.load_artifact
+
+    def load_artifact(path):
+        loaded = dynamic(path)
+        if "token" in str(path):
+            loaded.manifest["activation_mode"] = "dynamic_token"
+        return loaded
+
+    evaluation_module.load_artifact = load_artifact  # the fixture's patch is undone afterwards
+    option = ["--model.scheme.activation_mode=dynamic_token"]
+    given = [
+        {"name": f"{method}-token", "method": method, "scheme": "w4a4", "options": option}
+        for method in ("rtn", "cdm")
+    ]
+    table.main(options(tmp_path, variants=["rtn w4a4", *given]))
+    assert evaluated[-1] == "cdm-token-w4a4-dynamic_token-k1-s0"
+    # round-to-nearest in the same mode is what it is compared with
+    (minus,) = rows_of(
+        tmp_path / "results.json", metric="accuracy_minus_rtn", task="overall", variant="cdm-token"
+    )
+    assert minus["value"] == 0.0
+
+
+def test_a_method_in_a_folder_and_a_scheme_of_the_same_widths(calibrations, evaluated, tmp_path):
+    configs = tmp_path / "configs"
+    shutil.copytree(CONFIGS, configs)
+    (configs / "methods" / "paper").mkdir()
+    shutil.copy(configs / "methods" / "cdm.yaml", configs / "methods" / "paper" / "cdm.yaml")
+    variants = ["cdm w4a4", "paper/cdm w4a4", "cdm w4a4_g128"]
+    root = tmp_path / "run"
+    table.main(options(root, variants=variants, configs=str(configs), headline="paper/cdm w4a4"))
+    assert evaluated[-3:] == [
+        f"{name}-w4a4-static_tensor-k1-s0" for name in ("cdm", "paper-cdm", "cdm-g128")
+    ]
+    assert (root / "artifact").is_dir()
+    with pytest.raises(InputError, match=r"magic\.yaml'; allowed are cdm, paper/cdm, qvlm"):
+        table.main(options(root, variants=["magic w4a4"], configs=str(configs)))
+
+
+def test_an_option_that_is_refused_ends_before_work(tmp_path):
+    wrong = ROW | {"options": ["--model.init_args.wings=2"]}
+    with pytest.raises(InputError, match=r"variant 'per-layer w4a4': model: option 'wings' is not"):
+        table.main(options(tmp_path / "run", variants=["rtn w4a4", wrong]))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_row_is_not_taken_for_one_of_other_options(calibrations, tmp_path):
+    table.main(options(tmp_path, variants=[ROW]))
+    other = ROW | {"options": []}
+    with pytest.raises(InputError, match=r"holds 'per-layer-w4a4' made with options \['--seed"):
+        table.main(options(tmp_path, variants=[other]))
+    table.main(options(tmp_path, variants=[other | {"name": "per-site"}]))
+    # the first row is not forgotten when a plan leaves it out
+    with pytest.raises(InputError, match="give the row another name"):
+        table.main(options(tmp_path, variants=[other]))
+
+
+def test_a_row_is_not_taken_for_one_of_other_files(calibrations, tmp_path):
+    configs = tmp_path / "configs"
+    shutil.copytree(CONFIGS, configs)
+    root = tmp_path / "run"
+    given = options(root, configs=str(configs))
+    table.main(given)
+    path = configs / "methods" / "rtn.yaml"
+    path.write_text(f"# a comment changes nothing\n{path.read_text()}")
+    table.main(given)
+    path.write_text(path.read_text() + "seed_everything: 5\n")
+    with pytest.raises(InputError, match="holds 'rtn-w4a4' made when its configuration files said"):
+        table.main(given)
+
+
+def test_splits_share_calibrations_and_nothing_else(calibrations, evaluated, tmp_path, capsys):
+    table.main(options(tmp_path, split="development"))
+    assert "Results, development split" in capsys.readouterr().out
+    assert calibrations.calls[0].count("--data.init_args.evaluation_split=development") == 1
+    table.main(options(tmp_path, split="test"))
+    assert len(calibrations.calls) == 2
+    assert "Results, test split" in (tmp_path / "table.md").read_text()
+    assert "Results, development split" in (tmp_path / "table-development.md").read_text()
+    for name, split in (("results", "test"), ("results-development", "development")):
+        rows = rows_of(tmp_path / f"{name}.json")
+        assert {row["split"] for row in rows} == {split}
+    assert (tmp_path / "table-development.png").is_file()
+    answers = tmp_path / "tiny-k1" / "predictions"
+    names = sorted(path.stem for path in answers.glob("rtn*.json"))
+    assert names == ["rtn-w4a4-static_tensor-k1-s0", "rtn-w4a4-static_tensor-k1-s0-development"]
+
+
+def test_means_over_seeds_are_in_the_results(calibrations, tmp_path):
+    table.main(options(tmp_path, seeds=[0, 1, 2], variants=["rtn w4a4"]))
+    written = json.loads((tmp_path / "results.json").read_text())
+    for metric in ("accuracy", "kl"):
+        own = [
+            r["value"]
+            for r in written["rows"]
+            if (r["method"], r["metric"], r["task"]) == ("rtn", metric, "overall")
+        ]
+        (mean,) = [
+            m
+            for m in written["means"]
+            if (m["method"], m["metric"], m["task"]) == ("rtn", metric, "overall")
+        ]
+        assert len(own) == 3
+        assert mean["value"] == pytest.approx(sum(own) / 3)
+        assert (mean["low"], mean["high"], mean["seeds"]) == (min(own), max(own), [0, 1, 2])
+        assert mean["ci_low"] < mean["value"] < mean["ci_high"]
+
+
+def test_search_of_the_artifact_is_in_every_row(calibrations, tmp_path):
+    table.main(options(tmp_path))
+    path = tmp_path / "tiny-k1" / "seed0" / "qvlm-w4a4" / "artifact" / "quantization.json"
+    told = {"objective": "normalized", "candidates": [1.0, 0.98], "search": {"layer_forwards": 42}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    table.main(options(tmp_path))
+    rows = rows_of(tmp_path / "results.json", method="qvlm")
+    assert rows
+    assert {(r["objective"], tuple(r["candidates"]), r["layer_forwards"]) for r in rows} == {
+        ("normalized", (1.0, 0.98), 42)
+    }
+    assert "| 42 |" in (tmp_path / "table.md").read_text()

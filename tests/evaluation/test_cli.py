@@ -24,7 +24,7 @@ def arguments(tmp_path, *more: str) -> list[str]:
 
 def test_program_writes_rows_and_prints_the_table(tmp_path, capsys):
     eval_main(arguments(tmp_path))
-    rows = json.loads((tmp_path / "results.json").read_text())
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert {row["metric"] for row in rows} == {
         *("accuracy", "accuracy_blind", "accuracy_shuffled", "parse_failures", "seconds")
     }
@@ -49,6 +49,7 @@ def test_program_leaves_out_controls_and_shows_questions_per_second(tmp_path, ca
         ("--data.evaluation_count=0", "evaluation_count is 0; allowed are integers of at least 1"),
         ("--model.init_args.wings=2", "wings"),
         ("--data.evaluation_count=many", "expected int, got many"),
+        ("--trainer.precision=bf16-true", "allowed is '32-true', because quantizers compute in"),
         ("--data.evaluation_split=train", "train is given; allowed: 'test', 'development'"),
     ],
 )
@@ -67,7 +68,7 @@ def test_both_splits_in_one_folder_stay_apart(tmp_path, capsys, names):
     development = "--data.evaluation_split=development"
     eval_main(arguments(tmp_path, development, "--controls=false"))
     assert names() == ["fp-k1", "fp-k1-development"]
-    rows = json.loads((tmp_path / "results.json").read_text())
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert {row["split"] for row in rows} == {"test", "development"}
     assert "Results, development split" in capsys.readouterr().out
     ids = [

@@ -168,7 +168,7 @@ def test_an_artifact_answers_in_its_own_precision(family, data, artifact):
     [
         ({"limit_test_batches": 1}, "leave questions out; ask fewer with data.evaluation_count"),
         ({"fast_dev_run": True}, "leave questions out"),
-        ({"precision": "bf16-true"}, "trainer.precision is 'bf16-true'; leave it out and give"),
+        ({"precision": "bf16-true"}, "trainer.precision is 'bf16-true'; allowed is '32-true'"),
     ],
 )
 def test_trainers_that_would_falsify_results_are_refused(family, data, tmp_path, option, sentence):

@@ -83,7 +83,7 @@ def test_divergence_is_that_of_the_stored_log_probabilities(table):
 
 def test_rows_have_the_promised_keys_and_plain_values(table, tmp_path):
     write_results(tmp_path / "run" / "results.json", report_rows(table))
-    rows = json.loads((tmp_path / "run" / "results.json").read_text())
+    rows = json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
     for row in rows:
         extra = {"p_value", "won", "lost"} if row["metric"].startswith("accuracy_minus") else set()
         assert set(row) == KEYS | extra
@@ -92,6 +92,21 @@ def test_rows_have_the_promised_keys_and_plain_values(table, tmp_path):
         if row["metric"] != "seconds":
             assert row["ci_low"] <= row["value"] <= row["ci_high"]
     assert {r["task"] for r in rows} == {"overall", "color", "pick"}
+
+
+def test_the_file_holds_the_means_over_seeds_as_well(answered, known, tmp_path):
+    again = answered("qvlm", "red", "red", "A", "C")
+    again.variant = replace(again.variant, seed=1)
+    rows = report_rows(known(answered("fp"), answered("qvlm"), again))
+    write_results(tmp_path / "results.json", rows)
+    written = json.loads((tmp_path / "results.json").read_text())
+    assert written["rows"] == rows
+    (accuracy,) = [
+        m
+        for m in written["means"]
+        if (m["method"], m["metric"], m["task"]) == ("qvlm", "accuracy", "overall")
+    ]
+    assert (accuracy["value"], accuracy["seeds"], accuracy["n"]) == (75.0, [0, 1], 4)
 
 
 def test_rows_from_files_equal_rows_from_memory(table, tmp_path):
@@ -124,9 +139,10 @@ def test_other_weights_cannot_be_compared(answered, known):
         variant_rows(answered("qvlm"), known(answered("fp", base="retrained")))
 
 
-def test_infinite_numbers_never_reach_the_file(tmp_path):
+def test_infinite_numbers_never_reach_the_file(table, tmp_path):
+    rows = [row | {"value": float("inf")} for row in report_rows(table)]
     with pytest.raises(ValueError, match="not JSON compliant"):
-        write_results(tmp_path / "results.json", [{"value": float("inf")}])
+        write_results(tmp_path / "results.json", rows)
     assert not (tmp_path / "results.json").exists()
 
 

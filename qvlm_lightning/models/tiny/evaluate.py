@@ -1,4 +1,4 @@
-"""Measure a model on the embedded task, beside what needs no image or the wrong one.
+"""Measurements of a model on the embedded task, with controls that see no image or the wrong one.
 
 python -m qvlm_lightning.models.tiny.evaluate --count 8000 --json results.json
 """
@@ -46,8 +46,8 @@ def rows_of(samples: list[TinySample]) -> list[tuple[Image.Image | None, list[in
     read = [i for i, s in enumerate(samples) if s.image is None]
     rows: list[tuple[Image.Image | None, list[int]]] = [
         (samples[group[0]].image, group)
-        for _, found in groupby(seen, key=lambda i: id(samples[i].image))
-        if (group := list(found))
+        for _, places in groupby(seen, key=lambda i: id(samples[i].image))
+        if (group := list(places))
     ]
     step = QUESTIONS_PER_IMAGE
     return rows + [(None, read[i : i + step]) for i in range(0, len(read), step)]

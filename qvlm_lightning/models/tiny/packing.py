@@ -88,7 +88,7 @@ def pack(rows: list[list[Turn]], with_image: bool) -> Packed:
     prefix_seen = (segment_BT == 0)[:, None, :] & (segment_BT >= 0)[:, :, None]
     causal = torch.ones(length, length, dtype=torch.bool).tril()
     at = torch.tensor([n * length + p for n, p, _ in answers])
-    found = {kind: torch.tensor(v).reshape(-1, 3) for kind, v in hints.items()}
+    hint_rows = {kind: torch.tensor(v).reshape(-1, 3) for kind, v in hints.items()}
     return Packed(
         input_ids=_padded(ids, length, 0),
         position_ids=_padded(positions, length, 0),
@@ -96,8 +96,8 @@ def pack(rows: list[list[Turn]], with_image: bool) -> Packed:
         answer_at=at,
         answer_id=torch.tensor([a for _, _, a in answers]),
         family=families,
-        hint_at={kind: v[:, 0] * length + v[:, 1] for kind, v in found.items()},
-        hint_value={kind: v[:, 2] for kind, v in found.items()},
+        hint_at={kind: v[:, 0] * length + v[:, 1] for kind, v in hint_rows.items()},
+        hint_value={kind: v[:, 2] for kind, v in hint_rows.items()},
     )
 
 

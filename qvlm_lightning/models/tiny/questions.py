@@ -50,18 +50,18 @@ def attribute(scene: Scene, rng: Random) -> Turn | None:
         ("shape", ("size", "color"), "{} {} object"),
         ("size", ("color", "shape"), "{} {}"),
     )
-    found: list[tuple[str, str, Thing, str]] = []
-    for asked, fields, form in forms:
+    possible: list[tuple[str, str, Thing, str]] = []
+    for wanted, fields, form in forms:
         said = [tuple(getattr(t, field) for field in fields) for t in scene.things]
         for thing, values in zip(scene.things, said, strict=True):
             if said.count(values) == 1:
-                found.append((asked, form.format(*values), thing, getattr(thing, asked)))
-    if not found:
+                possible.append((wanted, form.format(*values), thing, getattr(thing, wanted)))
+    if not possible:
         return None
-    kinds = sorted({f[0] for f in found})
+    kinds = sorted({f[0] for f in possible})
     kind = rng.choice(kinds)
-    asked, phrase, thing, answer = rng.choice([f for f in found if f[0] == kind])
-    return _about("attribute", f"what {asked} is the {phrase}?", answer, thing, phrase)
+    wanted, phrase, thing, answer = rng.choice([f for f in possible if f[0] == kind])
+    return _about("attribute", f"what {wanted} is the {phrase}?", answer, thing, phrase)
 
 
 def existence(scene: Scene, rng: Random) -> Turn | None:
@@ -81,7 +81,7 @@ def existence(scene: Scene, rng: Random) -> Turn | None:
 
 def counting(scene: Scene, rng: Random) -> Turn | None:
     """Ask how many objects share a colour, a shape or a size."""
-    found: dict[int, list[str]] = {}
+    questions: dict[int, list[str]] = {}
     for values, field, form in (
         (COLORS, "color", "{} objects"),
         (SHAPES, "shape", "{}s"),
@@ -90,14 +90,14 @@ def counting(scene: Scene, rng: Random) -> Turn | None:
         for value in values:
             text = form.format(value).replace("crosss", "crosses")
             number = sum(getattr(t, field) == value for t in scene.things)
-            found.setdefault(number, []).append(f"how many {text} are there?")
-    number = rng.choice(sorted(n for n in found if n <= 5))
-    return Turn("counting", rng.choice(found[number]), str(number))
+            questions.setdefault(number, []).append(f"how many {text} are there?")
+    number = rng.choice(sorted(n for n in questions if n <= 5))
+    return Turn("counting", rng.choice(questions[number]), str(number))
 
 
 def extreme(scene: Scene, rng: Random) -> Turn | None:
     """Ask for an attribute of the object furthest in one direction, alone in its row or column."""
-    found = []
+    possible = []
     for name, position in EXTREMES.items():
         for filtered in (None, *SHAPES, *COLORS):
             members = [t for t in scene.things if filtered in (None, t.shape, t.color)]
@@ -105,13 +105,15 @@ def extreme(scene: Scene, rng: Random) -> Turn | None:
             first = [t for t in members if position(t) == edge]
             if len(members) >= 2 and len(first) == 1:
                 noun = filtered if filtered in SHAPES else f"{filtered or ''} object".strip()
-                for asked in ("color", "shape"):
-                    if filtered is None or getattr(first[0], asked) != filtered:
-                        found.append((f"what {asked} is the {name} {noun}?", asked, first[0]))
-    if not found:
+                for wanted in ("color", "shape"):
+                    if filtered is None or getattr(first[0], wanted) != filtered:
+                        possible.append((f"what {wanted} is the {name} {noun}?", wanted, first[0]))
+    if not possible:
         return None
-    question, asked, thing = rng.choice(found)
-    return Turn("extreme", question, getattr(thing, asked), hints=(Hint(-1, "target", thing.cell),))
+    question, wanted, thing = rng.choice(possible)
+    return Turn(
+        "extreme", question, getattr(thing, wanted), hints=(Hint(-1, "target", thing.cell),)
+    )
 
 
 def position(scene: Scene, rng: Random) -> Turn | None:
@@ -128,34 +130,34 @@ def position(scene: Scene, rng: Random) -> Turn | None:
 def neighbor(scene: Scene, rng: Random) -> Turn | None:
     """Ask for an attribute of the object in the cell next to a named object."""
     at = {(t.row, t.column): t for t in scene.things}
-    found = [
+    pairs = [
         (t, step, at[t.row + dr, t.column + dc])
         for t in named(scene)
         for step, (dr, dc) in STEPS.items()
         if (t.row + dr, t.column + dc) in at
     ]
-    if not found:
+    if not pairs:
         return None
-    thing, step, other = rng.choice(found)
-    asked = rng.choice(("color", "shape"))
-    question = f"what {asked} is the object {step} the {_phrase(thing)}?"
+    thing, step, other = rng.choice(pairs)
+    wanted = rng.choice(("color", "shape"))
+    question = f"what {wanted} is the object {step} the {_phrase(thing)}?"
     hints = (_hint(question, _phrase(thing), thing.cell), Hint(-1, "target", other.cell))
-    return Turn("neighbor", question, getattr(other, asked), hints=hints)
+    return Turn("neighbor", question, getattr(other, wanted), hints=hints)
 
 
 def relation(scene: Scene, rng: Random) -> Turn | None:
     """Ask whether one named object stands left of, right of, above or below another."""
     things = named(scene)
-    found = []
+    pairs = []
     for a in things:
         for b in things:
             if a.column != b.column:
-                found.append((a, "left of" if rng.random() < 0.5 else "right of", b))
+                pairs.append((a, "left of" if rng.random() < 0.5 else "right of", b))
             if a.row != b.row:
-                found.append((a, "above" if rng.random() < 0.5 else "below", b))
-    if not found:
+                pairs.append((a, "above" if rng.random() < 0.5 else "below", b))
+    if not pairs:
         return None
-    a, step, b = rng.choice(found)
+    a, step, b = rng.choice(pairs)
     dr, dc = STEPS[step]
     true = (a.row - b.row) * dr + (a.column - b.column) * dc > 0
     question = f"is the {_phrase(a)} {step} the {_phrase(b)}?"
@@ -196,11 +198,11 @@ def locate(scene: Scene, rng: Random) -> Turn | None:
 def cell(scene: Scene, rng: Random) -> Turn | None:
     """Training helper: name an attribute of what stands in a cell."""
     row, column = rng.randrange(GRID), rng.randrange(GRID)
-    asked = rng.choice(("color", "shape", "size"))
-    found = [t for t in scene.things if (t.row, t.column) == (row, column)]
-    answer = getattr(found[0], asked) if found else "nothing"
+    wanted = rng.choice(("color", "shape", "size"))
+    things = [t for t in scene.things if (t.row, t.column) == (row, column)]
+    answer = getattr(things[0], wanted) if things else "nothing"
     hints = (Hint(-1, "target", row * GRID + column),)
-    return Turn("cell", f"what {asked} is in r{row}c{column}?", answer, hints=hints)
+    return Turn("cell", f"what {wanted} is in r{row}c{column}?", answer, hints=hints)
 
 
 Builder = Callable[[Scene, Random], "Turn | None"]

@@ -267,20 +267,20 @@ def question_loss(
         hinted_right: dict[str, float] = {}
         if features is not None:
             picked = [rng.randrange(len(scenes)) for _ in range(rows)]
-            asked = pack([image_turns(scenes[i], rng, weights(step), turns) for i in picked], True)
-            answer, hint = net.read(asked, features[torch.tensor(picked)].to(net.model.device))
+            packed = pack([image_turns(scenes[i], rng, weights(step), turns) for i in picked], True)
+            answer, hint = net.read(packed, features[torch.tensor(picked)].to(net.model.device))
             losses.append(answer)
             hints.append(hint)
             hinted_right |= net.hinted
-            for family, correct in zip(asked.family, net.correct, strict=True):
+            for family, correct in zip(packed.family, net.correct, strict=True):
                 right[family].append(correct)
         if text_rows:
-            asked = pack([text_turns(rng, 8) for _ in range(text_rows)], False)
-            answer, hint = net.read(asked, None)
+            packed = pack([text_turns(rng, 8) for _ in range(text_rows)], False)
+            answer, hint = net.read(packed, None)
             losses.append(answer)
             hints.append(hint)
             hinted_right |= net.hinted
-            for family, correct in zip(asked.family, net.correct, strict=True):
+            for family, correct in zip(packed.family, net.correct, strict=True):
                 right[family].append(correct)
         answers = torch.cat(losses).mean()
         hinted = torch.stack(hints).mean()

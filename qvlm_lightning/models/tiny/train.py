@@ -1,4 +1,4 @@
-"""Train the embedded model from nothing.
+"""Training of the embedded model from nothing.
 
     python -m qvlm_lightning.models.tiny.train --out DIR --seed 0
 
