@@ -10,6 +10,8 @@ from torch import nn
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.methods import JointSearch, Method, MinMax, SequentialSearch
+from qvlm_lightning.methods.block import Objective
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.models.loaded import loaded
 from qvlm_lightning.quant.scheme import Scheme
@@ -39,7 +41,9 @@ def quantize(
     processor: Any,
     samples: Sequence[Sample],
     scheme: str | Scheme = "w4a4",
-    method: str = "qvlm",
+    method: str | Method = "qvlm",
+    objective: Objective | None = None,
+    candidates: Sequence[float] | None = None,
     epochs: int = 10,
     search_pairs: int = 16,
     batch_size: int = 8,
@@ -53,7 +57,12 @@ def quantize(
         processor: its processor.
         samples: calibration samples with answers.
         scheme: such as ``w4a4``, or a :class:`~qvlm_lightning.quant.scheme.Scheme`.
-        method: ``rtn``, ``sequential``, ``cdm``, ``veo`` or ``qvlm``.
+        method: ``rtn``, ``sequential``, ``cdm``, ``veo`` or ``qvlm``, or a
+            :class:`~qvlm_lightning.methods.Method` that decides layer by layer.
+        objective: ``normalized`` (default) or ``plain``: how outputs are compared, see
+            :class:`~qvlm_lightning.methods.Method`.
+        candidates: of ranges, falling from 1: percentiles, or in ``dynamic_token`` mode clip
+            ratios; default: those of the method.
         epochs: epochs of visual-encoder optimisation, for ``veo`` and ``qvlm``.
         search_pairs: how many of the samples the search uses.
         batch_size: samples per batch.
@@ -64,20 +73,23 @@ def quantize(
         ``model``, with quantizers on.
 
     Raises:
-        InputError: an unknown method or scheme, or unusable samples.
+        InputError: an unknown method, objective or scheme, impossible candidates, or unusable
+            samples.
     """
     from lightning.pytorch import Trainer, seed_everything
 
-    if method not in METHODS:
-        raise InputError(f"method {method!r} is not known; allowed: {', '.join(METHODS)}")
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
+    decides = _method(method, scheme, objective, candidates)
+    name = method if isinstance(method, str) else method.name
     family, device = loaded(model, processor), next(model.parameters()).device
     data = _Given(
         samples, family=family, search_pairs=search_pairs, batch_size=batch_size, seed=seed
     )
     seed_everything(seed, verbose=False)
     with tempfile.TemporaryDirectory() as scratch:
-        module, callbacks = _recipe(method, family, scheme, epochs, seed, keep=output is not None)
+        module, callbacks = _recipe(
+            name, decides, family, scheme, epochs, seed, keep=output is not None
+        )
         trainer = Trainer(
             accelerator="auto",
             devices=1,
@@ -94,21 +106,51 @@ def quantize(
     return model.requires_grad_(False).to(device)
 
 
+def _method(
+    method: str | Method,
+    scheme: Scheme,
+    objective: Objective | None,
+    candidates: Sequence[float] | None,
+) -> Method:
+    """Return the method that decides blocks."""
+    if isinstance(method, Method):
+        if objective is not None or candidates is not None:
+            raise InputError(
+                f"objective and candidates are given beside a {type(method).__name__}, which has "
+                "its own; leave them out"
+            )
+        return method
+    if method not in METHODS:
+        raise InputError(f"method {method!r} is not known; allowed: {', '.join(METHODS)}")
+    chosen = objective or "normalized"
+    if method == "rtn":
+        if candidates is not None:
+            raise InputError("candidates are given, but rtn chooses nothing; leave them out")
+        return MinMax(chosen)
+    grid = None if candidates is None else list(candidates)
+    dynamic = scheme.activation_mode == "dynamic_token"
+    search = JointSearch if method in ("cdm", "qvlm") else SequentialSearch
+    return search(None if dynamic else grid, grid if dynamic else None, objective=chosen)
+
+
 def _recipe(
-    method: str, family: VLMFamily, scheme: Scheme, epochs: int, seed: int, keep: bool
+    name: str,
+    method: Method,
+    family: VLMFamily,
+    scheme: Scheme,
+    epochs: int,
+    seed: int,
+    keep: bool,
 ) -> tuple[Any, list]:
     from qvlm_lightning.calibration import QuantModule, VisualEncoderOptimization
     from qvlm_lightning.callbacks import ArtifactExport, EntropyRepartition, PercentileSearch
-    from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
 
-    joint = method in ("cdm", "qvlm")
-    search = MinMax() if method == "rtn" else JointSearch() if joint else SequentialSearch()
-    callbacks: list[Any] = [EntropyRepartition()] if joint else []
+    callbacks: list[Any] = [EntropyRepartition()] if name in ("cdm", "qvlm") else []
     callbacks += [PercentileSearch(), *([ArtifactExport()] if keep else [])]
-    if method in ("veo", "qvlm"):
+    if name in ("veo", "qvlm"):
         module: QuantModule = VisualEncoderOptimization(
-            family, scheme, search, seed, epochs=epochs, name=method
+            family, scheme, method, seed, epochs=epochs, name=name
         )
     else:
-        module = QuantModule(family, scheme, search, seed, name=method)
+        module = QuantModule(family, scheme, method, seed, name=name)
     return module, callbacks

@@ -47,12 +47,20 @@ CONFIG = [
     "--config=configs/models/tiny.yaml", "--data=TinyVQA", "--model.epochs=3",
     "--model.entropy_samples=1024", "--data.calibration_pairs=12", "--data.search_pairs=4",
     "--data.batch_size=4",
-    "--trainer.callbacks.every_n_steps=2", "--trainer.accelerator=cpu",
+    "--trainer.accelerator=cpu",
 ]  # fmt: skip
 
 # 3 epochs of 3 steps; two searches of 8 blocks or more, then 4 or more in the final pass
 POINTS = [("block", 0), ("block", 2), ("step", 0), ("step", 2), ("step", 3), ("step", 5),
           ("step", 8), ("block", 10), ("export", 0), ("checkpoint", 3)]  # fmt: skip
+
+
+def often(root: Path) -> Path:
+    """A file that asks for more checkpoints; beside the run folder, which must be fresh."""
+    path = root.with_name(f"{root.name}.yaml")
+    point = "{class_path: qvlm_lightning.callbacks.ResumePoint, init_args: {every_n_steps: 2}}"
+    path.write_text(f"trainer:\n  callbacks+:\n    - {point}\n")
+    return path
 
 
 def run(root: Path, where: str = "", count: int = 0, resume: bool = False) -> int:
@@ -63,6 +71,7 @@ def run(root: Path, where: str = "", count: int = 0, resume: bool = False) -> in
         where,
         str(count),
         *CONFIG,
+        f"--config={often(root)}",
         f"--trainer.default_root_dir={root}",
     ]
     if resume:
