@@ -21,6 +21,8 @@ class TablePlan:
     variants: list[str | dict[str, Any]] = field(default_factory=lambda: ["rtn w4a4", "qvlm w4a4"])
     """Rows: method and scheme, files in configs/methods and configs/schemes ('paper/cdm w4a4'), or
     for a row with options of its own {name: ..., method: ..., scheme: ..., options: [...]}."""
+    steps: list[list[str]] = field(default_factory=list)
+    """Pairs of rows, such as [cdm w4a4, sequential w4a4]: what the first buys over the second."""
     seeds: list[int] = field(default_factory=lambda: [0])
     """Calibration seeds."""
     outlier_scales: list[float] = field(default_factory=lambda: [1.0])
@@ -124,17 +126,26 @@ def planned_variants(plan: TablePlan) -> list[PlannedVariant]:
 
     Raises:
         InputError: see :func:`planned_variant`; or two rows of one name and scheme, or a headline
-            that is none of them.
+            or step that names none of them.
     """
     variants = [planned_variant(given) for given in plan.variants]
     folders = [variant.folder for variant in variants]
     twice = next((folder for folder in folders if folders.count(folder) > 1), None)
     if twice is not None:
         raise InputError(f"two variants are {twice!r}; give one of them another name")
+    allowed = ", ".join(variant.title for variant in variants)
     if plan.headline is not None and not any(is_headline(plan, v) for v in variants):
-        allowed = ", ".join(variant.title for variant in variants)
         raise InputError(f"headline is {plan.headline!r}; allowed are the variants {allowed}")
+    titles = {variant.title for variant in variants}
+    for step in plan.steps:
+        if len(step) != 2 or not {_plain(title) for title in step} <= titles:
+            raise InputError(f"step is {step}; allowed are two of the variants {allowed}")
     return variants
+
+
+def planned_steps(plan: TablePlan) -> list[tuple[str, str]]:
+    """Return the titles of the rows of each step."""
+    return [(_plain(row), _plain(against)) for row, against in plan.steps]
 
 
 def is_headline(plan: TablePlan, variant: PlannedVariant) -> bool:

@@ -15,6 +15,7 @@ from qvlm_lightning.commands._table_plan import (
     TablePlan,
     is_headline,
     parse_plan,
+    planned_steps,
     planned_variants,
 )
 from qvlm_lightning.errors import InputError
@@ -26,6 +27,7 @@ from qvlm_lightning.results.predictions import Predictions, is_stored, write_who
 from qvlm_lightning.results.render import grids, markdown, show
 from qvlm_lightning.results.report import load_answers, variant_rows, write_results
 from qvlm_lightning.results.rows import Row
+from qvlm_lightning.results.steps import Step, step_grid, step_rows
 from qvlm_lightning.results.variant import file_name
 
 
@@ -69,6 +71,7 @@ class TableRun:
             raise InputError("the plan compares nothing; give variants, seeds and outlier_scales")
         self._check_options()
         self.known: dict[str, Predictions] = {}
+        self.answers: dict[tuple[str, int, float], Predictions] = {}
         self.rows: list[Row] = []
         self.progress = Progress(self._kinds())
 
@@ -172,6 +175,9 @@ class TableRun:
             if calibration is None:
                 program.save()
                 self.known |= load_answers(folder)
+            else:
+                place = calibration.variant.title, calibration.seed, calibration.scale
+                self.answers[place] = answered
             self.known[answered.name] = answered
             self.rows += variant_rows(answered, self.known)
             write_results(self._file("results.json"), self.rows)
@@ -197,8 +203,24 @@ class TableRun:
             name=planned.label(scheme),
         )
 
+    def _steps(self) -> list[Row]:
+        rows = []
+        for row, against in planned_steps(self.plan):
+            for scale in self.plan.outlier_scales:
+                pairs = [
+                    (self.answers[row, seed, scale], self.answers[against, seed, scale])
+                    for seed in self.plan.seeds
+                ]
+                variant, split = pairs[0][0].variant, pairs[0][0].split
+                reference = self.known[file_name(variant.reference, split=split)]
+                rows += step_rows(Step(row, against, pairs, reference))
+        return rows
+
     def _finish(self) -> None:
-        drawn = grids(self.rows)
+        drawn, steps = grids(self.rows), self._steps()
+        if steps:
+            drawn.append(step_grid(steps))
+            write_results(self._file("results.json"), self.rows, steps)
         write_whole(self._file("table.md"), "\n\n".join(map(markdown, drawn)) + "\n")
         results_figure(self.rows).savefig(self._file("table.png"), dpi=160)
         for grid in drawn:

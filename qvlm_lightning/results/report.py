@@ -120,15 +120,16 @@ def _head(answered: Predictions) -> Row:
     }
 
 
-def write_results(path: Path, rows: Sequence[Row]) -> None:
-    """Write ``results.json``, as a whole or not at all: ``rows``, and their ``means`` over seeds.
+def write_results(path: Path, rows: Sequence[Row], steps: Sequence[Row] = ()) -> None:
+    """Write ``results.json``, as a whole or not at all: ``rows``, their ``means`` and ``steps``.
 
     Args:
         path: the file.
-        rows: see :func:`variant_rows`; for the means
+        rows: see :func:`variant_rows`; for the means over seeds
             :func:`~qvlm_lightning.results.means.seed_means`.
+        steps: see :func:`~qvlm_lightning.results.steps.step_rows`.
     """
-    lists = {"rows": rows, "means": seed_means(rows)}
+    lists = {"rows": rows, "means": seed_means(rows), "steps": steps}
     body = ",\n".join(f'"{name}": {_lines(listed)}' for name, listed in lists.items())
     _write(path, f"{{\n{body}\n}}\n")
 

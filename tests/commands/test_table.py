@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -191,6 +192,8 @@ ROW = {"name": "per-layer", "method": "cdm", "scheme": "w4a4", "options": ["--se
         ({"variants": [ROW | {"seed": 1}]}, "has the key 'seed'; allowed are name, method, scheme"),
         ({"variants": [ROW | {"name": "a/b"}]}, "name is 'a/b'; allowed are letters"),
         ({"variants": [ROW | {"options": "--x=1"}]}, "'--x=1'; allowed is a list of texts"),
+        ({"steps": [["rtn w4a4", "veo w4a4"]]}, "allowed are two of the variants rtn w4a4, qvlm"),
+        ({"steps": [["rtn w4a4"]]}, "step is \\['rtn w4a4'\\]; allowed are two of the variants"),
         ({"headline": "veo w4a4"}, "headline is 'veo w4a4'; allowed are the variants rtn w4a4"),
         ({"model": "huge"}, r"huge\.yaml'; allowed are tiny"),
         ({"configs": "nowhere"}, r"base\.yaml'; allowed are none there"),
@@ -390,3 +393,29 @@ def test_search_of_the_artifact_is_in_every_row(calibrations, tmp_path):
         ("normalized", (1.0, 0.98), 42)
     }
     assert "| 42 |" in (tmp_path / "table.md").read_text()
+
+
+def test_steps_of_an_ablation(calibrations, tmp_path, capsys):
+    table.main(options(tmp_path, seeds=[0, 1], steps=[["qvlm w4a4", "rtn w4a4"]]))
+    written = json.loads((tmp_path / "results.json").read_text())
+    accuracy, kl = written["steps"]
+    assert (accuracy["row"], accuracy["against"], accuracy["seeds"]) == (
+        *("qvlm w4a4", "rtn w4a4", [0, 1]),
+    )
+    minus = [
+        row["value"]
+        for row in written["rows"]
+        if (row["metric"], row["task"]) == ("kl_minus_rtn", "overall")
+    ]
+    assert kl["value"] == pytest.approx(sum(minus) / 2)
+    assert "Steps" in capsys.readouterr().out
+    assert "### Steps, test split" in (tmp_path / "table.md").read_text()
+
+
+def test_the_plan_of_the_document_can_be_carried_out(tmp_path):
+    text = (CONFIGS.parent / "docs" / "evaluation.md").read_text()
+    (plan,) = re.findall(r"^```yaml\n(variants:.*?)^```", text, re.S | re.M)
+    (tmp_path / "plan.yaml").write_text(plan)
+    given = [f"--config={tmp_path / 'plan.yaml'}", f"--configs={CONFIGS}"]
+    run = table.TableRun(table.parse_plan([*given, f"--root={tmp_path / 'run'}"]))
+    assert [variant.name for variant in run.variants] == ["rtn", "sequential", "per-token"]
