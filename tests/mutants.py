@@ -120,7 +120,7 @@ NN = [
     (_QUANTIZER, ".abs().amax(dim=-1, keepdim=True)", ".abs().amax()", "all tokens share one absmax", MODES),
     (_QUANTIZER, "x.detach().to(torch.float32).abs()", "x.to(torch.float32).abs()", "a token's absmax gets a gradient", BOUNDS),
     (_QUANTIZER, "stacked = x.reshape(count, x.shape[0] // count, *x.shape[1:])", "stacked = x.reshape(x.shape[0] // count, count, *x.shape[1:]).transpose(0, 1)", "stacked candidates take each other's ranges", QUANTIZER),
-    (_LINEAR, "key = stamp(self.weight, *learned)", "key = stamp(self.weight)", "a learned weight clip is not seen without gradients", SHARING),
+    (_LINEAR, "key = version_key(self.weight, *learned)", "key = version_key(self.weight)", "a learned weight clip is not seen without gradients", SHARING),
     (_LINEAR, "if torch.is_grad_enabled() and any(p.requires_grad for p in learned):", "if not learned:", "the kept weight is used where a gradient is needed", GRADIENTS),
     (_LINEAR, "return F.linear(self.site(x), self.quantized_weight(), self.bias)", "return F.linear(self.site(x), self.weight, self.bias)", "weights are never quantized", SEQUENTIAL),
     (_BLOCK, "target, mask = self.targets[batch], self.x_q[batch].mask", "target, mask = self.targets[batch], None", "the objective of a block counts padding", JOINT),

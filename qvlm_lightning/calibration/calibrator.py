@@ -136,7 +136,7 @@ class Calibrator:
 
         Args:
             towers: which ones; towers searched before take part quantized, the tower itself does
-                not (A9).
+                not (docs/paper.md, A9).
             proxy: what stands for the dependency.
             threshold: ``mean``, ``quantile:q`` or a number.
             max_depth: most units in a block.

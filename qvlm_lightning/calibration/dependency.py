@@ -14,7 +14,7 @@ from qvlm_lightning.nn.distributed import all_sum, world
 from qvlm_lightning.nn.structure import Structure, Tower
 from qvlm_lightning.quant.entropy import joint_counts, real_codes
 
-ENTROPY_BITS = 4  # M = 16 levels: the plug-in estimate needs 50 M^2 samples (A2)
+ENTROPY_BITS = 4  # M = 16 levels: the plug-in estimate needs 50 M^2 samples (docs/paper.md, A2)
 
 
 @torch.no_grad()
@@ -33,7 +33,7 @@ def dependency_counts(
 
     The tower itself runs in full precision, fed by the towers of ``quantized``. Codes are taken at
     the
-    first site of every unit, on its per-channel range (A2), with 16 levels.
+    first site of every unit, on its per-channel range (docs/paper.md, A2), with 16 levels.
 
     Args:
         passes: run the model.
@@ -70,7 +70,7 @@ def dependency_counts(
         row = sample[drawn[index]] - first[index]
         return row, pick_tokens(mask, row, fraction[drawn[index]], length)
 
-    def see(index: int, name: str, x: Tensor) -> None:
+    def on_input(index: int, name: str, x: Tensor) -> None:
         column = channel[drawn[index]]
         low, high = (r.cpu()[column] for r in ranges[int(name)])
         x, mask = by_sample(tower.name, x, mine[index])
@@ -78,7 +78,7 @@ def dependency_counts(
         u = real_codes(x.cpu()[row, token, column], low, high, levels)
         codes[index][int(name)] = u.round().clamp(0, levels - 1).to(torch.int64)
 
-    passes.watch(mine, modules, quantized - {tower.name}, see, last=tower.name)
+    passes.watch(mine, modules, quantized - {tower.name}, on_input, last=tower.name)
     counts = torch.zeros(3, edges, levels, levels, dtype=torch.int64)
     for index, batch in mine.items():
         slots = [torch.ones(int(drawn[index].sum()), dtype=torch.bool)]

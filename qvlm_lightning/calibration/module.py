@@ -45,7 +45,8 @@ class QuantModule(LightningModule):
         method: decides blocks whenever a callback (``PercentileSearch``) says so; ``None`` leaves
             every range on min-max.
         seed: seed of reservoirs and draws.
-        every_n_epochs: distance between re-partitions and searches of the decoder (A21).
+        every_n_epochs: distance between re-partitions and searches of the decoder
+            (docs/paper.md, A21).
         streaming: the model is never in memory as a whole: layers are read from its folder when
             they are needed. ``true`` keeps what waits for the next layer in RAM, ``disk`` in the
             run folder. Ranges are those of ``false``.

@@ -73,7 +73,7 @@ class Statistics:
         failure: str | None = None
         self._ranges.clear()
 
-        def see(number: int, name: str, x: Tensor) -> None:
+        def on_input(number: int, name: str, x: Tensor) -> None:
             batch = mine[number]
             rows = rows_and_mask(tower_of[name], batch)[0]
             x, mask = observed(route_of[name], *by_sample(tower_of[name], x, batch))
@@ -82,17 +82,17 @@ class Statistics:
             except InputError as error:
                 raise InputError(f"calibration activations at {name}: {error}") from error
 
-        def left(unit: Unit) -> None:
+        def on_unit_done(unit: Unit) -> None:
             self._merge(None, unit)
             for site in unit.sites:
                 device = site.quantizer.low.device
                 table = RangeTable(self.observers.pop(site.name), percentiles or (), device)
                 self.tables[site.name] = table
 
-        done = partial(progress, "statistics") if progress else None
-        early = None if percentiles is None else left
+        shown = partial(progress, "statistics") if progress else None
+        early = None if percentiles is None else on_unit_done
         try:
-            passes.watch(mine, modules, set(), see, left=early, done=done)
+            passes.watch(mine, modules, set(), on_input, on_unit_done=early, progress=shown)
         except InputError as error:
             failure = str(error)
         if percentiles is None:
@@ -146,7 +146,7 @@ class Statistics:
         return low.to(device), high.to(device)
 
     def initialise(self) -> None:
-        """Put every quantizer on its min-max range (A14)."""
+        """Put every quantizer on its min-max range (docs/paper.md, A14)."""
         for site in self.structure.sites:
             low, high = self.ranges(site, [1.0])
             site.quantizer.set_range(low[0], high[0], 1.0)

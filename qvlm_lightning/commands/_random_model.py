@@ -11,7 +11,7 @@ from torch import Tensor
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.llava import Llava
-from qvlm_lightning.models.places import without_weights
+from qvlm_lightning.models.weight_map import without_weights
 from qvlm_lightning.weights.shards import write_shard
 
 

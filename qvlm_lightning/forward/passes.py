@@ -13,9 +13,9 @@ from qvlm_lightning.nn.replay import UnitInput, catch_calls
 from qvlm_lightning.nn.structure import Structure, Tower, Unit
 from qvlm_lightning.nn.taps import taps
 
-See = Callable[[int, str, Tensor], None]
-Left = Callable[[Unit], None]
-Done = Callable[[int, int], None]
+OnInput = Callable[[int, str, Tensor], None]
+OnUnitDone = Callable[[Unit], None]
+OnProgress = Callable[[int, int], None]
 OnLogits = Callable[[int, Tensor], None]
 
 
@@ -41,10 +41,10 @@ class Passes(ABC):
         batches: Mapping[int, Batch],
         modules: dict[str, nn.Module],
         quantized: set[str],
-        see: See,
+        on_input: OnInput,
         last: str = "language",
-        left: Left | None = None,
-        done: Done | None = None,
+        on_unit_done: OnUnitDone | None = None,
+        progress: OnProgress | None = None,
     ) -> None:
         """Run the model over batches and look at the inputs of ``modules``, without gradients.
 
@@ -52,12 +52,12 @@ class Passes(ABC):
             batches: number -> batch.
             modules: name -> module; all lie in layers of towers up to ``last``.
             quantized: towers whose quantizers are on.
-            see: called as ``see(number, name, input)`` before a module runs; batch after batch or
-                layer after layer.
+            on_input: called as ``on_input(number, name, input)`` before a module runs; batch after
+                batch or layer after layer.
             last: what lies behind this tower need not run.
-            left: called with a unit that no batch will reach any more, by whoever can tell while
-                it runs.
-            done: progress, called as ``done(count, of)``.
+            on_unit_done: called with a unit that no batch will reach any more, by whoever can tell
+                while it runs.
+            progress: called as ``progress(count, of)``.
         """
 
     @abstractmethod
@@ -78,7 +78,7 @@ class Passes(ABC):
         batches: Mapping[int, Batch],
         quantized: Mapping[int, Collection[str]],
         on_logits: OnLogits,
-        progress: Done | None = None,
+        progress: OnProgress | None = None,
     ) -> None:
         """Run the whole model over batches, each with quantizers of its own, without gradients.
 
@@ -150,22 +150,22 @@ class WholeModel(Passes):
         batches: Mapping[int, Batch],
         modules: dict[str, nn.Module],
         quantized: set[str],
-        see: See,
+        on_input: OnInput,
         last: str = "language",
-        left: Left | None = None,
-        done: Done | None = None,
+        on_unit_done: OnUnitDone | None = None,
+        progress: OnProgress | None = None,
     ) -> None:
         """Run batch after batch through the model (see :meth:`Passes.watch`)."""
         with self.structure.only(quantized):
             for count, (number, batch) in enumerate(batches.items()):
 
-                def see_it(name: str, x: Tensor, number: int = number) -> None:
-                    see(number, name, x)
+                def note(name: str, x: Tensor, number: int = number) -> None:
+                    on_input(number, name, x)
 
-                with taps(modules, see_it):
+                with taps(modules, note):
                     self.model(**model_inputs(batch, self.device))
-                if done:
-                    done(count + 1, len(batches))
+                if progress:
+                    progress(count + 1, len(batches))
 
     @torch.no_grad()
     def calls(
@@ -190,7 +190,7 @@ class WholeModel(Passes):
         batches: Mapping[int, Batch],
         quantized: Mapping[int, Collection[str]],
         on_logits: OnLogits,
-        progress: Done | None = None,
+        progress: OnProgress | None = None,
     ) -> None:
         """Run batch after batch (see :meth:`Passes.logits`); of a layer that has run, no quantized
         weight is kept.

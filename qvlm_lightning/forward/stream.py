@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from qvlm_lightning.forward.passes import Done, Left, OnLogits, Passes, See
+from qvlm_lightning.forward.passes import OnInput, OnLogits, OnProgress, OnUnitDone, Passes
 from qvlm_lightning.forward.samples import Batch, model_inputs
 from qvlm_lightning.forward.stand_in import refuse, runnable, stand_in
 from qvlm_lightning.nn.recompute import recomputed
@@ -108,19 +108,19 @@ class StreamedModel(Passes):
         batches: Mapping[int, Batch],
         modules: dict[str, nn.Module],
         quantized: set[str],
-        see: See,
+        on_input: OnInput,
         last: str = "language",
-        left: Left | None = None,
-        done: Done | None = None,
+        on_unit_done: OnUnitDone | None = None,
+        progress: OnProgress | None = None,
     ) -> None:
         """Run layer after layer (see :meth:`Passes.watch`)."""
         number = -1
 
-        def see_it(name: str, x: Tensor) -> None:
-            see(number, name, x)
+        def note(name: str, x: Tensor) -> None:
+            on_input(number, name, x)
 
-        with self.structure.only(quantized), taps(modules, see_it):
-            for tower, unit, calls in self._layers(last, batches, {}, done):
+        with self.structure.only(quantized), taps(modules, note):
+            for tower, unit, calls in self._layers(last, batches, {}, progress):
                 started = time.perf_counter()
                 with self.held([unit]):
                     read = time.perf_counter()
@@ -129,8 +129,8 @@ class StreamedModel(Passes):
                     run = time.perf_counter()
                 if self.timed and unit in tower.units[1:2]:  # the first one also warms up
                     self.timed(tower.name, read - started, run - read)
-                if left:
-                    left(unit)
+                if on_unit_done:
+                    on_unit_done(unit)
             self.timed = None  # once is enough
 
     @torch.no_grad()
@@ -171,7 +171,7 @@ class StreamedModel(Passes):
         batches: Mapping[int, Batch],
         quantized: Mapping[int, Collection[str]],
         on_logits: OnLogits,
-        progress: Done | None = None,
+        progress: OnProgress | None = None,
     ) -> None:
         """Run layer after layer, all numbers at once (see :meth:`Passes.logits`); a layer that is
         quantized for some of them is read twice.
@@ -192,7 +192,7 @@ class StreamedModel(Passes):
                 on_logits(number, self.model(**inputs, use_cache=False).logits)
 
     def _layers(
-        self, last: str, batches: Mapping[int, Batch], outputs: Outputs, progress: Done | None
+        self, last: str, batches: Mapping[int, Batch], outputs: Outputs, progress: OnProgress | None
     ) -> Iterator[tuple[Tower, Unit, Calls]]:
         """Yield layer after layer with how every batch calls it; whoever asks advances the calls.
 

@@ -93,8 +93,8 @@ class QuantizationError(Proxy):
 
 
 class DiscretizationErrorDifference(Proxy):
-    """J of the sequential choice minus J of the joint one on the pair (DED, A10): costly, the
-    oracle.
+    """J of the sequential choice minus J of the joint one on the pair (DED; docs/paper.md, A10):
+    costly, the oracle.
     """
 
     def __init__(self, search: JointSearch | None = None) -> None:

@@ -16,7 +16,7 @@ from qvlm_lightning.models.experts import expert_groups, unfuse_experts
 from qvlm_lightning.models.family import ANSWER, PAD, PROMPT, VISION, Named, VLMFamily
 from qvlm_lightning.models.find_residual import find_residual
 from qvlm_lightning.models.find_wiring import find_attention, find_sources, norm_source
-from qvlm_lightning.models.places import Place, weight_places, without_weights
+from qvlm_lightning.models.weight_map import Place, weight_map, without_weights
 from qvlm_lightning.models.wiring import Attention, Residual, Source
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -119,7 +119,7 @@ class HubFamily(VLMFamily):
     def streamed(self) -> tuple[nn.Module, dict[str, Place]]:
         """Build the model without weights and find them (see :class:`VLMFamily`)."""
         model = self.weightless()
-        places = weight_places(model, self.path)
+        places = weight_map(model, self.path)
         self._complete(model, model.state_dict().keys() - places.keys())
         return model, places
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.nn.changes import Changes
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
-from qvlm_lightning.nn.stamp import stamp
+from qvlm_lightning.nn.version_key import version_key
 from qvlm_lightning.nn.weight_quantizer import WeightQuantizer
 
 
@@ -86,7 +86,7 @@ class QuantLinear(nn.Linear):
         decided = [self.weight, *self._decided()]
         if torch.is_grad_enabled() and any(x.requires_grad for x in decided):
             return self._fake_quantized_weight()
-        key = stamp(*decided)
+        key = version_key(*decided)
         kept = self._weight_cache
         if kept is None or key is None or kept[0] != key:
             # kept from inference mode, it could not be saved for a later backward pass

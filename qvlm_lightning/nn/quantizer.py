@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from qvlm_lightning.nn.stamp import stamp
+from qvlm_lightning.nn.version_key import version_key
 from qvlm_lightning.quant.primitives import fake_quantize, fake_quantize_symmetric
 
 
@@ -99,7 +99,7 @@ class ActivationQuantizer(nn.Module):
         """Quantize and dequantize ``x`` [B, T, D] (or [N, D]); pass it through when not active."""
         if not self.active:
             return x
-        key = None if self.consumers == 1 else self._stamp(x)
+        key = None if self.consumers == 1 else self._version_key(x)
         if key is not None and self._shared is not None and self._shared[0] == key:
             _, _, y, left = self._shared
             self._shared = (key, x, y, left - 1) if left > 1 else None
@@ -109,12 +109,12 @@ class ActivationQuantizer(nn.Module):
         self._shared = None if key is None else (key, x, y, self.consumers - 1)
         return y
 
-    def _stamp(self, x: Tensor) -> tuple[object, ...] | None:
+    def _version_key(self, x: Tensor) -> tuple[object, ...] | None:
         """Return what a quantized input depends on; ``None`` if changes could not be noticed."""
-        own = stamp(self.low, self.high, self.low_ratio, self.high_ratio)
+        own = version_key(self.low, self.high, self.low_ratio, self.high_ratio)
         if own is None:
             return None
-        return (*own, self.num_bits, torch.is_grad_enabled(), id(x), stamp(x))
+        return (*own, self.num_bits, torch.is_grad_enabled(), id(x), version_key(x))
 
     def _quantize(self, x: Tensor) -> Tensor:
         if self._candidates is None:

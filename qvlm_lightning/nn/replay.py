@@ -37,11 +37,11 @@ class UnitInput:
     Attributes:
         hidden: [B, T, D], or [patches, D] of a tower without a batch dimension.
         args: positional arguments after ``hidden``.
-        kwargs: masks and positions, the same for every unit of the tower that ``others`` does not
+        kwargs: masks and positions, the same for every unit of the tower that ``per_unit`` does not
             name.
         mask: [B, T] bool, tokens that count; ``None`` for all.
         kind: [B, T] int64, kind of each token (see ``models.family``), where somebody asks for it.
-        others: unit name -> its own call.
+        per_unit: unit name -> its own call.
     """
 
     hidden: Tensor
@@ -49,7 +49,7 @@ class UnitInput:
     kwargs: dict[str, Any] = field(default_factory=dict)
     mask: Tensor | None = None
     kind: Tensor | None = None
-    others: dict[str, Call] = field(default_factory=dict)
+    per_unit: dict[str, Call] = field(default_factory=dict)
 
     def advanced(self, hidden: Tensor) -> "UnitInput":
         """Return the same call with another hidden state."""
@@ -57,7 +57,7 @@ class UnitInput:
 
     def of(self, unit: str) -> Call:
         """Return how a unit is called."""
-        return self.others.get(unit) or Call(self.args, self.kwargs)
+        return self.per_unit.get(unit) or Call(self.args, self.kwargs)
 
 
 @torch.no_grad()
@@ -106,7 +106,7 @@ def catch_calls(
     for unit, own, more in zip(units[1:], found[1:], added[1:], strict=True):
         alike = _same(own.args, first.args) and _same(own.kwargs, first.kwargs)
         if not alike or more is not None:
-            first.others[unit.name] = Call(own.args, own.kwargs, more)
+            first.per_unit[unit.name] = Call(own.args, own.kwargs, more)
     return first
 
 

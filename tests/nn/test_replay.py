@@ -39,9 +39,9 @@ def caught(count: int, where: int = -1):
 def test_what_is_added_between_units_is_kept_and_nothing_else():
     call, _ = caught(5, where=3)
     assert torch.equal(call.hidden, torch.ones(SHAPE))
-    assert list(call.others) == ["layers.3"]
+    assert list(call.per_unit) == ["layers.3"]
     assert torch.equal(call.of("layers.3").added, torch.ones(SHAPE))
-    assert caught(5)[0].others == {}
+    assert caught(5)[0].per_unit == {}
 
 
 def test_memory_does_not_grow_with_the_number_of_units():

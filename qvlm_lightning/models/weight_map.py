@@ -37,7 +37,7 @@ def without_weights(build: Callable[[], Any], path: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def weight_places(model: Any, path: str) -> dict[str, Place]:
+def weight_map(model: Any, path: str) -> dict[str, Place]:
     """Return by name in ``model`` the file and the key under which a checkpoint holds it.
 
     Names change between a checkpoint and a model; which way, transformers says itself. Tied

@@ -3,7 +3,7 @@
 from torch import Tensor
 
 
-def stamp(*tensors: Tensor) -> tuple[object, ...] | None:
+def version_key(*tensors: Tensor) -> tuple[object, ...] | None:
     """Return what differs as soon as one of the tensors is another one or holds other values.
 
     ``None`` where that cannot be told: tensors made in inference mode count no changes.
