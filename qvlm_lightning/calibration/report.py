@@ -86,6 +86,7 @@ def report(module: QuantModule) -> dict[str, Any]:
         "objective": state.objective,
         "search": {**search_cost(module), "passes": state.passes},
         "loss": state.loss,
+        "loss_fixed": state.loss_fixed,
         "jacobian": state.jacobian,
         "quantized": structure.quantized,
         "ignored": structure.ignored,

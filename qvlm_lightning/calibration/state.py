@@ -24,7 +24,11 @@ class CalibrationState:
         searched: towers whose ranges a search has chosen, in that order.
         initialised: whether the quantizers hold ranges at all.
         loss: per epoch of visual-encoder optimisation, each term.
+        loss_fixed: each term over the whole calibration set, always with the triples and Jacobian
+            weights of the first epoch: epoch (0 before the first), after (``search`` or
+            ``training``), reg, ent, err, total.
         jacobian: tower -> w_k per unit, of the present epoch.
+        jacobian_fixed: the same, of the first epoch.
         steps: optimiser steps done.
         passes_done: epochs whose search pass is complete.
     """
@@ -38,7 +42,9 @@ class CalibrationState:
     passes: list[dict[str, Any]] = field(default_factory=list)
     partitions: list[dict[str, Any]] = field(default_factory=list)
     loss: list[dict[str, float]] = field(default_factory=list)
+    loss_fixed: list[dict[str, Any]] = field(default_factory=list)
     jacobian: dict[str, list[float]] = field(default_factory=dict)
+    jacobian_fixed: dict[str, list[float]] = field(default_factory=dict)
     changed: dict[str, str] = field(default_factory=dict)
     searched: list[str] = field(default_factory=list)
     initialised: bool = False

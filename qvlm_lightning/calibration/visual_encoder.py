@@ -3,8 +3,6 @@ parameters.
 """
 
 import math
-from collections.abc import Iterable
-from functools import reduce
 from typing import Any, Literal, cast
 
 import torch
@@ -15,25 +13,32 @@ from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.calibration.stream_run import Streaming
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.passes import WholeModel
-from qvlm_lightning.forward.samples import Batch, with_image_rows
+from qvlm_lightning.forward.samples import Batch
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.models.family import VLMFamily
-from qvlm_lightning.nn.adapters import add_lora, add_norm_shifts
 from qvlm_lightning.nn.distributed import all_sum, all_sum_with_gradient, world
-from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.quant.scheme import Scheme
 from qvlm_lightning.vision.answers import note_missing_answers
+from qvlm_lightning.vision.learned import Trainables, make_learnable, tower_parameters
+from qvlm_lightning.vision.parts import parts_of_process
 from qvlm_lightning.vision.soft_edges import SoftEdges
-from qvlm_lightning.vision.tower_loss import LossWeights, Sums, TowerLoss
-
-Trainables = Literal["bounds", "norms", "lora"]
+from qvlm_lightning.vision.tower_loss import (
+    Jacobian,
+    LossWeights,
+    Sums,
+    TowerLoss,
+    added,
+    mean_terms,
+)
 
 
 class VisualEncoderOptimization(QuantModule):
     """Learns the tower's clip bounds for the whole model's output; the decoder's quantizers stay
     frozen.
 
-    Loss: ``L_reg + lambda_ent * L_ent + lambda_err * L_err`` (eq. 10).
+    Loss: ``L_reg + lambda_ent * L_ent + lambda_err * L_err`` (eq. 10). What it is over the whole
+    calibration set is measured after searches and epochs, by a forward pass of the set each
+    (``loss_fixed`` in the report).
 
     Args:
         family, scheme, method, seed, every_n_epochs, name, sensitivity: see :class:`QuantModule`.
@@ -53,6 +58,8 @@ class VisualEncoderOptimization(QuantModule):
             forwards twice); memory for activations is divided by it.
         activation_checkpointing: keep of every layer its input only and run it again for the
             backward pass; the step is the same. Streaming always does.
+        measure_every_n_epochs: distance between measurements of the loss over the whole calibration
+            set; the start and the end are always measured.
     """
 
     optimises = True
@@ -75,21 +82,25 @@ class VisualEncoderOptimization(QuantModule):
         micro_batches: int = 1,
         activation_checkpointing: bool = False,
         streaming: Streaming = False,
+        measure_every_n_epochs: int = 1,
         name: str | None = None,
         sensitivity: bool = False,
     ) -> None:
         super().__init__(family, scheme, method, seed, every_n_epochs, streaming, name, sensitivity)
-        if micro_batches < 1:
-            raise InputError(f"micro_batches {micro_batches} is not allowed; at least 1")
-        if epochs < 1:
-            raise InputError(
-                f"epochs {epochs} is not allowed; at least 1 (or a method without optimisation)"
-            )
+        counts = {
+            "epochs": epochs,
+            "micro_batches": micro_batches,
+            "measure_every_n_epochs": measure_every_n_epochs,
+        }
+        for option, value in counts.items():
+            if value < 1:
+                raise InputError(f"{option} {value} is not allowed; at least 1")
         if isinstance(temperature, float | int) and temperature <= 0:
             raise InputError(
                 f"temperature {temperature} is not allowed; a positive number or 'paper'"
             )
         self.epochs, self.lr, self.grad_clip = epochs, lr, grad_clip
+        self.measure_every_n_epochs = measure_every_n_epochs
         self.weights = weights or LossWeights()
         self.temperature, self.entropy_samples = temperature, entropy_samples
         self.train_what, self.lora_rank = train, lora_rank
@@ -106,17 +117,9 @@ class VisualEncoderOptimization(QuantModule):
             return
         super().build(data, trainer)
         passes = self._built().passes
-        if self.train_what == "norms":
-            add_norm_shifts(self.structure, self._built().device)
-        elif self.train_what == "lora":
-            add_lora(self.structure, self.lora_rank, self.seed, self._built().device)
-        for parameter in self.quantizer_parameters():
-            parameter.requires_grad_(True)
-        if not self.quantizer_parameters():
-            raise InputError(
-                "visual-encoder optimisation has nothing to learn: vision and projector are both "
-                "at 16 bits"
-            )
+        make_learnable(
+            self.structure, self.train_what, self.lora_rank, self.seed, self._built().device
+        )
         if isinstance(passes, WholeModel):
             passes.activation_checkpointing = self.activation_checkpointing
         else:  # Lightning does not see the model, but DDP must see what it learns
@@ -139,32 +142,17 @@ class VisualEncoderOptimization(QuantModule):
         super().on_train_start()
         calibrator = self._built()
         note_missing_answers(self.structure, calibrator.batches)
+        trainer: Any = self.trainer  # sets datamodule on itself, undeclared
+        parts = parts_of_process(
+            trainer.datamodule, self.family, calibrator.model, self.micro_batches
+        )
         edges = SoftEdges(
             self.structure,
             calibrator.statistics.channel_range,
             self.temperature,
             self.entropy_samples,
         )
-        self.loss = TowerLoss(calibrator.passes, edges, calibrator.batches, self._parts())
-
-    def _parts(self) -> list[list[Batch]]:
-        """Return of every batch the parts that this process runs.
-
-        They are cut as if every part had a process of its own.
-        """
-        trainer: Any = self.trainer  # sets datamodule on itself, undeclared
-        rank, size = world()
-        model = self._built().model
-        columns = [
-            [with_image_rows(self.family, model, batch) for batch in batches]
-            for batches in (
-                trainer.datamodule.rank_batches(
-                    rank * self.micro_batches + part, size * self.micro_batches
-                )
-                for part in range(self.micro_batches)
-            )
-        ]
-        return [list(parts) for parts in zip(*columns, strict=True)]
+        self.loss = TowerLoss(calibrator.passes, edges, calibrator.batches, parts)
 
     # --- one step -------------------------------------------------------------------------------
 
@@ -172,11 +160,13 @@ class VisualEncoderOptimization(QuantModule):
         """Take one optimiser step on the batch that ``state.steps`` says; none in the final
         epoch.
         """
+        epoch, index = divmod(self.state.steps, self.steps_per_epoch)
+        if index == 0 and not self.finished:
+            self.state.jacobian = self.loss.jacobian()
+        if index == 0 and epoch in (0, *self.state.passes_done):
+            self._measure(epoch, "search")
         if self.finished:
             return
-        epoch, index = divmod(self.state.steps, self.steps_per_epoch)
-        if index == 0:
-            self.state.jacobian = self.loss.jacobian()
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
         with torch.enable_grad():
@@ -188,6 +178,8 @@ class VisualEncoderOptimization(QuantModule):
         optimizer.step()
         self.state.steps += 1
         self._log(epoch, index, {name: float(value.detach()) for name, value in terms.items()})
+        if index == self.steps_per_epoch - 1:
+            self._measure(epoch + 1, "training")
 
     def _zero(self) -> Tensor:
         """Return 0 with a gradient path to every learned parameter.
@@ -218,9 +210,12 @@ class VisualEncoderOptimization(QuantModule):
             index: which calibration batch.
             step: seeds the draw of the entropy's triples.
         """
-        sums = _added(self._sums(index, part, step) for part in range(self.micro_batches))
+        return self._terms(index, step, self.state.jacobian)
+
+    def _terms(self, index: int, step: int, jacobian: Jacobian) -> dict[str, Tensor]:
+        sums = added(self._sums(index, part, step) for part in range(self.micro_batches))
         pooled = {name: all_sum_with_gradient(x) for name, x in sums.items()}
-        return self.loss.terms(pooled, self.weights, self.state.jacobian)
+        return self.loss.terms(pooled, self.weights, jacobian)
 
     def _backward(self, index: int, step: int) -> dict[str, Tensor]:
         """Leave the gradient of a batch's loss in the parameters, and return its terms."""
@@ -236,7 +231,7 @@ class VisualEncoderOptimization(QuantModule):
         """
         parts = range(self.micro_batches)
         with torch.no_grad():
-            sums = _added(self._sums(index, part, step) for part in parts)
+            sums = added(self._sums(index, part, step) for part in parts)
             pooled = {name: all_sum(x) for name, x in sums.items()}
         leaves = {name: x.requires_grad_() for name, x in pooled.items()}
         terms = self.loss.terms(leaves, self.weights, self.state.jacobian)
@@ -249,12 +244,34 @@ class VisualEncoderOptimization(QuantModule):
             self.manual_backward(total + 0.0 * self.anchor)
         return terms
 
-    def _log(self, epoch: int, index: int, values: dict[str, float]) -> None:
+    @torch.no_grad()
+    def _measure(self, epoch: int, after: Literal["search", "training"]) -> None:
+        """Append the terms of the whole calibration set to ``state.loss_fixed``, once per moment.
+
+        Steps differ in batch, triples and, by epoch, in the Jacobian weights. Here every batch has
+        the triples and the weights of the first epoch, so that only what was learned or searched
+        makes a difference.
+        """
+        if epoch % self.measure_every_n_epochs and epoch != self.epochs:
+            return
+        found, moment = self.state.loss_fixed, {"epoch": epoch, "after": after}
+        if any(moment.items() <= measured.items() for measured in found):
+            return  # before the run was resumed
+        if not found:
+            self.state.jacobian_fixed = self.state.jacobian
+        batches = range(self.steps_per_epoch)
+        terms = mean_terms([self._terms(i, i, self.state.jacobian_fixed) for i in batches])
+        found.append(moment | terms)
+        self._log_metrics("loss_fixed", terms)
+
+    def _log_metrics(self, what: str, values: dict[str, float]) -> None:
         logger = self.trainer.logger
         if logger is not None and self.trainer.is_global_zero:
-            logger.log_metrics(
-                {f"loss/{name}": v for name, v in values.items()}, step=self.state.steps
-            )
+            named = {f"{what}/{name}": value for name, value in values.items()}
+            logger.log_metrics(named, step=self.state.steps)
+
+    def _log(self, epoch: int, index: int, values: dict[str, float]) -> None:
+        self._log_metrics("loss", values)
         if index == 0:
             self.state.loss.append(dict.fromkeys(values, 0.0))
         for name, value in values.items():
@@ -270,29 +287,6 @@ class VisualEncoderOptimization(QuantModule):
             "temperature": self.temperature,
             "entropy_samples": self.entropy_samples,
             "grad_clip": self.grad_clip,
+            "measure_every_n_epochs": self.measure_every_n_epochs,
         }
         return super().identity() | own
-
-
-def tower_parameters(structure: Structure) -> list[nn.Parameter]:
-    """Return bounds, weight clips and adapters of tower and projector."""
-    parameters: list[nn.Parameter] = []
-    for name in (n for n in structure.towers if n != "language"):
-        for site in structure.towers[name].sites:
-            if site.quantizer.num_bits < 16:
-                high = [site.quantizer.high_ratio]
-                dynamic = site.quantizer.mode == "dynamic_token"
-                parameters += high if dynamic else [site.quantizer.low_ratio, *high]
-            parameters += [
-                x.weight_quantizer.clip_ratio
-                for x in site.linears.values()
-                if x.weight_quantizer.active
-            ]
-        for unit in structure.towers[name].units:
-            parameters += [p for n, p in unit.module.named_parameters() if ".adapter." in n]
-    return parameters
-
-
-def _added(parts: Iterable[Sums]) -> Sums:
-    """Return the sums over parts that all name the same ones."""
-    return reduce(lambda one, other: {n: x + other[n] for n, x in one.items()}, parts)

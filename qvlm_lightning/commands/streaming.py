@@ -172,7 +172,6 @@ def measure(
     from qvlm_lightning.artifact import copy_weights
     from qvlm_lightning.calibration.calibrator import Calibrator
     from qvlm_lightning.calibration.stream_run import open_model
-    from qvlm_lightning.calibration.visual_encoder import tower_parameters
     from qvlm_lightning.commands._random_model import RandomFamily
     from qvlm_lightning.estimate.stream_plan import StreamPlan
     from qvlm_lightning.forward.passes import WholeModel
@@ -181,6 +180,7 @@ def measure(
     from qvlm_lightning.methods.base import Method
     from qvlm_lightning.methods.proxies import ConditionalEntropy
     from qvlm_lightning.quant.scheme import Scheme
+    from qvlm_lightning.vision.learned import tower_parameters
 
     choices = {"rtn": MinMax, "sequential": SequentialSearch, "cdm": JointSearch}
     method: Method = choices[options.method]()
@@ -263,7 +263,7 @@ def optimise(calibrator: "Calibrator", steps: int) -> None:
     """Take steps of visual-encoder optimisation on the calibration batches, without Lightning."""
     import torch
 
-    from qvlm_lightning.calibration.visual_encoder import tower_parameters
+    from qvlm_lightning.vision.learned import tower_parameters
     from qvlm_lightning.vision.soft_edges import SoftEdges
     from qvlm_lightning.vision.tower_loss import LossWeights, TowerLoss
 

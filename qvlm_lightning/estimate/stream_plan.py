@@ -41,6 +41,7 @@ class StreamPlan:
         self.epochs, self.steps = epochs, epochs * len(calibrator.batches)
         # forwards and backwards; in parts, each of them also forwards for the sums of the others
         self.reads = 2 if micro_batches == 1 else 3 * micro_batches
+        self.parts = micro_batches
         self.tokens = token_count(calibrator.batches)
         self.search_tokens = token_count(calibrator.search_batches)
         self.sizes = ModelSizes(calibrator.model, calibrator.structure)
@@ -83,7 +84,8 @@ class StreamPlan:
             lines.append(
                 f"optimisation: {self.steps} steps, each of {self.reads} reads; on {device}, what "
                 "each layer was given waits for the way back, "
-                f"{self._held('optimisation', 'saved for backward')}"
+                f"{self._held('optimisation', 'saved for backward')}; every measurement of the "
+                f"loss is {self.steps // self.epochs * self.parts} reads"
             )
         return lines
 

@@ -4,8 +4,9 @@ The sums of a batch add up over its parts, run by several processes or one after
 made of the whole batch's: none of its terms is a mean over samples.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -156,3 +157,18 @@ class TowerLoss:
             found = torch.autograd.grad(error, units, allow_unused=True)
         gradients, counts = gradients_by_sample(seen, found, part)
         return gradient_norm_sums(gradients), counts
+
+
+def added(parts: Iterable[Sums]) -> Sums:
+    """Return the sums over parts that all name the same ones."""
+    return reduce(lambda one, other: {n: x + other[n] for n, x in one.items()}, parts)
+
+
+def mean_terms(terms: Sequence[dict[str, Tensor]]) -> dict[str, float]:
+    """Return the mean of every term over batches: what an epoch's steps descend.
+
+    Example:
+        >>> mean_terms([{"err": torch.tensor(1.0)}, {"err": torch.tensor(2.0)}])
+        {'err': 1.5}
+    """
+    return {name: sum(float(t[name]) for t in terms) / len(terms) for name in terms[0]}

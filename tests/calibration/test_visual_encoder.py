@@ -193,6 +193,7 @@ def test_the_printed_temperature_depends_on_the_scale(started):
         ({"epochs": 0}, "epochs 0"),
         ({"temperature": -1.0}, "temperature -1.0"),
         ({"micro_batches": 0}, "micro_batches 0"),
+        ({"measure_every_n_epochs": 0}, "measure_every_n_epochs 0"),
     ],
 )
 def test_impossible_options_are_refused(family_class, options, message):
