@@ -88,9 +88,44 @@ def test_one_optimiser_step_agrees_on_two_processes(tmp_path, options):
     one = run(tmp_path / "one", "veo", 1, *extra)
     two = run(tmp_path / "two", "veo", 2, *extra, *options)
     assert report(two)["loss"][0] == pytest.approx(report(one)["loss"][0], rel=1e-5)
+    before = [
+        {k: v for k, v in report(r)["loss_fixed"][0].items() if k != "after"} for r in (one, two)
+    ]
+    assert before[1] == pytest.approx(before[0], rel=1e-5)
     assert learned(one).keys() == learned(two).keys()
     assert (bounds(one) != 1).any()
     assert (bounds(one) - bounds(two)).abs().max() < 1e-3  # the step is 1e-2; measured 2e-5
+
+
+WITNESS = """
+import json, sys
+from qvlm_lightning.calibration import VisualEncoderOptimization
+from qvlm_lightning.cli import train_main
+
+def on_train_end(self):
+    with open(f"{sys.argv[1]}/rank{self.global_rank}.json", "w") as file:
+        json.dump(self.state.loss_fixed, file)
+
+VisualEncoderOptimization.on_train_end = on_train_end
+train_main(sys.argv[2:])
+"""
+
+
+@pytest.mark.slow
+def test_every_process_measures_the_same_losses(tmp_path):
+    """To the last bit, also where the second of three has no image of the last batch."""
+    (tmp_path / "witness.py").write_text(WITNESS)
+    command = [
+        sys.executable, tmp_path / "witness.py", tmp_path, *COMMON,
+        "--config=configs/methods/veo.yaml", f"--trainer.default_root_dir={tmp_path}",
+        "--model.epochs=1", "--model.entropy_samples=512",
+        "--data.calibration_pairs=12", "--trainer.strategy=ddp", "--trainer.devices=3",
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
+    subprocess.run(command, capture_output=True, timeout=300, check=True, env=environment)
+    measured = [json.loads((tmp_path / f"rank{rank}.json").read_text()) for rank in range(3)]
+    assert measured[0] == measured[1] == measured[2] == report(tmp_path)["loss_fixed"]
+    assert [m["epoch"] for m in measured[0]] == [0, 1, 1]
 
 
 # The other order of summation moves a bound by 1e-3 of the step at most. Sooner or later that puts

@@ -35,7 +35,8 @@ def die_in(owner, name):
     setattr(owner, name, wrapper)
 
 places = {"step": (VisualEncoderOptimization, "loss_terms"), "block": (JointSearch, "solve"),
-          "export": (export, "save_artifact"), "checkpoint": (ResumePoint, "_save")}
+          "measure": (VisualEncoderOptimization, "_measure"), "export": (export, "save_artifact"),
+          "checkpoint": (ResumePoint, "_save")}
 if where in places:
     die_in(*places[where])
 train_main(args)
@@ -53,6 +54,8 @@ CONFIG = [
 # 3 epochs of 3 steps; two searches of 8 blocks or more, then 4 or more in the final pass
 POINTS = [("block", 0), ("block", 2), ("step", 0), ("step", 2), ("step", 3), ("step", 5),
           ("step", 8), ("block", 10), ("export", 0), ("checkpoint", 3)]  # fmt: skip
+# the measurement behind the second epoch, and the one behind the final pass
+MEASUREMENTS = [("measure", 2), ("measure", 4)]
 
 
 def often(root: Path) -> Path:
@@ -102,6 +105,11 @@ def undisturbed(tmp_path_factory):
     return result(root)
 
 
+def test_the_whole_set_is_measured_before_between_and_after(undisturbed):
+    moments = [(m["epoch"], m["after"]) for m in undisturbed["loss_fixed"]]
+    assert moments == [(0, "search"), *((n, "training") for n in (1, 2, 3)), (3, "search")]
+
+
 def test_x3_the_same_seed_gives_the_same_files(undisturbed, tmp_path):
     assert run(tmp_path) == 0
     assert result(tmp_path) == undisturbed
@@ -114,7 +122,10 @@ def chosen() -> list[tuple[str, int]]:
 
 @pytest.mark.parametrize(
     ("where", "count"),
-    [p if p in chosen() else pytest.param(*p, marks=pytest.mark.slow) for p in POINTS],
+    [
+        p if p in (*chosen(), MEASUREMENTS[0]) else pytest.param(*p, marks=pytest.mark.slow)
+        for p in POINTS + MEASUREMENTS
+    ],
 )
 def test_v7_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path, where, count):
     assert run(tmp_path, where, count) == -signal.SIGKILL
