@@ -59,6 +59,7 @@ RESUME = f"{_SCHEDULE}::test_resume_points_are_every_n_steps"
 
 # fmt: off
 _PRIMITIVES = "qvlm_lightning/quant/primitives.py"
+_WEIGHTS = "qvlm_lightning/quant/weights.py"
 _OBSERVERS = "qvlm_lightning/quant/observers.py"
 _QPARAMS = "qvlm_lightning/quant/qparams.py"
 _ENTROPY = "qvlm_lightning/quant/entropy.py"
@@ -72,8 +73,8 @@ QUANT = [
     (_PRIMITIVES, "return inside.mul_(grad).to(dtype), None, None, None", "return grad.to(dtype), None, None, None", "clipped values get a gradient in front of frozen bounds", STRAIGHT),
     (_PRIMITIVES, "return grad_x.to(dtype), to_low", "return grad.to(dtype), to_low", "clipped values get a gradient in front of learned bounds", BOUNDS),
     (_PRIMITIVES, "slope.sub_(clipped.div_(scale).mul_(inside)).div_", "slope.mul_(1 - inside).div_", "a clip ratio of tokens gets no gradient of the rounding error", BOUNDS),
-    (_PRIMITIVES, "return low * clip_ratio_O1[..., None], high * clip_ratio_O1[..., None]", "return low * clip_ratio_O1[..., None].detach(), high * clip_ratio_O1[..., None].detach()", "weight clips get no gradient", GRADIENTS),
-    (_PRIMITIVES, "grouped_OGI.amin(dim=-1, keepdim=True), grouped_OGI", "grouped_OGI.amin(dim=0, keepdim=True).amin(dim=-1, keepdim=True).expand_as(grouped_OGI[..., :1]), grouped_OGI", "output channels share a lower bound", WEIGHTS),
+    (_WEIGHTS, "return low * clip_ratio_O1[..., None], high * clip_ratio_O1[..., None]", "return low * clip_ratio_O1[..., None].detach(), high * clip_ratio_O1[..., None].detach()", "weight clips get no gradient", GRADIENTS),
+    (_WEIGHTS, "grouped_OGI.amin(dim=-1, keepdim=True), grouped_OGI", "grouped_OGI.amin(dim=0, keepdim=True).amin(dim=-1, keepdim=True).expand_as(grouped_OGI[..., :1]), grouped_OGI", "output channels share a lower bound", WEIGHTS),
     (_PRIMITIVES, "return -zero_point, 2**num_bits - 1 - zero_point", "return -zero_point, 2**num_bits - zero_point", "one code too many", CODES),
     (_QPARAMS, "low.to(dtype).clamp_max(0), high.to(dtype).clamp_min(0)", "low.to(dtype), high.to(dtype)", "ranges need not contain 0", CODES),
     (_QPARAMS, "(high - low) / (levels - 1), floor", "(high - low) / levels, floor", "the scale divides by M", QPARAMS),
@@ -106,12 +107,14 @@ LOSSES = [
     (_LOSSES, "means = (sums_K / counts_K.clamp_min(1)).detach()", "means = sums_K.detach()", "Jacobian weights grow with the number of samples a unit sees", JACOBIAN),
     (_LOSSES, ".flatten(1).norm(dim=1).sum()", ".norm()", "one gradient norm of all samples together", JACOBIAN),
     (_LOSSES, "    if normalized:", "    if not normalized:", "J compares plain outputs where normalized ones are asked for", PER_LAYER),
-    (_LOSSES, "difference = difference[mask_BT.bool()]", "difference = difference + 0", "J counts padding", JOINT),
+    (_LOSSES, "kept = weight_BT != 0", "kept = weight_BT >= 0", "J counts padding", JOINT),
 ]
 
 _QUANTIZER = "qvlm_lightning/nn/quantizer.py"
 _LINEAR = "qvlm_lightning/nn/linear.py"
-_BLOCK = "qvlm_lightning/nn/block.py"
+_BLOCK = "qvlm_lightning/methods/block.py"
+_REPLAY = "qvlm_lightning/nn/replay.py"
+_CHAINS = "qvlm_lightning/methods/site_chains.py"
 NN = [
     (_QUANTIZER, "self.low * self.low_ratio, self.high * self.high_ratio", "self.low * self.low_ratio.detach(), self.high * self.high_ratio.detach()", "learned ratios get no gradient", BOUNDS),
     (_QUANTIZER, "self.high_ratio.fill_(1.0)", "self.high_ratio.mul_(1.0)", "a new range is multiplied by what was learned on the old one", QUANTIZER),
@@ -120,14 +123,14 @@ NN = [
     (_QUANTIZER, ".abs().amax(dim=-1, keepdim=True)", ".abs().amax()", "all tokens share one absmax", MODES),
     (_QUANTIZER, "x.detach().to(torch.float32).abs()", "x.to(torch.float32).abs()", "a token's absmax gets a gradient", BOUNDS),
     (_QUANTIZER, "stacked = x.reshape(count, x.shape[0] // count, *x.shape[1:])", "stacked = x.reshape(x.shape[0] // count, count, *x.shape[1:]).transpose(0, 1)", "stacked candidates take each other's ranges", QUANTIZER),
-    (_LINEAR, "key = version_key(self.weight, *learned)", "key = version_key(self.weight)", "a learned weight clip is not seen without gradients", SHARING),
-    (_LINEAR, "if torch.is_grad_enabled() and any(p.requires_grad for p in learned):", "if not learned:", "the kept weight is used where a gradient is needed", GRADIENTS),
+    (_LINEAR, "key = version_key(*decided)", "key = version_key(self.weight)", "a learned weight clip is not seen without gradients", SHARING),
+    (_LINEAR, "if torch.is_grad_enabled() and any(x.requires_grad for x in decided):", "if not decided:", "the kept weight is used where a gradient is needed", GRADIENTS),
     (_LINEAR, "return F.linear(self.site(x), self.quantized_weight(), self.bias)", "return F.linear(self.site(x), self.weight, self.bias)", "weights are never quantized", SEQUENTIAL),
-    (_BLOCK, "target, mask = self.targets[batch], self.x_q[batch].mask", "target, mask = self.targets[batch], None", "the objective of a block counts padding", JOINT),
-    (_BLOCK, "target, mask, self.normalized)", "target, mask, False)", "the objective of a block is always the plain error", JOINT),
-    (_BLOCK, "modules += [linear for site in unit.sites for linear in site.linears.values()]", "modules += []", "targets come from quantized weights", JOINT),
-    (_BLOCK, "run_candidates(owner, h, call, self.tables[unit], choice[None])", "run_candidates(owner, h, call, self.tables[unit], 0 * choice[None])", "a site is searched behind sites of its layer at min-max", SEQUENTIAL),
-    (_BLOCK, "return total[:, 0] / total[:, 1].clamp_min(1)", "return (all_sum(errors)[..., 0] / all_sum(errors)[..., 1].clamp_min(1)).mean(dim=0)", "J is a mean over batches", JOINT),
+    (_BLOCK, "return self.token_weights(call.kind, call.mask if mask is None else mask)", "return None", "the objective of a block counts padding", JOINT),
+    (_BLOCK, "normalized = self.objective == \"normalized\"", "normalized = False", "the objective of a block is always the plain error", JOINT),
+    (_REPLAY, "modules += [linear for site in unit.sites for linear in site.linears.values()]", "modules += []", "targets come from quantized weights", JOINT),
+    (_CHAINS, "run_candidates(owner, h, call, block.tables[unit], choice[None])", "run_candidates(owner, h, call, block.tables[unit], 0 * choice[None])", "a site is searched behind sites of its layer at min-max", SEQUENTIAL),
+    (_BLOCK, "return total[:, 0] / total[:, 1].clamp_min(TINY)", "return (all_sum(errors)[..., 0] / all_sum(errors)[..., 1].clamp_min(1)).mean(dim=0)", "J is a mean over batches", JOINT),
     ("qvlm_lightning/nn/replay.py", "return value.repeat(*[1] * axis, copies, *[1] * (value.dim() - axis - 1))", "return value.repeat_interleave(copies, dim=axis)", "stacked candidates take the masks of other samples", JOINT),
     ("qvlm_lightning/nn/replay.py", "added.append(own.hidden if found and bool(own.hidden.any()) else None)", "added.append(None)", "what the model adds between layers is lost", "tests/nn/test_replay.py"),
     ("qvlm_lightning/nn/structure.py", "self.enable(False)\n        self.enable(True, towers)", "self.enable(True, towers)", "towers that were on stay on", ACCOUNTS),
@@ -142,43 +145,44 @@ _PROXIES = "qvlm_lightning/methods/proxies.py"
 METHODS = [
     (_PERCENTILE, "linear(x_fp[batch].hidden, linear.weight, linear.bias)", "linear(x_fp[batch].hidden, linear.quantized_weight(), linear.bias)", "a site is scored against a quantized target", SEQUENTIAL),
     (_PERCENTILE, "hidden, size = x_q[batch].hidden, x_q[batch].hidden.shape[0]", "hidden, size = x_fp[batch].hidden, x_q[batch].hidden.shape[0]", "a site is scored on its full-precision input", SEQUENTIAL),
-    (_PERCENTILE, "terms = output_error_terms(part, target, mask)", "terms = output_error_terms(part, target, None)", "a site is scored over padding", SEQUENTIAL),
-    (_PERCENTILE, "terms = output_error_terms(output, targets[batch], mask, block.normalized)", "terms = output_error_terms(output, targets[batch], None, block.normalized)", "a layer is scored over padding", PER_LAYER),
+    (_PERCENTILE, "terms = output_error_terms(part, target, weight, normalized)", "terms = output_error_terms(part, target, None, normalized)", "a site is scored over padding", SEQUENTIAL),
+    (_PERCENTILE, "output, targets[batch], block.weight(batch), normalized", "output, targets[batch], None, normalized", "a layer is scored over padding", PER_LAYER),
     (_PERCENTILE, "quantized = block.advance(quantized, unit, choice[columns])", "quantized = targets", "a block's next layer is searched behind the full-precision one", PER_LAYER),
     (_PERCENTILE, "            exact = targets\n", "            exact = quantized\n", "targets inside a block come from the quantized layer before", PER_LAYER),
     (_PERCENTILE, "tied[0] if choices is None", "tied[-1] if choices is None", "ties go to the smaller percentile", "tests/calibration/test_search.py::test_s12_ties_go_to_the_larger_percentile"),
     (_PERCENTILE, "        while changed:\n", "        for _ in range(1):\n", "coordinate descent stops after one sweep", JOINT),
     (_PERCENTILE, "hidden = block.advance(hidden, current, choice[block.columns(current)])", "hidden = block.advance(hidden, current, 0 * choice[block.columns(current)])", "coordinate descent runs behind layers at min-max", JOINT),
-    (_PERCENTILE, "count = int(round((high - low) / step, 9)) + 1", "count = int(round((high - low) / step, 9))", "the grid ends before its last percentile", JOINT),
-    (_PERCENTILE, "block.normalized = self.normalized\n        choice = torch.zeros", "choice = torch.zeros", "min-max reports the plain error", MINMAX),
+    ("qvlm_lightning/methods/grid.py", "count = int(round((high - low) / step, 9)) + 1", "count = int(round((high - low) / step, 9))", "the grid ends before its last percentile", f"{_SEARCH}::test_the_grid_of_the_paper"),
+    ("qvlm_lightning/calibration/block_search.py", "block.objective, block.token_weights = method.objective, method.token_weights", "block.token_weights = method.token_weights", "the objective of a method does not reach its blocks", MINMAX),
     (_TREE, "grow(batch, level + 1, output, index", "grow(batch, level + 1, hidden, index", "a tree's layers all read the block's input", JOINT),
     (_TREE, "index * sizes[level] + branch, options", "index + branch * sizes[level], options", "errors of a tree stand beside other choices", JOINT),
     (_PROXIES, "entropy(joint.sum(dim=0))", "entropy(joint.sum(dim=1))", "entropy is that of this layer, not of the next", PROXIES),
-    (_PROXIES, "block.objective(minmax)[0] / power", "block.objective(minmax)[0]", "quantization error is not relative", PAIR),
+    (_PROXIES, "block.candidate_errors(minmax)[0] / power", "block.candidate_errors(minmax)[0]", "quantization error is not relative", PAIR),
     (_PROXIES, 'values.append(objective["sequential"] - objective["joint"])', 'values.append(objective["minmax"] - objective["joint"])', "DED compares with min-max", DED),
 ]
 
 _CALIBRATOR = "qvlm_lightning/calibration/calibrator.py"
+_SEARCHED = "qvlm_lightning/calibration/block_search.py"
 _COUNTS = "qvlm_lightning/calibration/dependency.py"
 _STATISTICS = "qvlm_lightning/calibration/statistics.py"
 _MODULE = "qvlm_lightning/calibration/module.py"
 _ENCODER = "qvlm_lightning/calibration/visual_encoder.py"
 CALIBRATION = [
-    (_CALIBRATOR, "hidden = [call.hidden for call in exact]", "hidden = [call.hidden for call in quantized]", "targets come from the quantized prefix", JOINT),
-    (_CALIBRATOR, "quantized = [c.advanced(run_unit(unit, c.hidden, c)) for c in quantized]", "quantized = exact", "the search is fed by the full-precision prefix", SEQUENTIAL),
-    (_CALIBRATOR, "earlier = set(self.state.searched) - {tower.name, *self._after(tower)}", "earlier: set[str] = set()", "the search is fed by full-precision towers", SEQUENTIAL),
-    (_CALIBRATOR, "self.search_batches, [set(), earlier])", "self.search_batches, [earlier, earlier])", "targets come from quantized towers", SEQUENTIAL),
-    (_CALIBRATOR, "site.quantizer.set_range(low[index], high[index], percentile)", "site.quantizer.set_range(low[0], high[0], percentile)", "a choice does not reach the quantizer", SEQUENTIAL),
+    (_SEARCHED, "hidden = [call.hidden for call in exact]", "hidden = [call.hidden for call in quantized]", "targets come from the quantized prefix", JOINT),
+    (_SEARCHED, "quantized = [c.advanced(run_unit(unit, c.hidden, c)) for c in quantized]", "quantized = exact", "the search is fed by the full-precision prefix", SEQUENTIAL),
+    (_SEARCHED, "return set(self.state.searched) & set(names[: names.index(tower.name)])", "return set()", "the search is fed by full-precision towers", SEQUENTIAL),
+    (_SEARCHED, "variants = [set(), self.quantized_before(tower)]", "variants = [self.quantized_before(tower)] * 2", "targets come from quantized towers", SEQUENTIAL),
+    (_BLOCK, "f\"{name}.low\": low[index].expand_as(ratio).clone(),\n                f\"{name}.high\": high[index]", "f\"{name}.low\": low[0].expand_as(ratio).clone(),\n                f\"{name}.high\": high[0]", "a choice does not reach the quantizer", SEQUENTIAL),
     (_CALIBRATOR, "quantized=set(self.state.searched),", "quantized=set(),", "dependency is measured behind full-precision towers", BEHIND),
     (_CALIBRATOR, "seed=self.seed,", "seed=0,", "triples do not depend on the seed", EDGES),
     (_CALIBRATOR, "                self.batches,\n", "                self.search_batches,\n", "dependency is measured on the search's batches only", EDGES),
     (_CALIBRATOR, "with self.structure.only(set()), self.passes.held([unit]):", "with self.structure.only({tower.name}), self.passes.held([unit]):", "a costly proxy's pair stands behind quantized layers", PAIR),
-    (_CALIBRATOR, "(edges, h0, max_depth)", "(edges, h0, 3)", "the depth of blocks is ignored", "tests/calibration/test_partition.py::test_options_reach_the_partition"),
+    (_CALIBRATOR, "blocks = partition_blocks(edges, threshold, max_depth)", "blocks = partition_blocks(edges, threshold, 3)", "the depth of blocks is ignored", "tests/calibration/test_partition.py::test_options_reach_the_partition"),
     (_COUNTS, "return row, pick_tokens(mask, row", "return row, pick_tokens(None, row", "triples come from padding", EDGES),
     (_COUNTS, "x.cpu()[row, token, column]", "x.cpu()[row, token, column - 1]", "codes are those of another channel on this one's range", EDGES),
     (_COUNTS, "for r in ranges[int(name)])", "for r in ranges[0])", "codes of all layers use the first one's ranges", EDGES),
     (_COUNTS, "low, high = (r.cpu()[column] for r in ranges[int(name)])", "low, high = ranges[int(name)][0].min(), ranges[int(name)][1].max()", "codes of the dependency are per tensor", EDGES),
-    (_COUNTS, "quantized - {tower.name}, see", "quantized, see", "the measured tower is quantized itself", BEHIND),
+    (_COUNTS, "quantized - {tower.name}, on_input", "quantized, on_input", "the measured tower is quantized itself", BEHIND),
     (_COUNTS, "slots += [image, ~image]", "slots += [~image, image]", "image and text are swapped", KINDS),
     (_COUNTS, "codes[index][edge][chosen], codes[index][edge + 1][chosen]", "codes[index][edge + 1][chosen], codes[index][edge][chosen]", "edges point backwards", EDGES),
     (_STATISTICS, "self.observers[name].update(x, mask, rows)", "self.observers[name].update(x, None, rows)", "ranges count padding", RANGES),
@@ -188,11 +192,11 @@ CALIBRATION = [
     (_MODULE, " or epoch >= self.epochs)", ")", "there is no final pass", DUE),
     (_MODULE, 'if epoch == 0 else ("language",)', "", "later passes search the tower again", DUE),
     (_ENCODER, "return self.lr * 0.5 * (1 + math.cos(angle))", "return self.lr", "the learning rate does not fall", RATE),
-    (_ENCODER, "if index == 0:\n            self.state.jacobian", "if self.state.steps == 0:\n            self.state.jacobian", "Jacobian weights are those of the first epoch", RATE),
+    (_ENCODER, "if index == 0 and not self.finished:", "if self.state.steps == 0:", "Jacobian weights are those of the first epoch", RATE),
     (_ENCODER, "terms = whole(index, self.state.steps)", "terms = whole(0, self.state.steps)", "every step takes the first batch", STEP),
     (_ENCODER, "self.seed * 1_000_003 + step", "self.seed * 1_000_003", "all steps share their triples", DRAW),
     (_ENCODER, "clip_grad_norm_(self.quantizer_parameters(), self.grad_clip)", "clip_grad_norm_(self.quantizer_parameters(), 1.0)", "grad_clip is ignored", CLIPPED),
-    (_ENCODER, 'for name in (n for n in structure.towers if n != "language"):', "for name in structure.towers:", "the decoder learns too", "tests/calibration/test_visual_encoder.py::test_v1_only_the_listed_parameters_change"),
+    ("qvlm_lightning/vision/learned.py", 'for name in (n for n in structure.towers if n != "language"):', "for name in structure.towers:", "the decoder learns too", "tests/calibration/test_visual_encoder.py::test_v1_only_the_listed_parameters_change"),
     (_ENCODER, "shares = [(own[n] * slope).sum()", "shares = [own[n].sum()", "parts of a batch lose the slope of the loss", MICRO),
 ]
 
@@ -218,7 +222,7 @@ VISION = [
 FORWARD = [
     ("qvlm_lightning/forward/triples.py", "order[row, (fraction * valid[row]).long()]", "order[row, (fraction * length).long()]", "a share of a sample is one of its padded length", EDGES),
     ("qvlm_lightning/forward/passes.py", "calls = []\n            with self.structure.only(quantized):", "calls = []\n            with self.structure.only(set()):", "earlier towers never take part quantized", SEQUENTIAL),
-    ("qvlm_lightning/forward/stream.py", "with self.structure.only(quantized):\n                            for number", "with self.structure.only(set()):\n                            for number", "streamed towers never take part quantized", STREAMED),
+    ("qvlm_lightning/forward/stream.py", "with self.structure.only(quantized), self.held([unit]):", "with self.structure.only(set()), self.held([unit]):", "streamed towers never take part quantized", STREAMED),
     ("qvlm_lightning/forward/stream.py", "with self.structure.only(quantized), taps", "with self.structure.only(set()), taps", "the dependency of a streamed model is measured behind full-precision towers", STREAMED),
 ]
 

@@ -20,7 +20,7 @@ class PlainSearch:
         batches: search batches.
         tables: site -> range per percentile.
         count: number of percentiles.
-        normalized: how outputs of units are compared (docs/paper.md, A13).
+        normalized: how outputs of sites and units are compared (docs/paper.md, A13).
     """
 
     def __init__(
@@ -71,8 +71,10 @@ class PlainSearch:
                     with torch.no_grad():
                         target = self.plain.exact(linear, exact.inputs[site])
                         bounds = self.tables[site][candidate]
-                        found = self.plain.read(linear, trace.inputs[site], bounds)
-                    a, b = squared_error(found, target, counted(tower, batch))
+                        output = self.plain.read(linear, trace.inputs[site], bounds)
+                    if self.normalized:
+                        output, target = unit_length(output), unit_length(target)
+                    a, b = squared_error(output, target, counted(tower, batch))
                     numerator, denominator = numerator + a, denominator + b
             errors.append(numerator / denominator)
         return errors

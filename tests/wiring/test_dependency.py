@@ -115,7 +115,7 @@ def test_quantization_error_is_that_of_a_pair_behind_an_exact_prefix(
 
 
 def test_discretisation_error_difference_is_that_of_plain_loops(calibrated, plain, toy_batches):
-    method = JointSearch(low=0.98, step=0.005, per="layer")
+    method = JointSearch([1.0, 0.995, 0.99, 0.985, 0.98], per="layer")
     calibrator, search = calibrated(), pair_search(plain(), toy_batches, method.percentiles)
     calibrator.repartition(["language"], DiscretizationErrorDifference(method))
     for edge, found in enumerate(calibrator.state.dependency["language"]):
