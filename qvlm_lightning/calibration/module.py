@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qvlm_lightning.calibration import monitoring
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.checkpoint import check_checkpoint
-from qvlm_lightning.calibration.schedule import PassSettings
+from qvlm_lightning.calibration.schedule import PassSettings, kept_candidates
 from qvlm_lightning.calibration.sensitivity import sensitivity_report
 from qvlm_lightning.calibration.state import CalibrationState
 from qvlm_lightning.calibration.stream_run import Streaming, open_model, prepare
@@ -32,12 +32,11 @@ from qvlm_lightning.weights.streamed import StreamedWeights
 
 
 class QuantModule(LightningModule):
-    """Calibrates a vision-language model; what happens when is up to the callbacks.
+    """Calibration of a vision-language model; what happens when is up to the callbacks.
 
-    Time is counted in ``state.steps``, the optimiser steps done, and not by Lightning's loops: a
-    step takes the batch that its number says, so that a run resumed from any checkpoint sees the
-    same data. One more epoch than ``epochs`` is run: in it the final pass takes place and nothing
-    is trained.
+    Time is counted in ``state.steps``, the optimiser steps done, and not by Lightning's loops; a
+    run resumed from any checkpoint sees the same data. One more epoch than ``epochs`` is run: in it
+    the final pass takes place and nothing is trained.
 
     Args:
         family: the model.
@@ -134,6 +133,11 @@ class QuantModule(LightningModule):
         return len(self._built().batches)
 
     @property
+    def next_batch(self) -> int:
+        """Number of the batch that the next optimiser step takes."""
+        return self.state.steps % self.steps_per_epoch
+
+    @property
     def finished(self) -> bool:
         """Whether all optimiser steps are done."""
         return self.state.steps >= self.epochs * self.steps_per_epoch
@@ -202,17 +206,14 @@ class QuantModule(LightningModule):
             weights=weights,
         )
         check_memory(self, trainer)
-        self.percentiles = self._kept_candidates() if self.streaming else None
+        self.percentiles = (
+            kept_candidates(self.method, self.passes_of.values(), self.scheme.activation_mode)
+            if self.streaming
+            else None
+        )
         if isinstance(self.calibrator.passes, StreamedModel):
             prepare(self, self.calibrator.passes, trainer)
         self.calibration_ids = list(data.calibration_ids)
-
-    def _kept_candidates(self) -> list[float]:
-        """Return all candidates that methods of this run will ask the statistics for."""
-        methods = [self.method, *(s.method for s in self.passes_of.values())]
-        mode = self.scheme.activation_mode
-        kept = {c for method in methods if method is not None for c in method.candidates(mode)}
-        return sorted(kept, reverse=True)
 
     def configure_model(self) -> None:
         """Build, where the program has not done so already."""

@@ -1,5 +1,6 @@
 """What callbacks ask of a calibration between its epochs."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,3 +20,18 @@ class PassSettings:
     settings: dict[str, Any]
     max_depth: int | None = None
     method: Method | None = None
+
+
+def kept_candidates(
+    method: Method | None, passes: Iterable[PassSettings], activation_mode: str
+) -> list[float]:
+    """Return all candidates of ranges that the methods of a run will ask the statistics for.
+
+    Args:
+        method: of the run.
+        passes: of its callbacks.
+        activation_mode: of the scheme.
+    """
+    methods = [method, *(settings.method for settings in passes)]
+    kept = {c for one in methods if one is not None for c in one.candidates(activation_mode)}
+    return sorted(kept, reverse=True)

@@ -13,7 +13,7 @@ from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.calibration.stream_run import Streaming
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.passes import WholeModel
-from qvlm_lightning.forward.samples import Batch
+from qvlm_lightning.forward.samples import Batch, batch_number
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.distributed import all_sum, all_sum_with_gradient, world
@@ -136,9 +136,7 @@ class VisualEncoderOptimization(QuantModule):
     # --- data -----------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
-        """Collect statistics, cache the full-precision targets X_v and X_n (they never change,
-        A18).
-        """
+        """Collect statistics, cache the full-precision targets X_v and X_n (they never change)."""
         super().on_train_start()
         calibrator = self._built()
         note_missing_answers(self.structure, calibrator.batches)
@@ -157,10 +155,15 @@ class VisualEncoderOptimization(QuantModule):
     # --- one step -------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take one optimiser step on the batch that ``state.steps`` says; none in the final
-        epoch.
+        """Take one optimiser step on a batch, the one whose turn it is; none in the final epoch.
+
+        Raises:
+            RuntimeError: the loader is at another batch than the optimiser.
         """
         epoch, index = divmod(self.state.steps, self.steps_per_epoch)
+        given = batch_number(batch, len(self._built().batches[0]["sample_index"]))
+        if not self.finished and given != index:
+            raise RuntimeError(f"the loader gives batch {given}, the optimiser is at {index}")
         if index == 0 and not self.finished:
             self.state.jacobian = self.loss.jacobian()
         if index == 0 and epoch in (0, *self.state.passes_done):

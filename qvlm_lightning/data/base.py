@@ -1,16 +1,14 @@
 """What every data module shares: checked samples, fixed calibration batches, evaluation batches."""
 
 from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader
 
-from qvlm_lightning.data.collate import Batch, collate, prompt_lengths
+from qvlm_lightning.data.collate import Batch, collate
+from qvlm_lightning.data.loaders import CalibrationLoader, QuestionBatches
 from qvlm_lightning.data.sample import Sample, check_disjoint, check_samples
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.metrics.answers import is_correct, parse_answer
@@ -70,6 +68,7 @@ class VQADataModule(LightningDataModule, ABC):
         self.evaluation_count = evaluation_count
         self.evaluation_batch_size = evaluation_batch_size
         self.seed = seed
+        self._collated: dict[tuple[int, int, int, int], Batch] = {}
 
     # --- what a dataset supplies ------------------------------------------------------------------
 
@@ -205,76 +204,35 @@ class VQADataModule(LightningDataModule, ABC):
             )
         return self._batches(self.calibration, rank, world_size)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
-        """Return this process's share of the calibration batches."""
+    def train_dataloader(self) -> CalibrationLoader:
+        """Return this process's share of the calibration batches, from the one that is next."""
         trainer = self.trainer
-        place = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-        # a bare list would be taken for many loaders
-        return DataLoader(self.rank_batches(*place), batch_size=None)  # type: ignore[arg-type]
+        if trainer is None:
+            return CalibrationLoader(self.rank_batches(0, 1))
+        batches = self.rank_batches(trainer.global_rank, trainer.world_size)
+        module = trainer.lightning_module
+        return CalibrationLoader(batches, lambda: getattr(module, "next_batch", 0))
 
     def _batches(self, samples: list[Sample], rank: int = 0, world_size: int = 1) -> list[Batch]:
-        batches = []
-        for first in range(0, len(samples), self.batch_size):
-            share = samples[first : first + self.batch_size][rank::world_size]
+        firsts = range(0, len(samples), self.batch_size)
+        lasts = [min(first + self.batch_size, len(samples)) for first in firsts]
+        return [
+            self._batch(first, last, rank, world_size)
+            for first, last in zip(firsts, lasts, strict=True)
+        ]
+
+    def _batch(self, first: int, last: int, rank: int, world_size: int) -> Batch:
+        """Return a process's share of calibration pairs ``first`` ... ``last`` - 1, made once."""
+        key = first, last, rank, world_size
+        if key not in self._collated:
+            share = self.calibration[first:last][rank::world_size]
             batch = collate(share, self.processor, with_answer=True)
             batch["sample_index"] = first + rank + world_size * batch["sample_index"]
-            batches.append(batch)
-        return batches
+            self._collated[key] = batch
+        return dict(self._collated[key])
 
     # --- evaluation -------------------------------------------------------------------------------
 
-    def test_dataloader(self) -> "QuestionBatches":
+    def test_dataloader(self) -> QuestionBatches:
         """Return the evaluation questions as left-padded batches of similar length."""
         return QuestionBatches(self.evaluation, self.processor, self.evaluation_batch_size)
-
-
-class QuestionBatches:
-    """Prompts in batches, made as they are asked for; ``sample_index`` says where each row belongs.
-
-    Questions that share images are kept together, so that the work on an image can be shared;
-    others go by length, so that little is padded.
-
-    Args:
-        samples: the questions.
-        processor: makes the batches.
-        batch_size: questions per batch.
-    """
-
-    def __init__(self, samples: Sequence[Sample], processor: Any, batch_size: int) -> None:
-        self.samples = samples
-        self.processor = processor
-        lengths = prompt_lengths(samples, processor)
-        uses = Counter(id(s.image) for s in samples if s.image is not None)
-        place = {key: number for number, key in enumerate(uses)}
-        alone: list[int] = []
-        together: list[int] = []
-        text: list[int] = []
-        for i, sample in enumerate(samples):
-            kind = (
-                text if sample.image is None else alone if uses[id(sample.image)] == 1 else together
-            )
-            kind.append(i)
-        alone.sort(key=lambda i: lengths[i])
-        text.sort(key=lambda i: lengths[i])
-        together.sort(key=lambda i: place[id(samples[i].image)])
-        self.indices = [
-            part[first : first + batch_size]
-            for part in (alone, together, text)
-            for first in range(0, len(part), batch_size)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return map(self.make, self.indices)
-
-    def make(self, chosen: Sequence[int]) -> Batch:
-        """Make one batch.
-
-        Args:
-            chosen: places of its questions, usually one of :attr:`indices`.
-        """
-        batch = collate([self.samples[i] for i in chosen], self.processor, with_answer=False)
-        batch["sample_index"] = torch.tensor(chosen)
-        return batch

@@ -5,8 +5,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from qvlm_lightning.data.base import QuestionBatches
 from qvlm_lightning.data.collate import Batch, prompt_text
+from qvlm_lightning.data.loaders import QuestionBatches
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.evaluation.journal import EvaluationKey, Journal
 

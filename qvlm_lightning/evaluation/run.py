@@ -6,8 +6,9 @@ from pathlib import Path
 from lightning.pytorch import Trainer
 
 from qvlm_lightning.arguments import check_trainer_precision
-from qvlm_lightning.data.base import QuestionBatches, VQADataModule
+from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.data.controls import blind_answers, shuffle_images
+from qvlm_lightning.data.loaders import QuestionBatches
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.journal import Journal

@@ -36,6 +36,16 @@ def with_image_rows(family: VLMFamily, model: nn.Module, batch: Batch) -> Batch:
     return batch if set(rows) == {1} else batch | {"image_rows": torch.tensor(rows)}
 
 
+def batch_number(share: Batch, size: int) -> int:
+    """Return which calibration batch a process's share of one belongs to.
+
+    Args:
+        share: with ``sample_index``, places in the calibration set.
+        size: pairs of a batch.
+    """
+    return int(share["sample_index"].min()) // size
+
+
 def fingerprint(batches: Sequence[Batch]) -> str:
     """Return what differs as soon as a token or a label of the batches does."""
     found = hashlib.sha256()

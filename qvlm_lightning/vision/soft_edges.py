@@ -72,10 +72,11 @@ def gradients_by_sample(
 
 
 class SoftEdges:
-    """Differentiable joint distributions of neighbouring units on one batch (A2, A3).
+    """Differentiable joint distributions of neighbouring units on one batch
+    (docs/paper.md, A2 and A3).
 
     The triples are drawn over the whole batch, so that every number of parts uses the same ones;
-    counts are summed over the parts before they are normalised (A18).
+    counts are summed over the parts before they are normalised (docs/paper.md, A18).
 
     Args:
         structure: towers.

@@ -64,7 +64,7 @@ class TowerLoss:
     ) -> None:
         self.passes, self.structure, self.edges = passes, passes.structure, edges
         self.batches, self.parts = batches, parts
-        # the full-precision X_v and X_n never change (A18)
+        # the full-precision X_v and X_n never change (docs/paper.md, A18)
         with torch.no_grad(), self.structure.only(set()):
             seen = [[self._run(part, units=False) for part in of_batch] for of_batch in parts]
         self.targets = [[(s.features, s.last_hidden) for s in of_batch] for of_batch in seen]
@@ -129,7 +129,9 @@ class TowerLoss:
         return {"reg": reg, "ent": ent, "err": err, "total": total}
 
     def jacobian(self) -> Jacobian:
-        """Return w_k per unit from one gradient pass of E^(n) on the first batch (A17); mean 1."""
+        """Return w_k per unit from one gradient pass of E^(n) on the first batch, of mean
+        1 (docs/paper.md, A17).
+        """
         towers = [self.structure.towers[name] for name in ("vision", "language")]
         width = [sum(bool(unit.sites) for unit in tower.units) for tower in towers]
         norms, counts = torch.zeros(2, sum(width), dtype=torch.float64)

@@ -120,3 +120,33 @@ def test_sizes_below_one_are_refused(name):
 def test_search_needs_pairs_to_search():
     with pytest.raises(InputError, match="search_pairs is 9; allowed are 1 to calibration_pairs"):
         TinyVQA(FAMILY, calibration_pairs=8, search_pairs=9)
+
+
+def test_a_batch_is_collated_once(monkeypatch):
+    from qvlm_lightning.data import base
+
+    made = []
+
+    def counted(samples, *args, **options):
+        made.append([s.id for s in samples])
+        return collate(samples, *args, **options)
+
+    collate = base.collate
+    monkeypatch.setattr(base, "collate", counted)
+    data = TinyVQA(FAMILY, calibration_pairs=5, search_pairs=3, batch_size=2)
+    whole, search = data.calibration_batches(), data.search_batches()
+    assert indices(search) == [[0, 1], [2]]
+    assert indices(data.rank_batches(0, 1)) == indices(whole)
+    assert indices(list(data.train_dataloader())) == indices(whole)
+    assert len(made) == 4  # three, and the half one of the search
+
+
+def test_an_interrupted_epoch_goes_on_where_it_stopped():
+    from qvlm_lightning.data.loaders import CalibrationLoader
+
+    place = [0]
+    loader = CalibrationLoader([{"n": torch.tensor(n)} for n in range(4)], lambda: place[0])
+    assert len(loader) == 4
+    assert [int(b["n"]) for b in loader] == [0, 1, 2, 3]
+    place[0] = 3
+    assert [int(b["n"]) for b in loader] == [3]

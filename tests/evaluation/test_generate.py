@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from qvlm_lightning.data import TinyVQA
-from qvlm_lightning.data.base import QuestionBatches
 from qvlm_lightning.data.collate import collate
+from qvlm_lightning.data.loaders import QuestionBatches
 from qvlm_lightning.evaluation.generate import cut_at_stop, end_tokens_of, generate
 from qvlm_lightning.evaluation.precision import cast
 from qvlm_lightning.models import Llava
