@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
 # room of configs/ -> program that reads it; a new room needs a line here and a test below
 CALIBRATION = {"", "methods", "schemes", "models", "data", "trainer", "presets"}
+INNER = ("methods/paper", "methods/ablation")  # further rows of tables
 EVALUATION = {"eval", "table", "tasks"}  # tasks: tests/tasks/test_presets.py
 
 SMALL = [
@@ -70,7 +71,7 @@ def all_files() -> list[Path]:
 
 def test_every_room_belongs_to_a_program() -> None:
     rooms = {str(p.parent.relative_to(CONFIGS)).replace(".", "") for p in all_files()}
-    assert rooms <= CALIBRATION | EVALUATION
+    assert rooms <= CALIBRATION | EVALUATION | set(INNER)
 
 
 @pytest.mark.parametrize("path", all_files(), ids=lambda p: str(p.relative_to(CONFIGS)))
@@ -84,6 +85,12 @@ def test_a_preset_says_what_it_is_for(path: Path) -> None:
 @pytest.mark.parametrize("names", combinations(), ids=lambda names: "+".join(names[1:]))
 def test_a_calibration_runs_for_a_step(names: tuple[str, ...], tmp_path) -> None:
     fit(*names, options=[*SMALL, f"--trainer.default_root_dir={tmp_path}"])
+
+
+@pytest.mark.parametrize("name", [name for room in INNER for name in presets(room)])
+def test_a_further_row_runs_for_a_step(name: str, tmp_path) -> None:
+    parts = ("base.yaml", name, "schemes/w4a4.yaml", "models/tiny.yaml", "data/tiny.yaml")
+    fit(*parts, options=[*SMALL, f"--trainer.default_root_dir={tmp_path}"])
 
 
 @pytest.mark.parametrize("name", presets("data", outside=True))
@@ -165,6 +172,7 @@ def test_a_table_is_made_of_one_small_variant(name: str, tmp_path) -> None:
     options = [
         "--variants=[rtn w8a8]",
         "--headline=null",
+        "--steps=[]",
         "--seeds=[0]",
         "--outlier_scales=[1.0]",
         "--pairs=4",
