@@ -66,7 +66,6 @@ _ENTROPY = "qvlm_lightning/quant/entropy.py"
 _PARTITION = "qvlm_lightning/quant/partition.py"
 QUANT = [
     (_PRIMITIVES, "return x + (x.round() - x).detach()", "return x.round()", "rounding stops the gradient", STRAIGHT),
-    (_PRIMITIVES, "(x.requires_grad or low.requires_grad or high.requires_grad)", "x.requires_grad", "bounds learn only where the input asks for a gradient", BOUNDS),
     (_PRIMITIVES, "share.add_(torch.gt(x, top, out=clipped)).mul_(grad)", "share.mul_(grad)", "a bound gets no gradient from what it clips", BOUNDS),
     (_PRIMITIVES, "to_low = torch.sub(grad, grad_x, out=share).sum_to_size(low.shape) - to_high", "to_low = -to_high", "the lower bound gets no gradient from what it clips", BOUNDS),
     (_PRIMITIVES, "share.sub_(clipped.div_(scale)).mul_(inside).div_(2**ctx.num_bits - 1)", "share.zero_()", "bounds get no gradient of the rounding error", BOUNDS),
@@ -76,7 +75,7 @@ QUANT = [
     (_WEIGHTS, "return low * clip_ratio_O1[..., None], high * clip_ratio_O1[..., None]", "return low * clip_ratio_O1[..., None].detach(), high * clip_ratio_O1[..., None].detach()", "weight clips get no gradient", GRADIENTS),
     (_WEIGHTS, "grouped_OGI.amin(dim=-1, keepdim=True), grouped_OGI", "grouped_OGI.amin(dim=0, keepdim=True).amin(dim=-1, keepdim=True).expand_as(grouped_OGI[..., :1]), grouped_OGI", "output channels share a lower bound", WEIGHTS),
     (_PRIMITIVES, "return -zero_point, 2**num_bits - 1 - zero_point", "return -zero_point, 2**num_bits - zero_point", "one code too many", CODES),
-    (_QPARAMS, "low.to(dtype).clamp_max(0), high.to(dtype).clamp_min(0)", "low.to(dtype), high.to(dtype)", "ranges need not contain 0", CODES),
+    (_QPARAMS, "low.to(dtype).clamp_max(0), high.to(dtype).clamp_min(0)", "low.to(dtype), high.to(dtype)", "ranges need not contain 0", f"{CODES}::test_q8_constant_channel"),
     (_QPARAMS, "(high - low) / (levels - 1), floor", "(high - low) / levels, floor", "the scale divides by M", QPARAMS),
     (_QPARAMS, "absmax.to(dtype) / ((2**num_bits - 1) / 2)", "absmax.to(dtype) / (2 ** (num_bits - 1) - 1)", "the symmetric scale is another format's", CODES),
     (_QPARAMS, "return scale.clamp(least, kind.max).to(model_type).to(scale.dtype)", "return scale", "codes are computed with a scale that nobody stores", QPARAMS),
@@ -85,7 +84,7 @@ QUANT = [
     (_OBSERVERS, "x_TD = x_TD[kept]", "x_TD = x_TD + 0", "ranges count masked tokens", OBSERVERS),
     (_OBSERVERS, "place = (1 - percentile) * last", "place = (1 - percentile) * last / 2", "p is the share of both tails together", OBSERVERS),
     (_OBSERVERS, "self._kept[index] = self._choose(x_TD, index)", "self._kept[0] = self._choose(x_TD, index)", "percentiles are those of one sample", SEQUENTIAL),
-    (_OBSERVERS, "new._kept[index] = rows if known is None else torch.cat([known, rows])", "new._kept[index] = rows", "an expert's pooled range is that of one expert", EXPERTS),
+    (_OBSERVERS, "new._kept[index] = rows if known is None else torch.cat([known, rows])", "new._kept[index] = rows", "an expert's pooled range is that of one expert", f"{OBSERVERS}::test_experts_pooled_have_the_range_of_all_their_tokens"),
     (_ENTROPY, "entropy(joint) - entropy(joint.sum(dim=1))", "entropy(joint) - entropy(joint.sum(dim=0))", "entropy of this layer given the next", ENTROPY),
     (_ENTROPY, "codes_a.long() * levels + codes_b.long()", "codes_b.long() * levels + codes_a.long()", "layers of a joint distribution are swapped", ENTROPY),
     (_ENTROPY, "u.clamp(0, levels - 1)[..., None]", "u[..., None]", "soft levels of clipped values are not those of the last code", SOFT),
@@ -106,7 +105,7 @@ LOSSES = [
     (_LOSSES, "return means * (len(means) / total)", "return torch.ones_like(means)", "Jacobian weights are all 1", JACOBIAN),
     (_LOSSES, "means = (sums_K / counts_K.clamp_min(1)).detach()", "means = sums_K.detach()", "Jacobian weights grow with the number of samples a unit sees", JACOBIAN),
     (_LOSSES, ".flatten(1).norm(dim=1).sum()", ".norm()", "one gradient norm of all samples together", JACOBIAN),
-    (_LOSSES, "    if normalized:", "    if not normalized:", "J compares plain outputs where normalized ones are asked for", PER_LAYER),
+    (_LOSSES, "    if normalized:", "    if not normalized:", "J compares plain outputs where normalized ones are asked for", f"{TERM}::test_the_normalized_error_does_not_see_the_length_of_a_token"),
     (_LOSSES, "kept = weight_BT != 0", "kept = weight_BT >= 0", "J counts padding", JOINT),
 ]
 
@@ -134,7 +133,7 @@ NN = [
     ("qvlm_lightning/nn/replay.py", "return value.repeat(*[1] * axis, copies, *[1] * (value.dim() - axis - 1))", "return value.repeat_interleave(copies, dim=axis)", "stacked candidates take the masks of other samples", JOINT),
     ("qvlm_lightning/nn/replay.py", "added.append(own.hidden if found and bool(own.hidden.any()) else None)", "added.append(None)", "what the model adds between layers is lost", "tests/nn/test_replay.py"),
     ("qvlm_lightning/nn/structure.py", "self.enable(False)\n        self.enable(True, towers)", "self.enable(True, towers)", "towers that were on stay on", ACCOUNTS),
-    ("qvlm_lightning/nn/structure.py", "self.enable(on, {name})", "self.enable(True, {name})", "quantizers are left on", ACCOUNTS),
+    ("qvlm_lightning/nn/structure.py", "self.enable(on, {name})", "self.enable(True, {name})", "quantizers are left on", "tests/calibration/test_partition.py::test_every_proxy_is_finite_and_leaves_the_quantizers_as_they_were"),
     ("qvlm_lightning/nn/surgery.py", "ActivationQuantizer(widths.activation_bits, mode", "ActivationQuantizer(widths.weight_bits, mode", "activations have the width of the weights", "tests/nn/test_left_alone.py"),
     ("qvlm_lightning/nn/routing.py", "real_BS = real_BS & mask_BT.to", "real_BS = real_BS | mask_BT.to", "an expert's statistics count padding", EXPERTS),
 ]
@@ -147,7 +146,7 @@ METHODS = [
     (_PERCENTILE, "hidden, size = x_q[batch].hidden, x_q[batch].hidden.shape[0]", "hidden, size = x_fp[batch].hidden, x_q[batch].hidden.shape[0]", "a site is scored on its full-precision input", SEQUENTIAL),
     (_PERCENTILE, "terms = output_error_terms(part, target, weight, normalized)", "terms = output_error_terms(part, target, None, normalized)", "a site is scored over padding", SEQUENTIAL),
     (_PERCENTILE, "output, targets[batch], block.weight(batch), normalized", "output, targets[batch], None, normalized", "a layer is scored over padding", PER_LAYER),
-    (_PERCENTILE, "quantized = block.advance(quantized, unit, choice[columns])", "quantized = targets", "a block's next layer is searched behind the full-precision one", PER_LAYER),
+    (_PERCENTILE, "quantized = block.advance(quantized, unit, choice[columns])", "quantized = targets", "a block's next layer is searched behind the full-precision one", SEQUENTIAL),
     (_PERCENTILE, "            exact = targets\n", "            exact = quantized\n", "targets inside a block come from the quantized layer before", PER_LAYER),
     (_PERCENTILE, "tied[0] if choices is None", "tied[-1] if choices is None", "ties go to the smaller percentile", "tests/calibration/test_search.py::test_s12_ties_go_to_the_larger_percentile"),
     (_PERCENTILE, "        while changed:\n", "        for _ in range(1):\n", "coordinate descent stops after one sweep", JOINT),

@@ -64,29 +64,6 @@ def test_the_error_of_a_half_precision_model_is_summed_in_single(started, monkey
     assert sum(weights) / len(weights) == pytest.approx(1)
 
 
-def test_v3_jacobian_weights_match_finite_differences():
-    """E of a two-layer float64 toy in which rounding is a fixed additive offset."""
-    generator = torch.Generator().manual_seed(0)
-    a, b = (torch.randn(3, 3, generator=generator, dtype=torch.float64) for _ in range(2))
-    x = torch.randn(2, 3, generator=generator, dtype=torch.float64)
-    offset = 0.1 * torch.randn(2, 3, generator=generator, dtype=torch.float64)
-    exact = torch.tanh(x @ a) @ b
-
-    def error(first: torch.Tensor) -> torch.Tensor:
-        return (torch.tanh((first + offset) @ a) @ b - exact).square().mean()
-
-    tapped = x.clone().requires_grad_(True)
-    (gradient,) = torch.autograd.grad(error(tapped), [tapped])
-    slow = torch.zeros_like(x)
-    for index in range(x.numel()):
-        step = torch.zeros(6, dtype=torch.float64)
-        step[index] = 1e-6
-        step = step.view(2, 3)
-        slow.view(-1)[index] = (error(x + step) - error(x - step)) / 2e-6
-    norm, expected = gradient.norm(dim=1).mean(), slow.norm(dim=1).mean()
-    assert float(norm) == pytest.approx(float(expected), rel=1e-2)
-
-
 def test_v4_discretisation_error_is_zero_without_quantizers(started):
     module = started()
     module.structure.enable(False)

@@ -172,6 +172,22 @@ def test_q14_padding_changes_no_range(seed, granularity, filler):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel"])
+def test_experts_pooled_have_the_range_of_all_their_tokens(granularity):
+    """Two of one layer, each of which saw other tokens of the same samples."""
+    x, mask = draw(0), draw_mask(0)
+    parts = [observe(granularity, x + shift, m) for shift, m in ((0, mask), (3, ~mask))]
+    pool = RangeObserver.pooled(parts)
+    values = torch.cat([x[mask], (x + 3)[~mask]])
+    assert pool.tokens == len(values) == 6 * 9
+    columns = [values.flatten()] if granularity == "tensor" else list(values.T)
+    for row, (low, high) in enumerate(zip(*pool.ranges([1.0, 0.9, 0.8]), strict=True)):
+        p = [1.0, 0.9, 0.8][row]
+        for column, a, b in zip(columns, low.flatten(), high.flatten(), strict=True):
+            assert float(a) == pytest.approx(reference_quantile(column.tolist(), 1 - p), abs=1e-5)
+            assert float(b) == pytest.approx(reference_quantile(column.tolist(), p), abs=1e-5)
+
+
 def test_samples_without_a_token_are_passed_over():
     x, mask = draw(0), torch.zeros(6, 9, dtype=torch.bool)
     mask[2] = True
