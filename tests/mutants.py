@@ -235,6 +235,158 @@ CALLBACKS = [
 ]
 # fmt: on
 
+_STREAM = "qvlm_lightning/forward/stream.py"
+_CHANGES = "qvlm_lightning/nn/changes.py"
+_DECISIONS = "qvlm_lightning/calibration/decisions.py"
+_WEIGHT = "qvlm_lightning/nn/weight_quantizer.py"
+_STATS = "qvlm_lightning/methods/site_statistics.py"
+_RULES = "qvlm_lightning/methods/range_rules.py"
+_CHANGING = "tests/methods/test_changing_weights.py"
+_TOKENS = "tests/methods/test_site_statistics.py"
+STORED = "tests/calibration/test_decisions.py"
+ENGINE = [
+    (
+        _CHANGES,
+        "        if self._on.get(tower) == on:\n",
+        "        if True:\n",
+        "full precision runs on changed weights",
+        f"{_CHANGING}::test_full_precision_stays_what_it_was",
+    ),
+    (
+        _CHANGES,
+        "        self.switch(tower, False)\n",
+        "",
+        "a second pass decides from changed weights",
+        f"{_CHANGING}::test_a_second_pass_decides_from_the_original_weights",
+    ),
+    (
+        _SEARCHED,
+        "linear.weight_quantizer.measure_again()",
+        "pass",
+        "a method finds the weight ranges of the one before",
+        f"{_CHANGING}::test_another_method_finds_the_original_weights",
+    ),
+    (
+        _SEARCHED,
+        "self.state.changed |= dict.fromkeys(changed, file)",
+        "pass",
+        "a checkpoint does not know what was changed",
+        f"{_CHANGING}::test_a_resumed_run_has_the_changed_weights_again",
+    ),
+    (
+        _SEARCHED,
+        'self.batches[0 if method.pairs == "all" else 1]',
+        "self.batches[1]",
+        "every method sees the search pairs only",
+        f"{_CHANGING}::test_a_method_without_use_for_the_search_pairs_sees_all",
+    ),
+    (
+        _SEARCHED,
+        "one = from_main(self.decisions.read(name, key, index) if is_main() else None)",
+        "one = None",
+        "stored decisions are not replayed",
+        f"{_CHANGING}::test_stored_decisions_are_replayed",
+    ),
+    (
+        _DECISIONS,
+        'if said.get("key") != key:',
+        "if False:",
+        "decisions of another calibration are taken over",
+        STORED,
+    ),
+    (
+        _DECISIONS,
+        "            os.fsync(file.fileno())",
+        "            pass",
+        "a decision is renamed before it is on the disk",
+        STORED,
+    ),
+    (
+        _DECISIONS,
+        "x.detach().cpu().clone().contiguous()",
+        "x.detach().cpu()",
+        "tensors that share memory cannot be stored",
+        STORED,
+    ),
+    (
+        _WEIGHT,
+        "if self.low is None or self.high is None:",
+        "if True:",
+        "decided weight ranges are not used",
+        f"{_CHANGING}::test_it_lowers_the_error_and_stays_on_the_grid",
+    ),
+    (
+        "qvlm_lightning/weights/streamed.py",
+        "decided = self.changes.decided(name)",
+        "decided = None",
+        "a streamed model reads the original weights",
+        f"{_CHANGING}::test_a_streamed_model_decides_the_same",
+    ),
+    (
+        _STREAM,
+        "if not self.structure.changes:",
+        "if True:",
+        "streamed variants share the weights of the first",
+        f"{_CHANGING}::test_a_streamed_model_decides_the_same",
+    ),
+    (
+        "qvlm_lightning/artifact.py",
+        "            module.hold_range()",
+        "            pass",
+        "an artifact with decided weight ranges cannot be loaded",
+        f"{_CHANGING}::test_the_artifact_is_the_quantized_model",
+    ),
+    (
+        _REPLAY,
+        "            held[own] = before\n        if replaced:",
+        "            pass\n        if replaced:",
+        "a decision that was tried stays in place",
+        f"{_TOKENS}::test_a_decision_reaches_the_inputs_behind_it",
+    ),
+    (
+        _STATS,
+        "total += (rows * weight[:, None]).T @ rows",
+        "total += rows.T @ rows.abs()",
+        "the Gram matrix loses signs",
+        f"{_TOKENS}::test_gram_and_mean_magnitude_are_sums_over_tokens",
+    ),
+    (
+        _STATS,
+        "kept = weight != 0",
+        "kept = torch.ones_like(weight, dtype=torch.bool)",
+        "statistics count padding",
+        f"{_TOKENS}::test_gram_and_mean_magnitude_are_sums_over_tokens",
+    ),
+    (
+        "qvlm_lightning/methods/token_weights.py",
+        "return weight if mask_BT is None else weight * mask_BT",
+        "return mask_BT",
+        "tokens all count the same",
+        f"{_TOKENS}::test_j_counts_each_token_by_its_weight",
+    ),
+    (
+        "qvlm_lightning/methods/scaling.py",
+        "if not set(source.readers) & other.linears.keys():",
+        "if True:",
+        "ranges do not follow a scale fold",
+        f"{_TOKENS}::test_a_scale_fold_changes_ranges_and_nothing_in_full_precision",
+    ),
+    (
+        _RULES,
+        "low = low + self.constant * (lowest - low)",
+        "low = torch.minimum(low, lowest)",
+        "the moving average is a minimum",
+        "tests/methods/test_range_rules.py::test_the_moving_average_is_that_of_a_loop",
+    ),
+    (
+        _RULES,
+        "choice = torch.stack([e.argmin() for e in errors])",
+        "choice = torch.stack([0 * e.argmin() for e in errors])",
+        "least squares chooses min-max",
+        "tests/methods/test_range_rules.py::test_least_squares_chooses_the_least_error_of_the_activations",
+    ),
+]
+
 MUTANTS = [
     *QUANT,
     *LOSSES,
@@ -244,4 +396,5 @@ MUTANTS = [
     *VISION,
     *FORWARD,
     *CALLBACKS,
+    *ENGINE,
 ]
