@@ -83,7 +83,7 @@ def report(module: QuantModule) -> dict[str, Any]:
         "partition": state.partition,
         "partitions": state.partitions,
         "percentiles": state.percentiles,
-        "objective": state.objective,
+        "objectives": state.objective,
         "search": {**search_cost(module), "passes": state.passes},
         "loss": state.loss,
         "loss_fixed": state.loss_fixed,

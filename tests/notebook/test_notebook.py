@@ -61,7 +61,7 @@ def test_x4_presets_differ_in_what_they_decide(model, processor, samples, tmp_pa
         assert report["method"] == method
         joint = method in ("cdm", "qvlm")
         assert bool(report["dependency"]) == joint
-        assert all(("joint" in block) == joint for block in report["objective"])
+        assert all(("joint" in block) == joint for block in report["objectives"])
         longest = max(b - a for t in report["partition"].values() for a, b in t)
         assert joint or longest == 0
         learned = method in ("veo", "qvlm")
@@ -73,7 +73,7 @@ def test_x4_presets_differ_in_what_they_decide(model, processor, samples, tmp_pa
     # until the first step all do the same to the tower
     for one, other in (("sequential", "veo"), ("cdm", "qvlm")):
         blocks = [
-            [b for b in found[m]["objective"] if b["tower"] == "vision"] for m in (one, other)
+            [b for b in found[m]["objectives"] if b["tower"] == "vision"] for m in (one, other)
         ]
         assert blocks[0] == blocks[1]
 
