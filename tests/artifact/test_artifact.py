@@ -174,3 +174,45 @@ def test_a_failed_export_leaves_the_older_artifact(folder, stored, export):
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     export(folder, stored[1], Scheme.parse("w4a4"))  # what was left behind is no obstacle
     assert [p.name for p in folder.parent.iterdir()] == ["artifact"]
+
+
+def test_an_artifact_of_format_1_is_read(tmp_path, questions, calibrate, export):
+    """Its clip ratios of weights lay in the layers, and its weights had no stored ranges."""
+    import json
+
+    from safetensors.torch import save_file
+
+    model, structure = calibrate(SCHEMES["static_tensor"])
+    shake(structure)
+    folder = export(tmp_path / "artifact", model, SCHEMES["static_tensor"])
+    with torch.no_grad():
+        logits = model(**questions).logits
+    quantizers = load_file(folder / "quantizers.safetensors")
+    older = {
+        n.replace(".weight_quantizer.clip_ratio", ".clip_ratio"): x for n, x in quantizers.items()
+    }
+    assert older.keys() != quantizers.keys()
+    save_file(older, folder / "quantizers.safetensors")
+    manifest = json.loads((folder / "quantization.json").read_text())
+    assert manifest["format"] == 2
+    (folder / "quantization.json").write_text(json.dumps(manifest | {"format": 1}))
+    with torch.no_grad():
+        assert torch.equal(load_artifact(folder).model(**questions).logits, logits)
+
+
+@pytest.mark.parametrize("name", ["static_tensor", "groups"])
+def test_only_quantized_weights_can_be_kept(tmp_path, questions, name, calibrate, export):
+    """The same answers and codes from one copy of each weight."""
+    model, structure = calibrate(SCHEMES[name])
+    shake(structure)
+    artifact = load_artifact(export(tmp_path / "artifact", model, SCHEMES[name]))
+    linears = {n: x for s in artifact.structure.sites for n, x in s.linears.items()}
+    codes = {n: x.weight_quantizer.codes(x.weight) for n, x in linears.items()}
+    with torch.no_grad():
+        logits = artifact.model(**questions).logits
+        artifact.structure.keep_only_quantized()
+        assert torch.equal(artifact.model(**questions).logits, logits)
+    for n, linear in linears.items():
+        assert linear._weight_cache is None, "no second copy"
+        assert linear.quantized_weight() is linear.weight
+        assert torch.equal(linear.weight_quantizer.codes(linear.weight), codes[n])

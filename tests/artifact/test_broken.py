@@ -59,8 +59,8 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 
 def test_another_format_is_named(folder):
-    rewrite(folder / "quantization.json", format=2)
-    refused(folder, "format 2", "allowed: 1")
+    rewrite(folder / "quantization.json", format=3)
+    refused(folder, "format 3", "allowed: 1, 2")
 
 
 @pytest.mark.parametrize(

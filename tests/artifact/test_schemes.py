@@ -64,8 +64,10 @@ def test_groups_stay_groups_where_they_divide(tmp_path, logits):
     with torch.no_grad():
         assert not torch.equal(artifact.model(**INPUTS).logits, logits)
     linears = [x for site in artifact.structure.sites for x in site.linears.values()]
-    assert all(x.group_size == (None if x.in_features % 128 else 128) for x in linears)
-    assert {x.group_size for x in linears} == {None, 128}
+    assert all(
+        x.weight_quantizer.group_size == (None if x.in_features % 128 else 128) for x in linears
+    )
+    assert {x.weight_quantizer.group_size for x in linears} == {None, 128}
 
 
 def test_a_fallback_that_was_refused_is_still_refused(tmp_path):

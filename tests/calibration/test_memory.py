@@ -21,6 +21,7 @@ from qvlm_lightning.estimate.workload import (
     peak,
 )
 from qvlm_lightning.methods import JointSearch
+from qvlm_lightning.methods.grid import PAPER_GRID
 from qvlm_lightning.methods.proxies import ConditionalEntropy
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.nn.replay import UnitInput, catch_calls, run_candidates, run_unit
@@ -38,7 +39,7 @@ WORKLOAD = Workload(
     tokens=T,
     patches=17,
     depth=1,
-    method=JointSearch(),
+    method=JointSearch(PAPER_GRID),
     optimises=False,
     streaming=False,
 )

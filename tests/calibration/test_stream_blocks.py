@@ -11,6 +11,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.estimate.stream_plan import StreamPlan
 from qvlm_lightning.methods import JointSearch, MinMax
 from qvlm_lightning.methods.block import Block
+from qvlm_lightning.methods.grid import FINE_PERCENTILES
 from qvlm_lightning.methods.proxies import ConditionalEntropy
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.replay import run_unit
@@ -37,7 +38,7 @@ def test_only_the_block_that_is_searched_has_weights(opened, folder):
             return super().solve(block)
 
     calibrator = opened(folder)
-    calibrator.collect([1.0, 0.995, 0.99, 0.985, 0.98])
+    calibrator.collect(FINE_PERCENTILES)
     assert in_place(calibrator) == set()
     calibrator.repartition(["language"], ConditionalEntropy())
     calibrator.search(list(calibrator.structure.towers), Spy(), "first")
@@ -57,7 +58,7 @@ def test_reservoirs_are_let_go(calibrate, folder):
     statistics = calibrate(folder, True).statistics
     assert statistics.observers == {}
     assert len(statistics.tables) == len(statistics.structure.sites)
-    with pytest.raises(InputError, match=r"percentile 0\.9 was not kept.*allowed: 1\.0, 0\.995"):
+    with pytest.raises(InputError, match=r"percentile 0\.9 was not kept.*allowed: 1\.0, 0\.9995"):
         statistics.ranges(statistics.structure.sites[0], [0.9])
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import qvlm_lightning
 from qvlm_lightning.cli import train_main
+from qvlm_lightning.methods import LeastSquares
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.notebook import METHODS
@@ -87,9 +88,9 @@ def test_x4_presets_are_four_configurations():
             c["class_path"].rpartition(".")[2]: c.get("init_args", {})
             for c in preset["trainer"]["callbacks+"]
         }
-        search = callbacks["PercentileSearch"]["method"]["class_path"].rpartition(".")[2]
+        search = preset["model"]["init_args"]["method"]["class_path"].rpartition(".")[2]
         module = preset["model"]["class_path"].rpartition(".")[2]
-        assert callbacks["ArtifactExport"] == {"method": name}
+        assert preset["model"]["init_args"]["name"] == name
         assert search == (
             "JointSearch" if "EntropyRepartition" in callbacks else "SequentialSearch"
         )
@@ -166,3 +167,38 @@ def test_x3_the_same_seed_gives_the_same_model(model, processor, samples, small)
     )
     assert all(same)
     assert not all(other)
+
+
+def test_objective_candidates_and_method_are_those_given(
+    model, processor, samples, tmp_path, small
+):
+    options = {"objective": "plain", "candidates": [1.0, 0.9]}
+    other = copy.deepcopy(model)
+    root = tmp_path / "a"
+    qvlm_lightning.quantize(
+        model, processor, samples, method="sequential", output=root, **options, **small
+    )
+    report = json.loads((root / "report.json").read_text())
+    assert {name: report[name] for name in options} == options
+    root = tmp_path / "b"
+    method = LeastSquares([1.0, 0.95])
+    qvlm_lightning.quantize(other, processor, samples, method=method, output=root, **small)
+    report = json.loads((root / "report.json").read_text())
+    assert (report["method"], report["candidates"]) == ("mse", [1.0, 0.95])
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"method": LeastSquares(), "candidates": [1.0]}, "has its own"),
+        ({"method": "rtn", "candidates": [1.0, 0.9]}, "rtn chooses nothing"),
+        ({"method": "cdm", "candidates": [0.9, 0.8]}, "fall from 1"),
+        ({"method": "cdm", "objective": "cosine"}, "'cosine' is not known"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(
+    model, processor, samples, options, sentence, small
+):
+    with pytest.raises(qvlm_lightning.InputError, match=sentence):
+        qvlm_lightning.quantize(model, processor, samples, **options, **small)
+    assert not quantizers(model)

@@ -36,7 +36,7 @@ def ratios_of(module: Any) -> dict[str, Any]:
             pair = site.quantizer.low_ratio, site.quantizer.high_ratio
             found[site.name] = [p.detach().clone().requires_grad_() for p in pair]
             for linear, x in site.linears.items():
-                found[linear] = x.clip_ratio.detach().clone().requires_grad_()
+                found[linear] = x.weight_quantizer.clip_ratio.detach().clone().requires_grad_()
     return found
 
 
@@ -109,7 +109,8 @@ def test_gradients_of_all_that_is_learned_are_those_of_autograd(started, plain, 
         for site in module.structure.towers[name].sites:
             low, high = model.ratios[site.name]
             pairs = [(site.quantizer.low_ratio, low), (site.quantizer.high_ratio, high)]
-            pairs += [(x.clip_ratio, model.ratios[n]) for n, x in site.linears.items()]
+            clips = {n: x.weight_quantizer.clip_ratio for n, x in site.linears.items()}
+            pairs += [(clip, model.ratios[n]) for n, clip in clips.items()]
             for found, expected in pairs:
                 assert float(expected.grad.abs().sum()) > 0
                 torch.testing.assert_close(
