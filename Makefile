@@ -1,7 +1,7 @@
 # The two commands a newcomer needs: `make demo` and `make test`.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo table test test-slow check format clean
+.PHONY: help demo table ablation test test-slow check format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -17,8 +17,11 @@ demo: $(VENV)/.installed ## calibrate the embedded model to W4A4 and print the t
 table: $(VENV)/.installed ## the full table: 8,000 questions, 3 seeds, outlier scale 1 and 10 (an hour; resumes)
 	$(BIN)/python -m qvlm_lightning table --config configs/table/full.yaml
 
-test: $(VENV)/.installed ## the quick tests; arguments: make test ARGS="-k entropy"
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+ablation: $(VENV)/.installed ## what partition, joint search, grid and objective buy (an hour; resumes)
+	$(BIN)/python -m qvlm_lightning table --config configs/table/ablation.yaml
+
+test: $(VENV)/.installed ## the quick tests, on all cores; arguments: make test ARGS="-k entropy"
+	$(BIN)/python -m pytest -n logical -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(VENV)/.installed ## the slow tests: resume after SIGKILL, two processes, wheel
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
