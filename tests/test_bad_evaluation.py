@@ -147,7 +147,7 @@ def test_a_result_folder_below_a_file(refused, tmp_path) -> None:
     ("option", "words"),
     [
         ("--variants=[rtn]", "'rtn' is not a method and a scheme, such as 'qvlm w4a4'"),
-        ("--variants=[gptq w8a8]", "allowed are cdm, qvlm, rtn, sequential, veo"),
+        ("--variants=[gptq w8a8]", "paper/veo, qvlm, rtn, sequential, veo"),
         ("--variants=[rtn w3a3]", "allowed are w4a4, w4a4_g128, w6a6, w8a8"),
         ("--variants=[]", "compares nothing"),
         ("--headline=qvlm w4a4", "allowed are the variants rtn w8a8"),

@@ -73,7 +73,7 @@ def overlay(folder: Path, text: str) -> str:
 @pytest.mark.parametrize(
     ("option", "words"),
     [
-        ("--model.nonsense=1", "'nonsense' is not known; QuantModule takes family, scheme, seed"),
+        ("--model.nonsense=1", "'nonsense' is not known; QuantModule takes family, scheme, method"),
         ("--trainer.nonsense=1", "--trainer.nonsense=1"),
         ("--data.init_args.batch_size=many", "data.batch_size: expected int, got many"),
         ("--config=nowhere.yaml", "nowhere.yaml"),
@@ -112,13 +112,13 @@ def test_a_wrong_argument_of_a_callback(refused, tmp_path, name, arguments, word
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0.5, 1.0), (0.98, 1.5), (-1, 1.0)], ids=["at half", "above 1", "negative"]
+    "grid",
+    [[1.0, 0.5], [1.5, 1.0], [1.0, -1.0], [1.0, 1.0]],
+    ids=["half", "above 1", "below 0", "flat"],
 )
-def test_a_percentile_outside_its_range(refused, tmp_path, low: float, high: float) -> None:
-    joint = "class_path: qvlm_lightning.methods.JointSearch"
-    method = f"method: {{{joint}, init_args: {{low: {low}, high: {high}}}}}"
-    text = f"trainer:\n  callbacks+:\n    - {CALLBACK % ('PercentileSearch', method)}\n"
-    assert "more than 0.5, at most 1" in refused(overlay(tmp_path, text))
+def test_a_percentile_outside_its_range(refused, grid: list[float]) -> None:
+    said = refused(f"--model.method.percentiles={grid}")
+    assert "numbers that fall from 1 and stay above 0.5" in said
 
 
 def test_broken_yaml(refused, tmp_path) -> None:

@@ -29,7 +29,12 @@ def artifact(family, tmp_path, monkeypatch):
     }
     noise = torch.randn(model.lm_head.weight.shape, generator=torch.Generator().manual_seed(0))
     model.lm_head.weight += 0.1 * noise
-    loaded = SimpleNamespace(model=model, processor=family.load_processor(), manifest=manifest)
+    loaded = SimpleNamespace(
+        model=model,
+        processor=family.load_processor(),
+        manifest=manifest,
+        structure=SimpleNamespace(keep_only_quantized=lambda: None),
+    )
     monkeypatch.setattr(under_test, "load_artifact", lambda path: loaded)
     return folder, manifest
 
