@@ -22,7 +22,8 @@ def expected_layer_forwards(method: Method, sites: Sequence[int]) -> float:
         >>> from qvlm_lightning.methods import JointSearch, MinMax
         >>> expected_layer_forwards(MinMax(), [4, 4])
         6.0
-        >>> [expected_layer_forwards(JointSearch(), [4] * depth) for depth in (1, 2, 3)]
+        >>> paper = JointSearch([1.0, 0.995, 0.99, 0.985, 0.98])
+        >>> [expected_layer_forwards(paper, [4] * depth) for depth in (1, 2, 3)]
         [82.0, 224.0, 426.0]
     """
     layers, count = len(sites), len(method.candidates("static_tensor"))
