@@ -15,7 +15,7 @@ from qvlm_lightning.calibration.checkpoint import check_checkpoint
 from qvlm_lightning.calibration.schedule import PassSettings, kept_candidates
 from qvlm_lightning.calibration.sensitivity import sensitivity_report
 from qvlm_lightning.calibration.state import CalibrationState
-from qvlm_lightning.calibration.stream_run import Streaming, open_model, prepare
+from qvlm_lightning.calibration.stream_run import Streaming, open_model, prepare, ram_for_weights
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.estimate.fits import check_memory
 from qvlm_lightning.forward.samples import Batch, fingerprint
@@ -165,9 +165,7 @@ class QuantModule(LightningModule):
         """
         self._built().repartition(self.towers_at(epoch), proxy, **options)
         self.state.partitions_done.append(epoch)
-        partition = {
-            name: [list(b) for b in blocks] for name, blocks in self.state.partition.items()
-        }
+        partition = {n: [list(b) for b in blocks] for n, blocks in self.state.partition.items()}
         self.state.partitions.append({"epoch": epoch, "partition": partition})
 
     def search(self, epoch: int) -> None:
@@ -190,7 +188,8 @@ class QuantModule(LightningModule):
             return
         root, weights = Path(trainer.default_root_dir), None
         if self.streaming:
-            model, weights = open_model(self.family, trainer.strategy.root_device)
+            ram = ram_for_weights(self.streaming, trainer.num_devices)
+            model, weights = open_model(self.family, trainer.strategy.root_device, ram)
             object.__setattr__(self, "model", model)  # Lightning would move what has no weights
         else:
             model = self.model = self.family.load_model()
@@ -218,7 +217,8 @@ class QuantModule(LightningModule):
     def configure_model(self) -> None:
         """Build, where the program has not done so already."""
         trainer: Any = self.trainer  # sets datamodule and fast_dev_run on itself, undeclared
-        self.build(trainer.datamodule, trainer)
+        with torch.device("cpu"):  # and not on the accelerator: as when the program builds
+            self.build(trainer.datamodule, trainer)
 
     def on_train_start(self) -> None:
         """Collect the statistics; a restored run keeps its ranges."""

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from qvlm_lightning.estimate.fits import ram_bytes
 from qvlm_lightning.estimate.stream_plan import StreamPlan
 from qvlm_lightning.forward.stream import StreamedModel
 from qvlm_lightning.models.family import VLMFamily
@@ -16,18 +17,36 @@ from qvlm_lightning.weights.streamed import StreamedWeights
 Streaming = bool | Literal["disk"]
 
 
-def open_model(family: VLMFamily, device: torch.device) -> tuple[nn.Module, StreamedWeights]:
+def open_model(
+    family: VLMFamily, device: torch.device, ram: int = 0
+) -> tuple[nn.Module, StreamedWeights]:
     """Return a model without weights, and where they come from.
 
     Args:
         family: names the folder.
         device: where layers will run.
+        ram: bytes in which weights may stay once they have been read, for a device with memory of
+            its own; all of them or none.
 
     Raises:
         InputError: the folder is missing or broken, or cannot be read layer by layer.
     """
     model, places = family.streamed()
-    return model, StreamedWeights(model, Shards(places), device)
+    shards = Shards(places)
+    total = sum(entry.nbytes for entry in set(shards.entries.values()))
+    return model, StreamedWeights(model, shards, device, device.type != "cpu" and total <= ram)
+
+
+def ram_for_weights(streaming: Streaming, processes: int) -> int:
+    """Return how many bytes of RAM a process may fill with weights: half of its share, or none if
+    hidden states wait on disk, since RAM is short then.
+
+    Args:
+        streaming: of the module.
+        processes: on this machine.
+    """
+    ram = ram_bytes()
+    return 0 if streaming == "disk" or ram is None else ram // (2 * processes)
 
 
 def prepare(module: Any, passes: StreamedModel, trainer: Any) -> None:

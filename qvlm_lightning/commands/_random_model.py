@@ -9,10 +9,72 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qvlm_lightning.data.base import VQADataModule
+from qvlm_lightning.data.collate import Batch
+from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.models.weight_map import without_weights
 from qvlm_lightning.weights.shards import write_shard
+
+
+class RandomPairs(VQADataModule):
+    """Random pairs of one length: an image, words, an answer; nothing to evaluate.
+
+    Args:
+        family: the random model.
+        pairs: calibration pairs.
+        search_pairs: the first of them, used by the search.
+        batch_size: pairs of a batch.
+        tokens: per pair, those of the image included.
+        config: of the model.
+
+    Raises:
+        InputError: there is no room for words behind the image.
+    """
+
+    def __init__(
+        self,
+        family: VLMFamily,
+        pairs: int,
+        search_pairs: int,
+        batch_size: int,
+        tokens: int,
+        config: Any,
+    ) -> None:
+        super().__init__(family, pairs, search_pairs, batch_size)
+        self._pairs = make_batches(pairs, batch_size, tokens, config)
+
+    def calibration_samples(self) -> list[Sample]:
+        """Return nothing: there are batches only."""
+        return []
+
+    evaluation_samples = calibration_samples
+
+    @property
+    def calibration_ids(self) -> list[str]:
+        """Numbers of the pairs."""
+        return [str(n) for n in range(self.calibration_pairs)]
+
+    def setup(self, stage: str) -> None:
+        """Do nothing: there are no samples to check."""
+
+    def calibration_batches(self) -> list[Batch]:
+        """Return all pairs in batches."""
+        return [dict(batch) for batch in self._pairs]
+
+    def search_batches(self) -> list[Batch]:
+        """Return the first ``search_pairs`` pairs in batches."""
+        firsts = range(0, self.search_pairs, self.batch_size)
+        return [
+            {name: x[: self.search_pairs - first] for name, x in batch.items()}
+            for first, batch in zip(firsts, self._pairs, strict=False)
+        ]
+
+    def rank_batches(self, rank: int, world_size: int) -> list[Batch]:
+        """Return one process's share of every batch."""
+        return [{name: x[rank::world_size] for name, x in batch.items()} for batch in self._pairs]
 
 
 class RandomFamily(Llava):

@@ -3,7 +3,7 @@
 import json
 import platform
 import resource
-import time
+import tempfile
 from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from qvlm_lightning.errors import InputError
 
 if TYPE_CHECKING:
-    from qvlm_lightning.calibration.calibrator import Calibrator
+    from qvlm_lightning.commands._laps import Laps
+    from qvlm_lightning.commands._random_model import RandomPairs
 
 
 @dataclass
@@ -40,7 +41,9 @@ class Options:
     max_depth: int = 3
     """Most layers in a block, for ``cdm``."""
     steps: int = 0
-    """Of visual-encoder optimisation after the search, a batch each."""
+    """Of visual-encoder optimisation, a batch each: whole epochs."""
+    measure_every_n_epochs: int = 1
+    """Distance between measurements of the loss over all pairs."""
     activation_checkpointing: bool = False
     """For the steps of a model in memory: run layers again for the backward pass. A streamed model
     always does."""
@@ -62,8 +65,9 @@ def main(argv: list[str]) -> int:
     from jsonargparse import ArgumentParser
 
     from qvlm_lightning.commands._random_model import (
+        RandomFamily,
+        RandomPairs,
         folder_name,
-        make_batches,
         make_folder,
         shape_of,
         small_shape,
@@ -88,9 +92,10 @@ def main(argv: list[str]) -> int:
         width=text.hidden_size,
         vocabulary=text.vocab_size,
     )
-    sizes = (options.batch_size, options.tokens, config)
-    batches, search = (make_batches(n, *sizes) for n in (options.pairs, search_pairs))
     folder = options.folder / folder_name(config)
+    family = RandomFamily(str(folder))
+    sizes = (options.pairs, search_pairs, options.batch_size)
+    data = RandomPairs(family, *sizes, tokens=options.tokens, config=config)
     if not (folder / "config.json").is_file():
         # in a process of its own, so that its memory is not ours
         made = (folder, config, options.device)
@@ -99,7 +104,7 @@ def main(argv: list[str]) -> int:
         child.join()
         if child.exitcode:
             raise InputError(f"the random model could not be made in {str(folder)!r}")
-    figures = measure(options, folder, batches, search)
+    figures = measure(options, folder, data)
     print(json.dumps(figures, indent=1))
     if options.json is not None:
         options.json.parent.mkdir(parents=True, exist_ok=True)
@@ -128,11 +133,17 @@ def check(options: Options) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is 'cuda', but there is no such device here; allowed: cpu")
     least = {"layers": 1, "pairs": 1, "batch_size": 1, "max_depth": 1, "steps": 0}
+    least |= {"measure_every_n_epochs": 1}
     least |= {"vocabulary": 5}  # one word
     for name, smallest in least.items():
         value = getattr(options, name)
         if value is not None and value < smallest:
             raise InputError(f"{name} is {value}; allowed: {smallest} or more")
+    batches = -(-options.pairs // options.batch_size)
+    if options.steps % batches:
+        raise InputError(
+            f"steps is {options.steps}; allowed: multiples of the {batches} batches of an epoch"
+        )
     pairs = options.search_pairs
     if pairs is not None and not 1 <= pairs <= options.pairs:
         raise InputError(f"search_pairs is {pairs}; allowed: 1 to {options.pairs}")
@@ -153,10 +164,8 @@ def check(options: Options) -> None:
     Scheme.parse(options.scheme)
 
 
-def measure(
-    options: Options, folder: Path, batches: list[Any], search: list[Any]
-) -> dict[str, Any]:
-    """Calibrate and return the figures.
+def measure(options: Options, folder: Path, data: "RandomPairs") -> dict[str, Any]:
+    """Calibrate with the Trainer, as ``train.py`` does, and return the figures.
 
     Memory is the peak resident set of this process, less what it was after all imports, and that of
     the tensors on the device.
@@ -164,77 +173,27 @@ def measure(
     Args:
         options: of the verb.
         folder: of the model.
-        batches: calibration pairs.
-        search: those of them that the search uses.
+        data: calibration pairs.
     """
     import torch
 
     from qvlm_lightning.artifact import copy_weights
-    from qvlm_lightning.calibration.calibrator import Calibrator
-    from qvlm_lightning.calibration.stream_run import open_model
-    from qvlm_lightning.commands._random_model import RandomFamily
-    from qvlm_lightning.estimate.stream_plan import StreamPlan
-    from qvlm_lightning.forward.passes import WholeModel
-    from qvlm_lightning.forward.stream import StreamedModel
-    from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
-    from qvlm_lightning.methods.base import Method
-    from qvlm_lightning.methods.proxies import ConditionalEntropy
-    from qvlm_lightning.quant.scheme import Scheme
+    from qvlm_lightning.commands._laps import Laps
     from qvlm_lightning.vision.learned import tower_parameters
 
-    choices = {"rtn": MinMax, "sequential": SequentialSearch, "cdm": JointSearch}
-    method: Method = choices[options.method]()
-    family = RandomFamily(str(folder))
+    module = recipe(options, data)
     with torch.device("meta"):
-        family.empty_model(torch.bfloat16)  # imports what transformers imports late
+        data.family.empty_model(torch.bfloat16)  # imports what transformers imports late
     baseline = _peak()
-    seconds: dict[str, float] = {}
-    clock = time.perf_counter()
-
-    def lap(name: str) -> None:
-        nonlocal clock
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        now = time.perf_counter()
-        seconds[name], clock = now - clock, now
-
-    model: Any
-    device, weights = torch.device(options.device), None
-    if options.streaming:
-        model, weights = open_model(family, device)
-    else:
-        model = family.load_model().to(device)
-    scheme = Scheme.parse(options.scheme)
-    calibrator = Calibrator(model, family, scheme, batches, search, weights=weights)
-    lap("open")
-    passes = calibrator.passes
-    depth = options.max_depth if options.method == "cdm" else 1
-    if isinstance(passes, StreamedModel):
-        partitions = options.method == "cdm"
-        epochs = -(-options.steps // len(batches))
-        plan = StreamPlan(calibrator, passes, depth, partitions, method, epochs)
-        print("\n".join(plan.lines()), flush=True)
-        passes.timed = plan.timed
-    calibrator.collect(method.candidates(scheme.activation_mode) if options.streaming else None)
-    lap("statistics")
-    towers = list(calibrator.structure.towers)
-    if options.method == "cdm":
-        calibrator.repartition(towers, ConditionalEntropy(), max_depth=depth)
-        lap("dependency")
-    for tower in towers:
-        calibrator.search([tower], method, "search")
-        lap(f"search {tower}")
-    if options.steps:
-        if isinstance(passes, WholeModel):
-            passes.activation_checkpointing = options.activation_checkpointing
-        optimise(calibrator, options.steps)
-        lap("optimisation")
-    if weights is not None:
-        copy_weights(folder / "copied.part", model, weights)
-        (folder / "copied.part").unlink()
-        lap("artifact")
+    device = torch.device(options.device)
+    laps = Laps(device, _peak)
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        fit(options, module, data, laps, Path(scratch))
+        if module.streamed_weights is not None:
+            copy_weights(Path(scratch) / "copied", module.model, module.streamed_weights)
+            laps.end("artifact")
+    model, state = module.model, module.state
     parameters = sum(p.numel() for n, p in model.named_parameters() if "quantizer" not in n)
-    state = calibrator.state
     plain = {name: str(x) if isinstance(x, Path) else x for name, x in asdict(options).items()}
     return {
         "options": plain,
@@ -242,15 +201,17 @@ def measure(
         "model_bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
         "baseline_bytes": baseline,
         "peak_bytes_above_baseline": _peak() - baseline,
-        "device_peak_bytes": torch.cuda.max_memory_allocated() if device.type == "cuda" else None,
-        "seconds": seconds,
-        "seconds_total": sum(seconds.values()),
+        "peak_bytes_by_step": {name: x - baseline for name, x in laps.host_bytes.items()},
+        "device_peak_bytes": max(laps.device_bytes.values(), default=None),
+        "device_peak_bytes_by_step": laps.device_bytes,
+        "seconds": laps.seconds,
+        "seconds_total": sum(laps.seconds.values()),
         "cpu_seconds": sum(resource.getrusage(resource.RUSAGE_SELF)[:2]),
         "blocks": state.partition["language"],
         "layer_forwards": sum(p["layer_forwards"] for p in state.passes),
         "site_forwards": sum(p["site_forwards"] for p in state.passes),
         "percentiles": state.percentiles,
-        "learned": [float(p.double().sum()) for p in tower_parameters(calibrator.structure)],
+        "learned": [float(p.detach().double().sum()) for p in tower_parameters(module.structure)],
         "threads": torch.get_num_threads(),
         "machine": torch.cuda.get_device_name()
         if device.type == "cuda"
@@ -259,27 +220,63 @@ def measure(
     }
 
 
-def optimise(calibrator: "Calibrator", steps: int) -> None:
-    """Take steps of visual-encoder optimisation on the calibration batches, without Lightning."""
-    import torch
+def recipe(options: Options, data: "RandomPairs") -> Any:
+    """Return the module that the options ask for.
 
-    from qvlm_lightning.vision.learned import tower_parameters
-    from qvlm_lightning.vision.soft_edges import SoftEdges
-    from qvlm_lightning.vision.tower_loss import LossWeights, TowerLoss
+    Args:
+        options: of the verb.
+        data: calibration pairs, whose family is the model.
+    """
+    from qvlm_lightning.calibration import QuantModule, VisualEncoderOptimization
+    from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
+    from qvlm_lightning.quant.scheme import Scheme
 
-    structure, batches = calibrator.structure, calibrator.batches
-    structure.enable(True)
-    learned = [p.requires_grad_(True) for p in tower_parameters(structure)]
-    edges = SoftEdges(structure, calibrator.statistics.channel_range, 0.25, 16384)
-    loss = TowerLoss(calibrator.passes, edges, batches, [[batch] for batch in batches])
-    jacobian = loss.jacobian()
-    optimizer = torch.optim.AdamW(learned, lr=1e-2, weight_decay=0.0)
-    for step in range(steps):
-        index = step % len(batches)
-        sums = loss.sums(index, 0, step, torch.zeros((), device=calibrator.device))
-        optimizer.zero_grad()
-        loss.terms(sums, LossWeights(), jacobian)["total"].backward()
-        optimizer.step()
+    choices = {"rtn": MinMax, "sequential": SequentialSearch, "cdm": JointSearch}
+    method, scheme = choices[options.method](), Scheme.parse(options.scheme)
+    if not options.steps:
+        return QuantModule(data.family, scheme, method, streaming=options.streaming)
+    return VisualEncoderOptimization(
+        data.family,
+        scheme,
+        method,
+        epochs=options.steps // len(data.calibration_batches()),
+        activation_checkpointing=options.activation_checkpointing,
+        measure_every_n_epochs=options.measure_every_n_epochs,
+        streaming=options.streaming,
+    )
+
+
+def fit(options: Options, module: Any, data: "RandomPairs", laps: "Laps", root: Path) -> None:
+    """Calibrate, with a clock behind everything that happens between epochs.
+
+    Args:
+        options: of the verb.
+        module: of :func:`recipe`.
+        data: calibration pairs.
+        laps: the clock.
+        root: what the run writes.
+    """
+    from lightning.pytorch import Trainer
+
+    from qvlm_lightning.callbacks import EntropyRepartition, PercentileSearch
+
+    callbacks: list[Any] = [laps.start()]
+    if options.method == "cdm":
+        callbacks += [EntropyRepartition(options.max_depth), laps.behind("dependency")]
+    callbacks += [PercentileSearch(), laps.behind("search")]
+    trainer = Trainer(
+        accelerator=options.device,
+        devices=1,
+        max_epochs=module.epochs + 1,
+        default_root_dir=root,
+        callbacks=callbacks,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    trainer.fit(module, datamodule=data)
+    laps.end("optimisation" if module.epochs else "search")
 
 
 def _peak() -> int:

@@ -91,7 +91,7 @@ def memory_pools(device: torch.device, processes: int) -> list[MemoryPool]:
         processes: on this machine.
     """
     pools = []
-    ram = _ram()
+    ram = ram_bytes()
     if ram is not None:
         places = (DEVICE, RAM) if device.type == "cpu" else (RAM,)
         pools.append(MemoryPool("this machine's RAM", places, ram, processes))
@@ -101,7 +101,7 @@ def memory_pools(device: torch.device, processes: int) -> list[MemoryPool]:
     return pools
 
 
-def _ram() -> int | None:
+def ram_bytes() -> int | None:
     """Return the RAM that this process may use, or ``None`` where it cannot be told."""
     if not hasattr(os, "sysconf") or "SC_PHYS_PAGES" not in os.sysconf_names:
         return None

@@ -27,6 +27,8 @@ class StreamedWeights:
             are not, and those that the files hold are filled at once.
         shards: hold every parameter on the meta device by its name in ``model``.
         device: where parameters come to lie.
+        kept: whether parameters stay in RAM once they have been read. For a device with memory of
+            its own: there they are page-locked, and a copy takes a tenth of a read.
 
     Attributes:
         changes: what methods have decided, which lies over the files.
@@ -35,9 +37,12 @@ class StreamedWeights:
         InputError: the files lack a parameter, or hold one of another shape.
     """
 
-    def __init__(self, model: nn.Module, shards: Shards, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, shards: Shards, device: torch.device, kept: bool = False
+    ) -> None:
         _keep_tensors_off_the_heap()
         self.model, self.shards, self.device = model, shards, device
+        self._kept: dict[str, Tensor] | None = {} if kept else None
         self.changes = Changes()
         named = dict(model.named_parameters(remove_duplicate=False))
         self.dtypes = {name: p.dtype for name, p in named.items() if p.is_meta}
@@ -70,7 +75,16 @@ class StreamedWeights:
         has decided it while its tower is quantized.
         """
         decided = self.changes.decided(name)
-        return (self.shards.read(name) if decided is None else decided).to(self.dtypes[name])
+        return self._original(name) if decided is None else decided.to(self.dtypes[name])
+
+    def _original(self, name: str) -> Tensor:
+        """Return a parameter as the files hold it, in the model's type."""
+        if self._kept is None:
+            return self.shards.read(name).to(self.dtypes[name])
+        if name not in self._kept:
+            read = self.shards.read(name).to(self.dtypes[name])
+            self._kept[name] = read.pin_memory() if self.device.type == "cuda" else read
+        return self._kept[name]
 
     def sample(self, name: str, stride: int) -> Tensor:
         """Return every ``stride``-th element of a flattened parameter in the model's type."""
@@ -100,7 +114,9 @@ class StreamedWeights:
                 if empty is not None and empty.is_meta:
                     value = self._tied_in_place(name)
                     if value is None:
-                        read = self.read(name).to(self.device)
+                        # a copy, so that nobody writes into what is kept
+                        own_copy = {"non_blocking": True, "copy": self._kept is not None}
+                        read = self.read(name).to(self.device, **own_copy)
                         value = nn.Parameter(read, requires_grad=False)
                     placed.append((owner, own, empty))
                     owner._parameters[own] = value

@@ -9,8 +9,10 @@ from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
 from qvlm_lightning.artifact import load_artifact
+from qvlm_lightning.calibration import stream_run
 from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.calibration.schedule import PassSettings
+from qvlm_lightning.calibration.stream_run import open_model, ram_for_weights
 from qvlm_lightning.cli import train_main
 from qvlm_lightning.data import TinyVQA
 from qvlm_lightning.errors import InputError
@@ -89,6 +91,33 @@ def test_a_checkpoint_made_in_memory_reaches_a_streamed_model(runs):
     assert not any(torch.equal(fresh[n], x) for n, x in loaded.items() if n.endswith(".high"))
     assert module.state.searched == ["vision", "projector", "language"]
     assert list(module.children()) == []
+
+
+def test_a_model_is_built_on_the_cpu_whatever_the_default_device(tmp_path):
+    """Lightning builds with its accelerator as the default device: files cannot be read to it."""
+    family = Tiny()
+    data = TinyVQA(family, calibration_pairs=4, search_pairs=2, batch_size=2)
+    data.setup("fit")
+    module = QuantModule(family, Scheme.parse("w4a4"), SequentialSearch(), streaming=True)
+    trainer = Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_checkpointing=False
+    )
+    module.trainer = trainer
+    trainer._data_connector.attach_datamodule(module, datamodule=data)
+    with torch.device("meta"):
+        module.configure_model()
+    assert {x.device.type for x in module.quantizer_state().values()} == {"cpu"}
+
+
+def test_weights_stay_in_ram_only_beside_a_device_and_only_if_all_do(monkeypatch):
+    cpu, meta = torch.device("cpu"), torch.device("meta")
+    kept = [open_model(Tiny(), d, ram)[1]._kept for d, ram in ((cpu, 10**9), (meta, 10**9))]
+    assert kept == [None, {}]
+    assert open_model(Tiny(), meta, ram=1000)[1]._kept is None
+    monkeypatch.setattr(stream_run, "ram_bytes", lambda: 1000)
+    assert [ram_for_weights(s, 2) for s in (True, "disk")] == [250, 0]
+    monkeypatch.setattr(stream_run, "ram_bytes", lambda: None)
+    assert ram_for_weights(True, 1) == 0
 
 
 def test_other_answers_to_the_same_questions_are_another_calibration_set(runs):

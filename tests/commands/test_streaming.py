@@ -10,10 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
+from qvlm_lightning.calibration import VisualEncoderOptimization
+from qvlm_lightning.callbacks import PercentileSearch
 from qvlm_lightning.commands import streaming
 from qvlm_lightning.commands._random_model import (
     RandomFamily,
+    RandomPairs,
     make_batches,
     make_folder,
     shape_of,
@@ -21,6 +25,8 @@ from qvlm_lightning.commands._random_model import (
 )
 from qvlm_lightning.commands.streaming import main
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.methods import SequentialSearch
+from qvlm_lightning.quant.scheme import Scheme
 
 SHAPES = Path(__file__).parents[2] / "configs" / "models" / "shapes"
 LLAVA = shlex.quote(f"--shape={SHAPES / 'llava-1.5-7b'}")
@@ -90,6 +96,8 @@ def test_a_shape_is_taken_from_its_config(tmp_path):
             "is of a 'qwen2_5_vl' model; allowed: 'llava'",
         ),
         ("--steps=-1", "steps is -1; allowed: 0 or more"),
+        ("--pairs=16 --steps=3", "steps is 3; allowed: multiples of the 2 batches of an epoch"),
+        ("--measure_every_n_epochs=0", "measure_every_n_epochs is 0; allowed: 1 or more"),
     ],
 )
 def test_faults_are_one_sentence_and_leave_nothing(option, complaint, monkeypatch, tmp_path):
@@ -106,9 +114,14 @@ def test_a_shape_that_is_no_json_is_named(tmp_path):
             shape_of(tmp_path, layers=None)
 
 
+def counts(batches: list[Any]) -> list[int]:
+    """Return how many pairs every batch has."""
+    return [len(batch["sample_index"]) for batch in batches]
+
+
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """What would be measured: options, the model's folder, and the pairs of both kinds."""
+    """What would be measured: options, the model's folder, and the pairs."""
     found: list[Any] = []
 
     def note(*given: Any) -> dict[str, Any]:
@@ -146,11 +159,41 @@ def test_a_model_is_made_once_and_only_for_its_own_configuration(made, tmp_path)
 
 def test_the_search_takes_all_pairs_unless_told(made):
     sizes = {"layers": 1, "width": 128, "vocabulary": 50, "pairs": 4}
-    options, _, *batches = made(**sizes)
-    assert [sum(len(x["sample_index"]) for x in found) for found in batches] == [4, 4]
+    options, _, data = made(**sizes)
+    assert [counts(data.calibration_batches()), counts(data.search_batches())] == [[4], [4]]
     assert options.search_pairs == 4
-    _, _, *batches = made(**sizes, search_pairs=2)
-    assert [sum(len(x["sample_index"]) for x in found) for found in batches] == [4, 2]
+    _, _, data = made(**sizes, search_pairs=3, batch_size=2)
+    assert [counts(data.calibration_batches()), counts(data.search_batches())] == [[2, 2], [2, 1]]
+    assert [counts(data.rank_batches(rank, 2)) for rank in range(2)] == [[1, 1], [1, 1]]
+
+
+def test_every_step_is_timed_and_the_calibration_is_that_of_train_py(tmp_path):
+    """Q-VLM whole: what a run of the Trainer decides, and the steps that it took."""
+    sizes = {"layers": 2, "width": 128, "pairs": 2, "search_pairs": 1, "tokens": 40}
+    figures = run(tmp_path, **sizes, batch_size=1, steps=2, method="sequential")
+    steps = ["open", "statistics", "search", "optimisation", "artifact"]
+    assert list(figures["seconds"]) == list(figures["peak_bytes_by_step"]) == steps
+    assert all(x > 0 for x in figures["seconds"].values())
+    assert figures["device_peak_bytes_by_step"] == {}
+    (folder,) = (tmp_path / "model").iterdir()
+    assert sorted(p.suffix for p in folder.iterdir()) == [".json"] * 2 + [".safetensors"] * 3
+    config = shape_of(folder, layers=None)
+    data = RandomPairs(RandomFamily(str(folder)), 2, 1, 1, tokens=40, config=config)
+    module = VisualEncoderOptimization(
+        data.family, Scheme.parse("w4a4"), SequentialSearch(), epochs=1
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        callbacks=[PercentileSearch()],
+        default_root_dir=tmp_path / "run",
+        logger=False,
+        enable_checkpointing=False,
+    )
+    trainer.fit(module, datamodule=data)
+    assert figures["percentiles"] == module.state.percentiles
+    learned = [float(p.detach().double().sum()) for p in module.quantizer_parameters()]
+    assert figures["learned"] == learned
 
 
 @pytest.mark.slow

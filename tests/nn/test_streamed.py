@@ -57,6 +57,25 @@ def test_parameters_come_and_go(places):
     assert all(after[name] is before[name] for name in before)
 
 
+def test_kept_parameters_are_read_once_and_nobody_writes_into_them(places, monkeypatch):
+    model = empty()
+    shards = Shards(places)
+    weights = StreamedWeights(model, shards, torch.device("cpu"), kept=True)
+    expected, names = shards.read("first.weight"), []
+    read = shards.read
+
+    def count(name):
+        names.append(name)
+        return read(name)
+
+    monkeypatch.setattr(shards, "read", count)
+    for _ in range(3):
+        with weights.held(["first.weight"]):
+            assert torch.equal(model.first.weight, expected)
+            model.first.weight.data.zero_()
+    assert names == ["first.weight"]
+
+
 def test_tied_parameters_are_in_place_once(places, monkeypatch):
     model = empty()
     weights = StreamedWeights(model, Shards(places), torch.device("cpu"))
