@@ -46,9 +46,9 @@ class Laps:
             torch.cuda.reset_peak_memory_stats(self.device)
         now = time.perf_counter()
         self.seconds[step] = self.seconds.get(step, 0.0) + now - self._clock
-        on_device = self.device_bytes.get(step)
-        peak = "" if on_device is None else f", {in_gib(on_device)} on {self.device}"
-        say(f"{step}: {now - self._clock:.1f} s{peak}")
+        peak_bytes = self.device_bytes.get(step)
+        where = f", {in_gib(peak_bytes)} GiB on {self.device}" if peak_bytes else ""
+        say(f"{step}: {now - self._clock:.1f} s{where}")
         self.host_bytes[step] = self.host_peak()
         self._clock = now
 

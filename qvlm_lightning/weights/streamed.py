@@ -115,8 +115,8 @@ class StreamedWeights:
                     value = self._tied_in_place(name)
                     if value is None:
                         # a copy, so that nobody writes into what is kept
-                        own_copy = {"non_blocking": True, "copy": self._kept is not None}
-                        read = self.read(name).to(self.device, **own_copy)
+                        copy = self._kept is not None
+                        read = self.read(name).to(self.device, non_blocking=True, copy=copy)
                         value = nn.Parameter(read, requires_grad=False)
                     placed.append((owner, own, empty))
                     owner._parameters[own] = value
