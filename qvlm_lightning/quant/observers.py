@@ -176,7 +176,7 @@ class RangeObserver:
         exact_low, exact_high = (x.to(device or "cpu") for x in self._exact())
         low, high = [], []
         inner = [p for p in percentiles if p < 1]
-        tails = _two_sided_quantiles(self._pool().to(exact_low.device), inner) if inner else {}
+        tails = _two_sided_quantiles(self._pool(exact_low.device), inner) if inner else {}
         for percentile in percentiles:
             below, above = tails.get(percentile, (exact_low, exact_high))
             low.append(below.reshape(exact_low.shape))
@@ -205,9 +205,9 @@ class RangeObserver:
         assert self._position is not None
         return self._position[0][:, None], self._position[1][:, None]
 
-    def _pool(self) -> Tensor:
-        """Return the reservoir as [values, ranges]."""
-        samples = [self._kept[index] for index in sorted(self._kept)]
+    def _pool(self, device: torch.device) -> Tensor:
+        """Return the reservoir as [values, ranges], put together on ``device``."""
+        samples = [self._kept[index].to(device) for index in sorted(self._kept)]
         if self.granularity == "position":
             return torch.cat(samples, dim=1).T
         pool_ND = torch.cat(samples)
@@ -215,8 +215,15 @@ class RangeObserver:
 
     def sample(self, count: int = 4096) -> Tensor:
         """Return about ``count`` observed values, evenly spaced in the reservoir, for pictures."""
-        values = self._pool().flatten()
-        return values[:: max(1, values.numel() // count)]
+        samples = [self._kept[index] for index in sorted(self._kept)]
+        if self.granularity == "position":  # of the pool, whose rows are not those of a sample
+            samples = [torch.cat(samples, dim=1).T]
+        step = max(1, sum(x.numel() for x in samples) // count)
+        picked, behind = [], 0
+        for x in samples:
+            picked.append(x.flatten()[-behind % step :: step])
+            behind += x.numel()
+        return torch.cat(picked)
 
     def state(self) -> dict[str, Any]:
         """Return plain tensors, numbers and strings, for a checkpoint or another process."""

@@ -126,7 +126,7 @@ class StreamedWeights:
                 owner._parameters[own] = empty
                 if isinstance(owner, QuantLinear):
                     owner.forget()
-            if placed:
+            if placed and self._kept is None:
                 _give_back()
 
     def _tied_in_place(self, name: str) -> nn.Parameter | None:

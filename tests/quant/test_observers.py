@@ -195,6 +195,19 @@ def test_samples_without_a_token_are_passed_over():
         assert observe(granularity, x, mask).state()["samples"] == [2]
 
 
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "position"])
+@pytest.mark.parametrize("count", [1, 5, 13, 10**6])
+def test_a_sample_is_evenly_spaced_in_the_whole_reservoir(granularity, count):
+    observer = RangeObserver(granularity, max_tokens=200, expected_samples=7)
+    observer.update(torch.randn(7, 33, 11), None, list(range(7)))
+    kept = [observer._kept[index] for index in range(7)]
+    columns = [x[:, n].tolist() for x in kept for n in range(x.shape[1])]
+    rows = [x[n].tolist() for x in kept for n in range(x.shape[0])]
+    values = [value for line in (columns if granularity == "position" else rows) for value in line]
+    step = max(1, len(values) // count)
+    assert observer.sample(count).tolist() == values[::step]
+
+
 def test_reservoir_is_divided_among_samples_and_seeded():
     x = draw(0, samples=4, tokens=50)
     observer = observe("channel", x, max_tokens=40, expected_samples=4, seed=0)
