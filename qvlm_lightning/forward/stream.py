@@ -117,18 +117,19 @@ class StreamedModel(Passes):
         number = -1
 
         def note(name: str, x: Tensor) -> None:
-            on_input(number, name, x)
+            if number >= 0:
+                on_input(number, name, x)
 
         with self.structure.only(quantized), taps(modules, note):
             for tower, unit, calls in self._layers(last, batches, {}, progress):
-                started = time.perf_counter()
+                some = next(iter(calls.values()), None)
                 with self.held([unit]):
-                    read = time.perf_counter()
                     for number in calls:
                         calls[number] = self._step(unit, calls[number])
-                    run = time.perf_counter()
-                if self.timed and unit in tower.units[1:2]:  # the first one also warms up
-                    self.timed(tower.name, read - started, run - read)
+                number = -1
+                if self.timed and some and unit in tower.units[1:2]:  # the first one also warms up
+                    reading, running = self._seconds(unit, some)
+                    self.timed(tower.name, reading, running * len(calls))
                 if on_unit_done:
                     on_unit_done(unit)
             self.timed = None  # once is enough
@@ -190,6 +191,16 @@ class StreamedModel(Passes):
             for number, batch in batches.items():
                 inputs = model_inputs(batch, self.device)
                 on_logits(number, self.model(**inputs, use_cache=False).logits)
+
+    def _seconds(self, unit: Unit, call: UnitInput) -> tuple[float, float]:
+        """Return how long a layer takes to read once more and to run one batch, watched by nobody:
+        on a GPU the statistics take longer than the layer.
+        """
+        started = time.perf_counter()
+        with self.held([unit]):
+            read = time.perf_counter()
+            self._step(unit, call)
+            return read - started, time.perf_counter() - read
 
     def _layers(
         self, last: str, batches: Mapping[int, Batch], outputs: Outputs, progress: OnProgress | None
