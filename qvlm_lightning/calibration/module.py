@@ -34,9 +34,9 @@ from qvlm_lightning.weights.streamed import StreamedWeights
 class QuantModule(LightningModule):
     """Calibration of a vision-language model; what happens when is up to the callbacks.
 
-    Time is counted in ``state.steps``, the optimiser steps done, and not by Lightning's loops; a
-    run resumed from any checkpoint sees the same data. One more epoch than ``epochs`` is run: in it
-    the final pass takes place and nothing is trained.
+    Time is counted in ``state.steps``, the optimiser steps done; a run resumed from any checkpoint
+    sees the same data. One more epoch than ``epochs`` is run: in it the final pass takes place and
+    nothing is trained.
 
     Args:
         family: the model.
@@ -46,12 +46,12 @@ class QuantModule(LightningModule):
         seed: seed of reservoirs and draws.
         every_n_epochs: distance between re-partitions and searches of the decoder
             (docs/paper.md, A21).
-        streaming: the model is never in memory as a whole: layers are read from its folder when
-            they are needed. ``true`` keeps what waits for the next layer in RAM, ``disk`` in the
-            run folder. Ranges are those of ``false``.
+        streaming: the model is never on the device as a whole: layers are read from its folder when
+            they are needed. ``true`` keeps what waits for the next layer in RAM, and beside a GPU
+            weights that fit in half of it; ``disk`` in the run folder. Ranges are the same.
         name: of the run in reports and tables; default: the method's.
-        sensitivity: at the end, measure which part and which layers hurt by themselves; costs a
-            forward pass of the search batches per part and layer.
+        sensitivity: at the end, measure which part and layers hurt by themselves; costs a forward
+            pass of the search batches per part and layer.
     """
 
     epochs, optimises, micro_batches, activation_checkpointing = 0, False, 1, False

@@ -60,10 +60,12 @@ class MemoryFormulas:
         workload, step = self.workload, "statistics"
         one = self._most(lambda t, u: self.sizes.running(u, self._batch(t), quantized=False))
         largest = self._most(self._reservoir)
+        sorting = self._most(lambda t, u: self.sizes.quantiles(u, self._tokens(t, workload.pairs)))
         exchange = 0 if workload.processes == 1 else largest + largest // workload.processes
         every = [
             *self._weights(step, layers=1, quantized=False),
             Allocation(step, "one layer", DEVICE, one, "B T (4 D e + F e)"),
+            Allocation(step, "quantiles", DEVICE, sorting, "20 F min(8192, N T) of one site"),
             Allocation(
                 step, "exchange", DEVICE, exchange, "reservoirs of a layer, between processes"
             ),

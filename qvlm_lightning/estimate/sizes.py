@@ -149,6 +149,13 @@ class ModelSizes:
         kept = min(RESERVOIR, tokens)
         return sum(4 * kept * site.leader.in_features for site in unit.sites)
 
+    def quantiles(self, unit: Unit, tokens: int) -> int:
+        """Return what the quantiles of a layer's widest site take: its reservoir in parts and
+        whole, and float32 values and int64 places in order.
+        """
+        kept = min(RESERVOIR, tokens)
+        return max((20 * kept * site.leader.in_features for site in unit.sites), default=0)
+
 
 def _weights(module: nn.Module) -> int:
     return sum(parameter.nbytes for _, parameter in own_parameters(module))

@@ -184,6 +184,9 @@ def test_what_is_held_by_hand(small) -> None:
     assert search["hidden states"] == 4 * 4 * T * 64 * e
     assert search["site inputs"] == 4 * T * (3 * 64 + 172 + 172) * e
     assert held(found, "statistics")["logits"] == B * T * 40 * e
+    # 8 pairs; the widest site is that of the down projection, measured at LLaVA-1.5-7B's shape on a
+    # GPU (docs/benchmarks.md, 2.08 GiB in all)
+    assert held(found, "statistics")["quantiles"] == 20 * 172 * 8 * T
     assert held(found, "loading")["weights"] == search["weights"]
 
 

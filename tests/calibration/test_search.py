@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.methods import Decision, JointSearch, MinMax, SequentialSearch
+from qvlm_lightning.methods import Decision, JointSearch, MinMax, SequentialSearch, prefix_tree
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.grid import percentile_grid
 from qvlm_lightning.methods.percentile import best
 from qvlm_lightning.methods.prefix_tree import exhaustive_table
 from qvlm_lightning.methods.search_cost import Cost
+from qvlm_lightning.nn.replay import run_candidates
 from qvlm_lightning.quant.scheme import Scheme
 
 GRID = [1.0, 0.995, 0.99, 0.985, 0.98]
@@ -95,6 +96,24 @@ def test_s5_prefix_tree_equals_brute_force(calibrated):
     table, choices = exhaustive_table(block, options)
     slow = [brute_force(block, choice) for choice in choices]
     assert choices.tolist() == [[a] * 4 + [b] * 4 for a, b in itertools.product(range(5), repeat=2)]
+    assert table.tolist() == pytest.approx(slow, rel=1e-5)
+
+
+def test_no_more_candidates_are_stacked_than_there_are_percentiles(calibrated, monkeypatch):
+    """The plan of memory counts on it: of one unit's sites all combinations would not fit."""
+    block = block_of(calibrated(), objective="plain", percentiles=[1.0, 0.98])
+    options = [torch.tensor([[a, b, a, b] for a in (0, 1) for b in (0, 1)] + [[0, 1, 1, 1]])]
+    options *= len(block.units)
+    stacked: list[int] = []
+
+    def count(unit, hidden, call, tables, choice):
+        stacked.append(hidden.shape[0] // call.hidden.shape[0])
+        return run_candidates(unit, hidden, call, tables, choice)
+
+    monkeypatch.setattr(prefix_tree, "run_candidates", count)
+    table, choices = exhaustive_table(block, options)
+    assert max(stacked) == 2
+    slow = [brute_force(block, choice) for choice in choices]
     assert table.tolist() == pytest.approx(slow, rel=1e-5)
 
 
