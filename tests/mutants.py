@@ -208,7 +208,7 @@ VISION = [
     (_LOSS_OF_TOWER, "jacobian[name.removeprefix(_JOINT)][: len(joints)]", "jacobian[name.removeprefix(_JOINT)][1:]", "an edge has the Jacobian weight of its second unit", TERMS),
     (_LOSS_OF_TOWER, '{"vision": split[: width[0]], "language": split[width[0] :]}', '{"vision": split[: width[0]][::-1], "language": split[width[0] :][::-1]}', "Jacobian weights are those of other units", JACOBIAN),
     (_LOSS_OF_TOWER, "with torch.no_grad(), self.structure.only(set()):", "with torch.no_grad():", "the targets of the loss are quantized", TERMS),
-    (_LOSS_OF_TOWER, "squared_error_terms(seen.last_hidden, last_hidden, mask)", "squared_error_terms(seen.last_hidden, last_hidden, None)", "the error of the last hidden state counts padding", TERMS),
+    (_LOSS_OF_TOWER, "squared_error_terms(outputs.last_hidden, last_hidden, mask)", "squared_error_terms(outputs.last_hidden, last_hidden, None)", "the error of the last hidden state counts padding", TERMS),
     (_LOSS_OF_TOWER, "reg = nll / count.clamp_min(1)", "reg = nll + 0 * count", "L_reg is a sum over answers", TERMS),
     (_LOSS_OF_TOWER, "relative[0] + weights.eta * relative[1]", "relative[0] + relative[1]", "eta is ignored", TERMS),
     (_LOSS_OF_TOWER, "reg + weights.lambda_ent * ent +", "reg +", "the entropy term is not in the loss", TERMS),
@@ -246,7 +246,88 @@ _RULES = "qvlm_lightning/methods/range_rules.py"
 _CHANGING = "tests/methods/test_changing_weights.py"
 _TOKENS = "tests/methods/test_site_statistics.py"
 STORED = "tests/calibration/test_decisions.py"
+_SWITCH = "tests/nn/test_changes.py"
+_PARAMETERS = "qvlm_lightning/weights/streamed.py"
+_KEPT = "tests/nn/test_streamed.py::test_kept_parameters_are_read_once_and_nobody_writes_into_them"
+_STREAM_RUN = "tests/calibration/test_stream_run.py"
+_OPEN = f"{_STREAM_RUN}::test_weights_stay_in_ram_only_beside_a_device_and_only_if_all_do"
+_STREAMING = "qvlm_lightning/commands/streaming.py"
+_TIMED = (
+    "tests/commands/test_streaming.py"
+    "::test_every_step_is_timed_and_the_calibration_is_that_of_train_py"
+)
 ENGINE = [
+    (
+        _CHANGES,
+        "        self._on[tower] = on\n        self._place()",
+        "        self._on[tower] = on",
+        "a switch puts nothing in place",
+        _SWITCH,
+    ),
+    (
+        _CHANGES,
+        "self._only = before\n            self._place()",
+        "self._only = before",
+        "what a block put in place stays there",
+        _SWITCH,
+    ),
+    (
+        _CHANGES,
+        "original = present.data if known is None else known.original",
+        "original = present.data",
+        "a second decision takes the first for the original",
+        _SWITCH,
+    ),
+    (
+        _CHANGES,
+        "return name.startswith(modules) or tower in towers",
+        "return tower in towers",
+        "a module by itself is never in place",
+        _SWITCH,
+    ),
+    (
+        "qvlm_lightning/calibration/module.py",
+        'with torch.device("cpu"):',
+        "if True:",
+        "a model is built on the default device",
+        f"{_STREAM_RUN}::test_a_model_is_built_on_the_cpu_whatever_the_default_device",
+    ),
+    (
+        _PARAMETERS,
+        "copy = self._kept is not None",
+        "copy = False",
+        "a layer writes into the weights that are kept",
+        _KEPT,
+    ),
+    (_PARAMETERS, "if name not in self._kept:", "if True:", "kept weights are read again", _KEPT),
+    (
+        "qvlm_lightning/calibration/stream_run.py",
+        'device.type != "cpu" and total <= ram',
+        "total <= ram",
+        "on a CPU all weights stay in memory",
+        _OPEN,
+    ),
+    (
+        "qvlm_lightning/calibration/stream_run.py",
+        'device.type != "cpu" and total <= ram',
+        'device.type != "cpu"',
+        "weights that do not fit stay in RAM",
+        _OPEN,
+    ),
+    (
+        _STREAMING,
+        "epochs=options.steps // len(data.calibration_batches()),",
+        "epochs=1,",
+        "the steps asked for are not taken",
+        _TIMED,
+    ),
+    (
+        _STREAMING,
+        "callbacks += [PercentileSearch(), laps",
+        "callbacks += [laps",
+        "nothing is searched while it is timed",
+        _TIMED,
+    ),
     (
         _CHANGES,
         "        self.switch(tower, False)\n",

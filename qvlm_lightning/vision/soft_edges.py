@@ -18,7 +18,7 @@ ChannelRange = Callable[[Site], tuple[Tensor, Tensor]]
 
 
 @dataclass
-class Seen:
+class ForwardOutputs:
     """Tensors of one forward pass.
 
     Attributes:
@@ -34,7 +34,7 @@ class Seen:
     units: dict[str, list[Tensor]] = field(default_factory=dict)
 
 
-def run_and_see(model: Any, structure: Structure, inputs: Batch, units: bool) -> Seen:
+def forward_outputs(model: Any, structure: Structure, inputs: Batch, units: bool) -> ForwardOutputs:
     """Run the model and return logits, X_v, X_n and, if ``units``, every X^(k)."""
     caught: dict[str, Tensor] = {}
     modules: dict[str, nn.Module] = {
@@ -48,21 +48,21 @@ def run_and_see(model: Any, structure: Structure, inputs: Batch, units: bool) ->
                     modules[f"{name}.{index}"] = unit.sites[0].leader
     with taps(modules, caught.__setitem__):
         logits = model(**inputs, use_cache=False).logits
-    seen = Seen(logits, caught.get("features"), caught["last_hidden"])
+    outputs = ForwardOutputs(logits, caught.get("features"), caught["last_hidden"])
     for name in ("vision", "language") if units else ():
         count = len(structure.towers[name].units)
         present = [caught[f"{name}.{i}"] for i in range(count) if f"{name}.{i}" in caught]
-        seen.units[name] = present
-    return seen
+        outputs.units[name] = present
+    return outputs
 
 
 def gradients_by_sample(
-    seen: Seen, gradients: Sequence[Tensor | None], batch: Batch
+    outputs: ForwardOutputs, gradients: Sequence[Tensor | None], batch: Batch
 ) -> tuple[list[Tensor | None], Tensor]:
-    """Return the gradients of all ``seen.units``, in their order, as [samples, T, D], and how many
-    samples each unit saw, [K] float64.
+    """Return the gradients of all ``outputs.units``, in their order, as [samples, T, D], and how
+    many samples each unit saw, [K] float64.
     """
-    owner = [name for name, tower in seen.units.items() for _ in tower]
+    owner = [name for name, tower in outputs.units.items() for _ in tower]
     split = [
         None if g is None else by_sample(name, g, batch)[0]
         for name, g in zip(owner, gradients, strict=True)
@@ -99,12 +99,14 @@ class SoftEdges:
             if name != "projector" and len(tower.units) > 1 and all(u.sites for u in tower.units)
         }
 
-    def counts(self, seen: Seen, local: Batch, whole: Batch, seed: int) -> dict[str, Tensor]:
+    def counts(
+        self, outputs: ForwardOutputs, local: Batch, whole: Batch, seed: int
+    ) -> dict[str, Tensor]:
         """Return per tower the soft counts [edges, M, M] of the triples that lie in ``local``; over
         all parts of the batch they sum to ``samples``.
 
         Args:
-            seen: forward pass of a part.
+            outputs: forward pass of a part.
             local: the part.
             whole: the batch.
             seed: seed of the draw.
@@ -121,7 +123,7 @@ class SoftEdges:
             place = {index: row for row, index in enumerate(here)}
             row = torch.tensor([place.get(rows[s], -1) for s in sample.tolist()])
             mine = row >= 0
-            units = [by_sample(tower, x, local) for x in seen.units.get(tower, [])]
+            units = [by_sample(tower, x, local) for x in outputs.units.get(tower, [])]
             sums = self._sums(units, ranges, row[mine], fraction[mine], channel[mine])
             result[tower] = torch.stack(sums)
         return result

@@ -24,7 +24,12 @@ from qvlm_lightning.losses import (
 )
 from qvlm_lightning.nn.distributed import all_sum
 from qvlm_lightning.nn.taps import differentiable_inputs
-from qvlm_lightning.vision.soft_edges import Seen, SoftEdges, gradients_by_sample, run_and_see
+from qvlm_lightning.vision.soft_edges import (
+    ForwardOutputs,
+    SoftEdges,
+    forward_outputs,
+    gradients_by_sample,
+)
 
 Sums = dict[str, Tensor]
 """``nll`` [2]: nats and labels; ``error`` [2, 2]: squares of difference and target of X_v and X_n;
@@ -66,16 +71,16 @@ class TowerLoss:
         self.batches, self.parts = batches, parts
         # the full-precision X_v and X_n never change (docs/paper.md, A18)
         with torch.no_grad(), self.structure.only(set()):
-            seen = [[self._run(part, units=False) for part in of_batch] for of_batch in parts]
-        self.targets = [[(s.features, s.last_hidden) for s in of_batch] for of_batch in seen]
+            outputs = [[self._run(part, units=False) for part in of_batch] for of_batch in parts]
+        self.targets = [[(s.features, s.last_hidden) for s in of_batch] for of_batch in outputs]
 
-    def _run(self, part: Batch, units: bool) -> Seen:
+    def _run(self, part: Batch, units: bool) -> ForwardOutputs:
         inputs = model_inputs(part, self.passes.device)
         with self.passes.differentiable():
-            seen = run_and_see(self.passes.model, self.structure, inputs, units=units)
+            outputs = forward_outputs(self.passes.model, self.structure, inputs, units=units)
         if not units:  # of a target nobody needs the logits, which are larger
-            seen.logits = seen.logits.new_empty(0)
-        return seen
+            outputs.logits = outputs.logits.new_empty(0)
+        return outputs
 
     def sums(self, index: int, part: int, seed: int, zero: Tensor) -> Sums:
         """Run one part of a batch and return its sums, with their gradient.
@@ -88,20 +93,20 @@ class TowerLoss:
                 pass.
         """
         local = self.parts[index][part]
-        seen = self._run(local, units=True)
-        nll, count = token_nll(seen.logits, local["labels"].to(self.passes.device))
+        outputs = self._run(local, units=True)
+        nll, count = token_nll(outputs.logits, local["labels"].to(self.passes.device))
         features, last_hidden = self.targets[index][part]
         mask = local["attention_mask"].bool().to(self.passes.device)
-        n_terms = torch.stack(squared_error_terms(seen.last_hidden, last_hidden, mask))
+        n_terms = torch.stack(squared_error_terms(outputs.last_hidden, last_hidden, mask))
         v_terms = torch.zeros_like(n_terms)
         if features is not None:
-            assert seen.features is not None
-            v_terms = torch.stack(squared_error_terms(seen.features, features, None))
+            assert outputs.features is not None
+            v_terms = torch.stack(squared_error_terms(outputs.features, features, None))
         sums = {
             "nll": torch.stack([nll, count.to(nll.dtype)]) + zero,
             "error": torch.stack([v_terms, n_terms]) + zero,
         }
-        counts = self.edges.counts(seen, local, self.batches[index], seed)
+        counts = self.edges.counts(outputs, local, self.batches[index], seed)
         return sums | {f"{_JOINT}{tower}": x + zero for tower, x in counts.items()}
 
     def terms(self, sums: Sums, weights: LossWeights, jacobian: Jacobian) -> dict[str, Tensor]:
@@ -153,11 +158,11 @@ class TowerLoss:
         towers: list[Any] = [self.structure.towers[name] for name in ("vision", "language")]
         first = [tower.units[0].module for tower in towers if tower.units]
         with torch.enable_grad(), differentiable_inputs(first):
-            seen = self._run(part, units=True)
-            error = (seen.last_hidden - target).square().mean(dim=-1)[mask].sum()
-            units = [x for tower in seen.units.values() for x in tower]
+            outputs = self._run(part, units=True)
+            error = (outputs.last_hidden - target).square().mean(dim=-1)[mask].sum()
+            units = [x for tower in outputs.units.values() for x in tower]
             found = torch.autograd.grad(error, units, allow_unused=True)
-        gradients, counts = gradients_by_sample(seen, found, part)
+        gradients, counts = gradients_by_sample(outputs, found, part)
         return gradient_norm_sums(gradients), counts
 
 

@@ -22,7 +22,7 @@ from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.replay import catch_calls, run_candidates, run_unit
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.scheme import Scheme
-from qvlm_lightning.vision.soft_edges import SoftEdges, run_and_see
+from qvlm_lightning.vision.soft_edges import SoftEdges, forward_outputs
 from qvlm_lightning.vision.tower_loss import LossWeights, TowerLoss
 
 W4A4 = Scheme.parse("w4a4")
@@ -377,7 +377,7 @@ def test_shares_of_a_batch_add_up(
     found = []
     for share in shares:
         with torch.no_grad():
-            seen = run_and_see(model, structure, model_inputs(share, CPU), units=True)
+            seen = forward_outputs(model, structure, model_inputs(share, CPU), units=True)
             found.append(edges.counts(seen, share, whole, 7))
     together, first, second = found
     assert set(together) == {"vision", "language"}
@@ -401,7 +401,7 @@ def test_layers_that_run_again_give_the_same_gradients(
         for parameter in learned:
             parameter.requires_grad_(True)
         with passes.differentiable():
-            seen = run_and_see(calibrator.model, structure, model_inputs(batches[0], CPU), True)
+            seen = forward_outputs(calibrator.model, structure, model_inputs(batches[0], CPU), True)
         units = [x for tower in seen.units.values() for x in tower]
         loss = seen.logits.square().mean() + torch.stack([x.square().mean() for x in units]).sum()
         found.append(torch.autograd.grad(loss, learned))
