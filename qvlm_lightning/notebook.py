@@ -13,6 +13,8 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods import JointSearch, Method, MinMax, SequentialSearch
 from qvlm_lightning.methods.block import Objective
 from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.models.find import class_at
+from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.models.loaded import loaded
 from qvlm_lightning.quant.scheme import Scheme
 
@@ -49,6 +51,7 @@ def quantize(
     batch_size: int = 8,
     seed: int = 0,
     output: str | Path | None = None,
+    family: str | type[HubFamily] | None = None,
 ) -> nn.Module:
     """Calibrate a model in place: the same path as ``train.py``, without a configuration.
 
@@ -68,27 +71,28 @@ def quantize(
         batch_size: samples per batch.
         seed: seed of everything random.
         output: run folder for report and artifact; default: nothing is kept.
+        family: class of the model's family or its path, such as ``my_package.MyFamily``; default:
+            that of the model's ``model_type``.
 
     Returns:
         ``model``, with quantizers on.
 
     Raises:
-        InputError: an unknown method, objective or scheme, impossible candidates, or unusable
-            samples.
+        InputError: an unknown method, objective, scheme or family, impossible candidates, or
+            unusable samples.
     """
     from lightning.pytorch import Trainer, seed_everything
 
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
     decides = _method(method, scheme, objective, candidates)
     name = method if isinstance(method, str) else method.name
-    family, device = loaded(model, processor), next(model.parameters()).device
-    data = _Given(
-        samples, family=family, search_pairs=search_pairs, batch_size=batch_size, seed=seed
-    )
+    known = class_at(family) if isinstance(family, str) else family
+    held, device = loaded(model, processor, known), next(model.parameters()).device
+    data = _Given(samples, family=held, search_pairs=search_pairs, batch_size=batch_size, seed=seed)
     seed_everything(seed, verbose=False)
     with tempfile.TemporaryDirectory() as scratch:
         module, callbacks = _recipe(
-            name, decides, family, scheme, epochs, seed, keep=output is not None
+            name, decides, held, scheme, epochs, seed, keep=output is not None
         )
         trainer = Trainer(
             accelerator="auto",

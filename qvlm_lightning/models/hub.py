@@ -16,6 +16,7 @@ from qvlm_lightning.models.experts import expert_groups, unfuse_experts
 from qvlm_lightning.models.family import ANSWER, PAD, PROMPT, VISION, Named, VLMFamily
 from qvlm_lightning.models.find_residual import find_residual
 from qvlm_lightning.models.find_wiring import find_attention, find_sources, norm_source
+from qvlm_lightning.models.towers import tower_path
 from qvlm_lightning.models.weight_map import Place, weight_map, without_weights
 from qvlm_lightning.models.wiring import Attention, Residual, Source
 
@@ -33,7 +34,9 @@ class HubFamily(VLMFamily):
     model_types: ClassVar[tuple[str, ...]] = ()
     """``model_type`` of the configurations that are of this family."""
     tower: ClassVar[str] = "model.vision_tower.encoder.layers"
-    """Where the tower's layers are."""
+    """Where the tower's layers are, of a family that has one kind of tower."""
+    towers: ClassVar[dict[str, str]] = {}
+    """``model_type`` of a tower -> where its layers are, of a family that has several kinds."""
     connector: ClassVar[str] = "model.multi_modal_projector"
     """Where the projector is."""
     decoder: ClassVar[str] = "model.language_model.layers"
@@ -45,11 +48,12 @@ class HubFamily(VLMFamily):
     sites: ClassVar[dict[str, tuple[str, ...]]] = {
         "attn_in": (
             *(f"self_attn.{x}_proj" for x in ("q", "k", "v", "qkv", "q_a")),
+            *(f"attention.{x}_proj" for x in "qkv"),
             "self_attn.kv_a_proj_with_mqa",
         ),
         "q_in": ("self_attn.q_b_proj",),
         "kv_in": ("self_attn.kv_b_proj",),
-        "o_in": ("self_attn.o_proj", "self_attn.out_proj", "self_attn.dense"),
+        "o_in": ("self_attn.o_proj", "self_attn.out_proj", "self_attn.dense", "attention.o_proj"),
         "mlp_in": ("mlp.gate_proj", "mlp.up_proj", "mlp.gate_up_proj", "mlp.fc1"),
         "down_in": ("mlp.down_proj", "mlp.fc2"),
         "first_in": ("linear_1",),
@@ -76,6 +80,7 @@ class HubFamily(VLMFamily):
         try:
             settings, _ = PretrainedConfig.get_config_dict(self.path)
             self.check_type(settings.get("model_type"), repr(self.path))
+            tower_path(self, (settings.get("vision_config") or {}).get("model_type"))
             model, found = self.read_model(_DTYPES[self.dtype])
         except InputError:
             raise
@@ -133,6 +138,9 @@ class HubFamily(VLMFamily):
         try:
             dtype = _DTYPES[self.dtype]
             model = without_weights(lambda: self.empty_model(dtype), self.path)
+            self._tower_layers(model)
+        except InputError:
+            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(self._unusable(error)) from error
         self.check_type(model.config.model_type, repr(self.path))
@@ -185,14 +193,18 @@ class HubFamily(VLMFamily):
 
     # --- places -----------------------------------------------------------------------------------
 
+    def _tower_layers(self, model: Any) -> list[Named]:
+        kind = getattr(getattr(model.config, "vision_config", None), "model_type", None)
+        return named_layers(model, tower_path(self, kind))
+
     def vision_layers(self, model: Any) -> list[Named]:
         """Return the tower layers up to ``vision_feature_layer``, all where there is none."""
-        layers = named_layers(model, self.tower)
+        layers = self._tower_layers(model)
         return layers[: self._reached(model, len(layers))]
 
     def unreachable_layers(self, model: Any) -> list[tuple[str, nn.Module, str]]:
         """Return the tower layers behind ``vision_feature_layer``."""
-        layers = named_layers(model, self.tower)
+        layers = self._tower_layers(model)
         chosen = getattr(model.config, "vision_feature_layer", None)
         reason = f"cannot reach the output: vision_feature_layer is {chosen}"
         return [
@@ -271,21 +283,3 @@ class HubFamily(VLMFamily):
 def named_layers(model: nn.Module, place: str) -> list[Named]:
     """Return (name, module) of the layers in the list at ``place``."""
     return [(f"{place}.{name}", x) for name, x in model.get_submodule(place).named_children()]
-
-
-def patches(vision: Any) -> int:
-    """Return the patches of one image of fixed size, from the tower's configuration."""
-    return (vision.image_size // vision.patch_size) ** 2
-
-
-def tiles_by_tokens(batch: dict[str, Tensor], image_token: int, tokens: int) -> list[int]:
-    """Return the tiles of each sample that has an image, where every tile leads to equally many
-    tokens.
-
-    Args:
-        batch: with ``input_ids`` [B, T] and ``has_image`` [B].
-        image_token: id of the tokens that stand for tiles.
-        tokens: how many of them a tile has.
-    """
-    counts = (batch["input_ids"] == image_token).sum(dim=1)[batch["has_image"]]
-    return (counts // tokens).tolist()

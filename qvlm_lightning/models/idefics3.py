@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import Tensor
 
-from qvlm_lightning.models.hub import HubFamily, patches, tiles_by_tokens
+from qvlm_lightning.models.hub import HubFamily
+from qvlm_lightning.models.towers import patches, tiles_by_tokens
 
 
 class Idefics3(HubFamily):

@@ -4,8 +4,9 @@ from typing import Any
 
 from torch import Tensor
 
-from qvlm_lightning.models.hub import HubFamily, tiles_by_tokens
+from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.models.processors import ImageProcessorOnly
+from qvlm_lightning.models.towers import tiles_by_tokens
 
 
 class InternVL(ImageProcessorOnly, HubFamily):

@@ -1,13 +1,15 @@
-"""LLaVA-1.5 in its Hugging Face form: CLIP or SigLIP tower, two-layer projector, any decoder.
+"""LLaVA-1.5 in its Hugging Face form: a CLIP, SigLIP or DINOv2 tower, a two-layer projector, any
+decoder.
 
 Vicuna's LLaVA-1.3 has the same form once it is converted.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
-from qvlm_lightning.models.hub import HubFamily, patches
+from qvlm_lightning.models.hub import HubFamily
+from qvlm_lightning.models.towers import patches
 
 
 class Llava(HubFamily):
@@ -19,15 +21,20 @@ class Llava(HubFamily):
     """
 
     model_types = ("llava",)
+    towers: ClassVar[dict[str, str]] = {
+        "clip_vision_model": "model.vision_tower.encoder.layers",
+        "siglip_vision_model": "model.vision_tower.encoder.layers",
+        "dinov2": "model.vision_tower.encoder.layer",
+    }
 
     def unreachable_layers(self, model: Any) -> list[tuple[str, nn.Module, str]]:
         """Return the tower layers behind ``vision_feature_layer``, and SigLIP's pooling head."""
         return super().unreachable_layers(model) + pooling_head(model, "model.vision_tower")
 
     def vision_positions(self, model: Any) -> int | None:
-        """Return the patches of one image, plus the class token of a CLIP tower."""
+        """Return the patches of one image, plus the class token of a CLIP or DINOv2 tower."""
         vision = model.config.vision_config
-        return patches(vision) + (vision.model_type == "clip_vision_model")
+        return patches(vision) + (vision.model_type in ("clip_vision_model", "dinov2"))
 
 
 def pooling_head(model: nn.Module, tower: str) -> list[tuple[str, nn.Module, str]]:

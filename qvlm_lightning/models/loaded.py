@@ -11,22 +11,24 @@ from qvlm_lightning.models.find import family_for
 from qvlm_lightning.models.hub import HubFamily
 
 
-def loaded(model: Any, processor: Any) -> HubFamily:
+def loaded(model: Any, processor: Any, known: type[HubFamily] | None = None) -> HubFamily:
     """Return the family of a model and a processor that the caller has loaded.
 
     Args:
         model: a transformers model of any family (docs/models.md); it is frozen, put into
             ``eval()`` mode and changed in place.
         processor: its processor.
+        known: the family's class; default: that of the model's ``model_type``.
 
     Raises:
-        InputError: no family knows such a model.
+        InputError: no family knows such a model, or such a vision tower.
     """
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    known = family_for(str(kind))
+    known = known or family_for(str(kind))
     made = type(f"Loaded{known.__name__}", (_InMemory, known), {"known": known})
     family: HubFamily = made(str(getattr(model.config, "_name_or_path", "") or "in memory"))
     family.hold(model, processor)  # type: ignore[attr-defined]
+    family.vision_layers(model)  # a tower of another kind is refused before any work
     return family
 
 

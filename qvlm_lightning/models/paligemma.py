@@ -4,9 +4,10 @@ from typing import Any
 
 from torch import nn
 
-from qvlm_lightning.models.hub import HubFamily, patches
+from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.models.llava import pooling_head
 from qvlm_lightning.models.processors import PREFIX_CHAT, prefixing
+from qvlm_lightning.models.towers import patches
 
 
 class PaliGemma(HubFamily):

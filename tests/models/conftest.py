@@ -10,7 +10,14 @@ from torch import Tensor
 from qvlm_lightning.data.collate import collate
 from qvlm_lightning.data.sample import Sample
 from tests.models.small.gemma import gemma3, paligemma
-from tests.models.small.llava import llava, llava_next, llava_onevision, llava_siglip, moe_llava
+from tests.models.small.llava import (
+    llava,
+    llava_dinov2,
+    llava_next,
+    llava_onevision,
+    llava_siglip,
+    moe_llava,
+)
 from tests.models.small.parts import Small
 from tests.models.small.qwen import qwen2_5_vl, qwen2_vl, qwen3_vl
 from tests.models.small.tiles import idefics3, internvl, smolvlm
@@ -21,6 +28,7 @@ BUILDERS: dict[str, Callable[[], Small]] = {
         llava,
         moe_llava,
         llava_siglip,
+        llava_dinov2,
         llava_next,
         llava_onevision,
         qwen2_vl,

@@ -46,6 +46,11 @@ NAMES = {
         r"(self_attn\.[qkvo]_proj|mlp\.(experts\.\d\.)?(gate|up|down)_proj)$",
     ),
     "llava_siglip": (ENCODER.format("[01]"), TWO_LAYERS, DECODER),
+    "llava_dinov2": (
+        r"^model\.vision_tower\.encoder\.layer\.\d\.(attention\.[qkvo]_proj|mlp\.fc[12])$",
+        TWO_LAYERS,
+        DECODER,
+    ),
     "llava_next": (ENCODER.format("[01]"), TWO_LAYERS, DECODER),
     "llava_onevision": (ENCODER.format("[01]"), TWO_LAYERS, DECODER),
     "qwen2_vl": (
@@ -88,6 +93,7 @@ COUNTS = {
     "llava": (28, 7),
     "moe_llava": (37, 8),
     "llava_siglip": (28, 10),
+    "llava_dinov2": (34, 1),
     "llava_next": (28, 7),
     "llava_onevision": (28, 1),
     "qwen2_vl": (24, 1),

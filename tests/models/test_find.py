@@ -25,7 +25,7 @@ def test_other_model_types_are_refused_with_those_that_are_known(model_type):
 
 def test_a_class_path_leads_to_a_family_or_says_why_not():
     assert class_at("qvlm_lightning.models.qwen2_5_vl.Qwen25VL") is Qwen25VL
-    for path in ("torch.nn.Linear", "qvlm_lightning.models.hub.patches"):
+    for path in ("torch.nn.Linear", "qvlm_lightning.models.hub.named_layers"):
         with pytest.raises(InputError, match="is not a family of models"):
             class_at(path)
     for path in ("no.such.Thing", "Llava", "qvlm_lightning.models.llava.Missing"):

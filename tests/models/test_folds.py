@@ -40,6 +40,11 @@ SOURCES: dict[str, tuple[dict[str, str], ...]] = {
     "llava": (CLIP, {}, DECODER),
     "moe_llava": (CLIP, {}, EXPERTS),
     "llava_siglip": (CLIP, {}, DECODER),
+    "llava_dinov2": (
+        {"attn_in": "norm1", "o_in": "attention.v_proj", "mlp_in": "norm2"},
+        {},
+        DECODER,
+    ),
     "llava_next": (CLIP, {}, DECODER),
     "llava_onevision": (CLIP, {}, DECODER),
     "qwen2_vl": (QWEN_TOWER, {"first_in": "ln_q"}, DECODER),

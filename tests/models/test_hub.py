@@ -1,15 +1,18 @@
 """Folders that cannot be loaded as a model say why."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from safetensors.torch import load_file, save_file
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.llava import Llava
+from qvlm_lightning.models.loaded import loaded
 from qvlm_lightning.models.qwen2_vl import Qwen2VL
 
 
@@ -80,3 +83,25 @@ def test_a_folder_that_does_not_exist_is_said_not_to() -> None:
     for load in (Llava("models/nowhere").load_model, Llava("models/nowhere").weightless):
         with pytest.raises(InputError, match="no folder 'models/nowhere', and no such model on"):
             load()
+
+
+@pytest.mark.parametrize("read", [Llava.load_model, Llava.streamed])
+def test_a_tower_of_another_kind_is_refused_before_weights_are_read(
+    folder: Path, read: Any
+) -> None:
+    settings = json.loads((folder / "config.json").read_text())
+    settings["vision_config"] = {"model_type": "pixtral", "image_size": 16, "patch_size": 8}
+    (folder / "config.json").write_text(json.dumps(settings))
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    with pytest.raises(InputError, match=r"tower of type 'pixtral'.*'siglip_vision_model', 'din"):
+        read(Llava(str(folder)))
+
+
+def test_a_tower_of_another_kind_is_refused_in_memory() -> None:
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16}
+    text = LlamaConfig(**shape, vocab_size=40, intermediate_size=32, num_key_value_heads=1)
+    vision = hf.PixtralVisionConfig(**shape, intermediate_size=32, image_size=16, patch_size=8)
+    model = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
+    with pytest.raises(InputError, match="'dinov2'"):
+        loaded(model, None)

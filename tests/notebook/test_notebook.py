@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 import qvlm_lightning
 from qvlm_lightning.cli import train_main
+from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods import LeastSquares
+from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.notebook import METHODS
@@ -48,6 +50,24 @@ def test_every_method_quantizes_the_model_in_place(
     for q in [*sites.values(), *(m for m in model.modules() if isinstance(m, QuantLinear))]:
         q.enabled = False
     assert torch.equal(model(**question).logits, exact), "weights are left as they were"
+
+
+class FirstLayer(Llava):
+    """A family of one's own: one that knows the decoder's first layer only."""
+
+    def decoder_layers(self, model):
+        return super().decoder_layers(model)[:1]
+
+
+@pytest.mark.parametrize("family", [FirstLayer, f"{__name__}.FirstLayer"])
+def test_a_family_of_ones_own_is_taken(model, processor, samples, family, small):
+    qvlm_lightning.quantize(model, processor, samples, method="rtn", family=family, **small)
+    assert len(quantizers(model)) == 2 * 4 + 2 + 4
+
+
+def test_a_family_that_is_none_is_named(model, processor, samples, small):
+    with pytest.raises(InputError, match=r"'torch\.nn\.Linear' is not a family of models"):
+        qvlm_lightning.quantize(model, processor, samples, family="torch.nn.Linear", **small)
 
 
 def test_x4_presets_differ_in_what_they_decide(model, processor, samples, tmp_path, small):

@@ -9,6 +9,7 @@ from tests.models.small.parts import (
     SIDE,
     TEXT,
     TILES,
+    TOWER,
     Small,
     clip,
     siglip,
@@ -69,6 +70,22 @@ def llava_siglip() -> Small:
         chat_template=CHAT.replace("IMAGE", "<image>"),
     )
     return Small("llava", config, processor)
+
+
+def llava_dinov2() -> Small:
+    tok = tokenizer("<image>")
+    tower = {name: value for name, value in TOWER.items() if name != "intermediate_size"}
+    config = hf.LlavaConfig(
+        vision_config=hf.Dinov2Config(
+            **tower, mlp_ratio=2, num_hidden_layers=3, image_size=SIDE["height"], patch_size=8
+        ),
+        text_config=hf.LlamaConfig(**TEXT, **special_ids(tok), tie_word_embeddings=True),
+        image_token_index=tok.image_token_id,
+        image_seq_length=4,
+        vision_feature_layer=-1,
+        tie_word_embeddings=True,
+    )
+    return Small("llava", config, llava().processor)
 
 
 def llava_next() -> Small:
