@@ -24,7 +24,7 @@ joined: $(VENV)/.joined ## a LLaVA of really pretrained parts, in runs/joined/ (
 	$(BIN)/python -m tools.joined --parts $(VENV)/joined-parts --output runs/joined $(ARGS)
 
 test: $(VENV)/.installed ## the quick tests, on all cores; arguments: make test ARGS="-k entropy"
-	$(BIN)/python -m pytest -n logical -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n logical -m "not slow and not gpu" --durations=40 $(ARGS)
 
 test-slow: $(VENV)/.installed ## the slow tests: resume after SIGKILL, two processes, wheel
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)

@@ -48,6 +48,7 @@ CONFIG = [
     "--config=configs/models/tiny.yaml", "--data=TinyVQA", "--model.epochs=3",
     "--model.entropy_samples=1024", "--data.calibration_pairs=12", "--data.search_pairs=4",
     "--data.batch_size=4",
+    "--model.method.percentiles=[1.0, 0.99, 0.98]",
     "--trainer.accelerator=cpu",
 ]  # fmt: skip
 

@@ -156,7 +156,7 @@ def test_an_optimisation_learns_what_it_learns_in_memory(tmp_path, capsys):
     assert " for the optimisation\n" in said
 
 
-@pytest.mark.parametrize("train", ["norms", "lora"])
+@pytest.mark.parametrize("train", [pytest.param("norms", marks=pytest.mark.slow), "lora"])
 def test_what_adapters_learned_is_in_the_exported_weights(tmp_path, train):
     few = ("--model.epochs=1", "--model.entropy_samples=512", f"--model.train={train}")
     for streaming in ("false", "true"):
@@ -166,6 +166,7 @@ def test_what_adapters_learned_is_in_the_exported_weights(tmp_path, train):
         assert one.read_bytes() == other.read_bytes(), one.name
 
 
+@pytest.mark.slow
 def test_a_resumed_optimisation_goes_on_where_it_was(tmp_path):
     """Lightning restores the optimiser, the run itself what it learns."""
     few = ("--model.epochs=2", "--model.entropy_samples=512")
