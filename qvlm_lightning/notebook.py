@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -17,6 +17,11 @@ from qvlm_lightning.models.find import class_at
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.models.loaded import loaded
 from qvlm_lightning.quant.scheme import Scheme
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
+    from qvlm_lightning.calibration import QuantModule
 
 METHODS = ("rtn", "sequential", "cdm", "veo", "qvlm")
 
@@ -91,9 +96,12 @@ def quantize(
     data = _Given(samples, family=held, search_pairs=search_pairs, batch_size=batch_size, seed=seed)
     seed_everything(seed, verbose=False)
     with tempfile.TemporaryDirectory() as scratch:
-        module, callbacks = _recipe(
-            name, decides, held, scheme, epochs, seed, keep=output is not None
-        )
+        given = {"seed": seed} | ({"epochs": epochs} if name in ("veo", "qvlm") else {})
+        module, callbacks = recipe(name, decides, held, scheme, **given)
+        if output is not None:
+            from qvlm_lightning.callbacks import ArtifactExport
+
+            callbacks.append(ArtifactExport())
         trainer = Trainer(
             accelerator="auto",
             devices=1,
@@ -137,24 +145,29 @@ def _method(
     return search(None if dynamic else grid, grid if dynamic else None, objective=chosen)
 
 
-def _recipe(
+def recipe(
     name: str,
     method: Method,
     family: VLMFamily,
     scheme: Scheme,
-    epochs: int,
-    seed: int,
-    keep: bool,
-) -> tuple[Any, list]:
-    from qvlm_lightning.calibration import QuantModule, VisualEncoderOptimization
-    from qvlm_lightning.callbacks import ArtifactExport, EntropyRepartition, PercentileSearch
+    max_depth: int = 3,
+    **options: Any,
+) -> "tuple[QuantModule, list[Callback]]":
+    """Return the module of a preset, and the callbacks that act between its epochs.
 
-    callbacks: list[Any] = [EntropyRepartition()] if name in ("cdm", "qvlm") else []
-    callbacks += [PercentileSearch(), *([ArtifactExport()] if keep else [])]
-    if name in ("veo", "qvlm"):
-        module: QuantModule = VisualEncoderOptimization(
-            family, scheme, method, seed, epochs=epochs, name=name
-        )
-    else:
-        module = QuantModule(family, scheme, method, seed, name=name)
-    return module, callbacks
+    Args:
+        name: of the preset, one of ``METHODS``, or of a method.
+        method: decides blocks.
+        family: the model.
+        scheme: widths, modes, groups.
+        max_depth: most layers in a block, of presets that cut the decoder into blocks.
+        options: further ones of the module.
+    """
+    from qvlm_lightning.calibration import QuantModule, VisualEncoderOptimization
+    from qvlm_lightning.callbacks import EntropyRepartition, PercentileSearch
+
+    cuts, optimises = name in ("cdm", "qvlm"), name in ("veo", "qvlm")
+    callbacks: list[Callback] = [EntropyRepartition(max_depth)] if cuts else []
+    kind = VisualEncoderOptimization if optimises else QuantModule
+    module = kind(family, scheme, method, name=name, **options)
+    return module, [*callbacks, PercentileSearch()]

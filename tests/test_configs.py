@@ -4,6 +4,7 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -82,12 +83,20 @@ def test_a_preset_says_what_it_is_for(path: Path) -> None:
     assert repeated_keys(yaml.compose(text)) == []
 
 
+def slow_but(first: str, names: list[str]) -> list[Any]:
+    """Return parameters of which only that of ``first`` runs with the quick tests."""
+    quick = [name for name in names if Path(name).stem == first]
+    return [*quick, *(pytest.param(n, marks=pytest.mark.slow) for n in names if n not in quick)]
+
+
 @pytest.mark.parametrize("names", combinations(), ids=lambda names: "+".join(names[1:]))
 def test_a_calibration_runs_for_a_step(names: tuple[str, ...], tmp_path) -> None:
     fit(*names, options=[*SMALL, f"--trainer.default_root_dir={tmp_path}"])
 
 
-@pytest.mark.parametrize("name", [name for room in INNER for name in presets(room)])
+@pytest.mark.parametrize(
+    "name", slow_but("shuffled", [name for room in INNER for name in presets(room)])
+)
 def test_a_further_row_runs_for_a_step(name: str, tmp_path) -> None:
     parts = ("base.yaml", name, "schemes/w4a4.yaml", "models/tiny.yaml", "data/tiny.yaml")
     fit(*parts, options=[*SMALL, f"--trainer.default_root_dir={tmp_path}"])
@@ -167,7 +176,7 @@ def test_an_evaluation_of_other_data_runs(name: str, shapes, tmp_path) -> None:
     assert {row["n"] for row in rows} == {12}
 
 
-@pytest.mark.parametrize("name", presets("table"))
+@pytest.mark.parametrize("name", slow_but("demo", presets("table")))
 def test_a_table_is_made_of_one_small_variant(name: str, tmp_path) -> None:
     options = [
         "--variants=[rtn w8a8]",

@@ -105,7 +105,8 @@ def alone(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("processes", "size"), [(3, 128), pytest.param(2, 8, marks=pytest.mark.slow)]
+    ("processes", "size"),
+    [pytest.param(3, 128, marks=pytest.mark.slow), pytest.param(2, 8, marks=pytest.mark.slow)],
 )
 def test_processes_share_the_questions(alone, tmp_path, processes, size):
     assert run(["eval.py"], tmp_path, processes, size) == 0

@@ -92,7 +92,7 @@ MOMENTS = random.Random(11).sample(PLACES, 10)
 
 @pytest.mark.parametrize(
     ("where", "count"),
-    [m if n < 2 else pytest.param(*m, marks=pytest.mark.slow) for n, m in enumerate(MOMENTS)],
+    [m if n < 1 else pytest.param(*m, marks=pytest.mark.slow) for n, m in enumerate(MOMENTS)],
 )
 def test_killed_and_resumed_equals_undisturbed(undisturbed, tmp_path, where, count):
     root = tmp_path / "run"

@@ -181,14 +181,14 @@ def measure(options: Options, folder: Path, data: "RandomPairs") -> dict[str, An
     from qvlm_lightning.commands._laps import Laps
     from qvlm_lightning.vision.learned import tower_parameters
 
-    module = recipe(options, data)
+    module, callbacks = run_of(options, data)
     with torch.device("meta"):
         data.family.empty_model(torch.bfloat16)  # imports what transformers imports late
     baseline = _peak()
     device = torch.device(options.device)
     laps = Laps(device, _peak)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
-        fit(options, module, data, laps, Path(scratch))
+        fit(options, module, callbacks, data, laps, Path(scratch))
         if module.streamed_weights is not None:
             copy_weights(Path(scratch) / "copied", module.model, module.streamed_weights)
             laps.end("artifact")
@@ -220,56 +220,61 @@ def measure(options: Options, folder: Path, data: "RandomPairs") -> dict[str, An
     }
 
 
-def recipe(options: Options, data: "RandomPairs") -> Any:
-    """Return the module that the options ask for.
+def run_of(options: Options, data: "RandomPairs") -> tuple[Any, list[Any]]:
+    """Return the module that the options ask for, and its callbacks.
 
     Args:
         options: of the verb.
         data: calibration pairs, whose family is the model.
     """
-    from qvlm_lightning.calibration import QuantModule, VisualEncoderOptimization
     from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
+    from qvlm_lightning.notebook import recipe
     from qvlm_lightning.quant.scheme import Scheme
 
     choices = {"rtn": MinMax, "sequential": SequentialSearch, "cdm": JointSearch}
     method, scheme = choices[options.method](), Scheme.parse(options.scheme)
+    given: dict[str, Any] = {"max_depth": options.max_depth, "streaming": options.streaming}
     if not options.steps:
-        return QuantModule(data.family, scheme, method, streaming=options.streaming)
-    return VisualEncoderOptimization(
-        data.family,
-        scheme,
-        method,
-        epochs=options.steps // len(data.calibration_batches()),
-        activation_checkpointing=options.activation_checkpointing,
-        measure_every_n_epochs=options.measure_every_n_epochs,
-        streaming=options.streaming,
-    )
+        return recipe(options.method, method, data.family, scheme, **given)
+    given |= {
+        "epochs": options.steps // len(data.calibration_batches()),
+        "activation_checkpointing": options.activation_checkpointing,
+        "measure_every_n_epochs": options.measure_every_n_epochs,
+    }
+    name = "qvlm" if options.method == "cdm" else "veo"
+    return recipe(name, method, data.family, scheme, **given)
 
 
-def fit(options: Options, module: Any, data: "RandomPairs", laps: "Laps", root: Path) -> None:
+def fit(
+    options: Options,
+    module: Any,
+    callbacks: list[Any],
+    data: "RandomPairs",
+    laps: "Laps",
+    root: Path,
+) -> None:
     """Calibrate, with a clock behind everything that happens between epochs.
 
     Args:
         options: of the verb.
-        module: of :func:`recipe`.
+        module: of :func:`run_of`.
+        callbacks: likewise.
         data: calibration pairs.
         laps: the clock.
         root: what the run writes.
     """
     from lightning.pytorch import Trainer
 
-    from qvlm_lightning.callbacks import EntropyRepartition, PercentileSearch
-
-    callbacks: list[Any] = [laps.start()]
-    if options.method == "cdm":
-        callbacks += [EntropyRepartition(options.max_depth), laps.behind("dependency")]
-    callbacks += [PercentileSearch(), laps.behind("search")]
+    steps = {"EntropyRepartition": "dependency", "PercentileSearch": "search"}
+    timed = [laps.start()]
+    for callback in callbacks:
+        timed += [callback, laps.behind(steps[type(callback).__name__])]
     trainer = Trainer(
         accelerator=options.device,
         devices=1,
         max_epochs=module.epochs + 1,
         default_root_dir=root,
-        callbacks=callbacks,
+        callbacks=timed,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,

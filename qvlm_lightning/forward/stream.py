@@ -128,8 +128,8 @@ class StreamedModel(Passes):
                         calls[number] = self._step(unit, calls[number])
                 number = -1
                 if self.timed and some and unit in tower.units[1:2]:  # the first one also warms up
-                    reading, running = self._seconds(unit, some)
-                    self.timed(tower.name, reading, running * len(calls))
+                    read, run = self._seconds(unit, some)  # statistics may take longer than layers
+                    self.timed(tower.name, read, run * len(calls))
                 if on_unit_done:
                     on_unit_done(unit)
             self.timed = None  # once is enough
@@ -174,9 +174,7 @@ class StreamedModel(Passes):
         on_logits: OnLogits,
         progress: OnProgress | None = None,
     ) -> None:
-        """Run layer after layer, all numbers at once (see :meth:`Passes.logits`); a layer that is
-        quantized for some of them is read twice.
-        """
+        """Run layer after layer (see :meth:`Passes.logits`), one quantized for some twice."""
         outputs: Outputs = {}
         for _, unit, calls in self._layers("language", batches, outputs, progress):
             on = {number for number in calls if unit.name in quantized[number]}
@@ -193,9 +191,7 @@ class StreamedModel(Passes):
                 on_logits(number, self.model(**inputs, use_cache=False).logits)
 
     def _seconds(self, unit: Unit, call: UnitInput) -> tuple[float, float]:
-        """Return how long a layer takes to read once more and to run one batch, watched by nobody:
-        on a GPU the statistics take longer than the layer.
-        """
+        """Return how long a layer takes to read and to run one batch, watched by nobody."""
         started = time.perf_counter()
         with self.held([unit]):
             read = time.perf_counter()

@@ -18,7 +18,7 @@ def gradients(module: VisualEncoderOptimization, parts: bool) -> list[torch.Tens
 
 
 @pytest.mark.parametrize("blind", [(1,), (0,), (0, 2), (1, 2, 3)])
-@pytest.mark.parametrize("parts", [2, 3, 4])
+@pytest.mark.parametrize("parts", [2, pytest.param(3, marks=pytest.mark.slow), 4])
 def test_micro_batches_give_the_step_of_the_whole_batch(started, toy_batches, make, parts, blind):
     """Ratios, a logarithm and an entropy of the whole batch; some parts have no image."""
     toy_batches[0] = make(0, blind=blind)

@@ -35,7 +35,10 @@ def assert_equal(streamed: Calibrator, whole: Calibrator) -> None:
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-@pytest.mark.parametrize("mode", ["static_tensor", "static_channel", "dynamic_token"])
+@pytest.mark.parametrize(
+    "mode",
+    ["static_tensor", pytest.param("static_channel", marks=pytest.mark.slow), "dynamic_token"],
+)
 def test_partition_percentiles_and_objectives_are_those_in_memory(calibrate, folder, mode):
     scheme = Scheme.parse("w4a4", activation_mode=mode)
     options = {"scheme": scheme, "proxy": ConditionalEntropy()}
@@ -52,7 +55,7 @@ def test_any_method_without_a_partition(calibrate, folder, method):
     assert_equal(*runs)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision(calibrate, folder, dtype):
     """Weights are cast tensor by tensor, as loading the model does."""
     options = {"dtype": dtype, "proxy": ConditionalEntropy()}

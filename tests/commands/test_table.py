@@ -3,6 +3,7 @@ import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -250,7 +251,14 @@ def test_unknown_option_is_one_sentence(tmp_path, capsys):
     assert len(printed.splitlines()) == 1
 
 
-@pytest.mark.parametrize("path", sorted((CONFIGS / "table").glob("*.yaml")), ids=lambda p: p.stem)
+def slow_but(first: str, names: list[Any]) -> list[Any]:
+    """Return parameters of which only the one called ``first`` runs with the quick tests."""
+    return [n if n.stem == first else pytest.param(n, marks=pytest.mark.slow) for n in names]
+
+
+@pytest.mark.parametrize(
+    "path", slow_but("demo", sorted((CONFIGS / "table").glob("*.yaml"))), ids=lambda p: p.stem
+)
 def test_every_plan_can_be_carried_out(path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     run = table.TableRun(table.parse_plan([f"--config={path}"]))

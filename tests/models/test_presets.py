@@ -42,7 +42,11 @@ def group() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("group")
-@pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "preset",
+    [p if "7b_24gb" in p.stem else pytest.param(p, marks=pytest.mark.slow) for p in PRESETS],
+    ids=lambda p: p.stem,
+)
 def test_a_preset_runs(preset: Path, make_small: Any, chats: Path, tmp_path: Path) -> None:
     """On the CPU, in one process; what else it says stays."""
     small = make_small(KINDS[preset.stem.rpartition("_")[0]])
