@@ -138,12 +138,10 @@ class HubFamily(VLMFamily):
         try:
             dtype = _DTYPES[self.dtype]
             model = without_weights(lambda: self.empty_model(dtype), self.path)
-            self._tower_layers(model)
-        except InputError:
-            raise
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(self._unusable(error)) from error
         self.check_type(model.config.model_type, repr(self.path))
+        self._tower_layers(model)
         return model
 
     def empty_model(self, dtype: torch.dtype) -> nn.Module:
