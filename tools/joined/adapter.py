@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 FILE = Path(__file__).parent / "adapter.safetensors"
 RANK = 16
+SCALE = 0.75
+"""By which stored updates are smaller than trained ones, chosen on the development split: with .75
+and .85 it answers 85.4 % of 192 questions; perplexity of the passage +7.5 %, +9.8 % (1: +14 %)."""
 NAMES = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj")
 PLACES = (*NAMES, "mlp.down_proj")
 PROJECTOR = "model.multi_modal_projector"
@@ -55,8 +58,9 @@ def put_in(model: Any, rank: int = RANK) -> dict[str, LowRank]:
 
 
 def save(model: Any, updates: dict[str, LowRank], metadata: dict[str, str], file: Path) -> None:
-    """Write updates and projector in bfloat16."""
-    tensors = {f"{n}.{x}": getattr(u, x).data for n, u in updates.items() for x in ("a", "b")}
+    """Write updates, times ``SCALE``, and projector in bfloat16."""
+    tensors = {f"{n}.a": u.a.data for n, u in updates.items()}
+    tensors |= {f"{n}.b": SCALE * u.b.data for n, u in updates.items()}
     projector = model.get_submodule(PROJECTOR)
     tensors |= {f"{PROJECTOR}.{n}": p.data for n, p in projector.named_parameters()}
     stored = {name: x.to(torch.bfloat16).contiguous() for name, x in tensors.items()}
