@@ -43,8 +43,8 @@ def report(root: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("method", "extra"),
     [
-        ("cdm", ()),
-        pytest.param("sequential", (), marks=pytest.mark.slow),
+        ("sequential", ()),
+        pytest.param("cdm", (), marks=pytest.mark.slow),
         pytest.param("cdm", ("--model.streaming=true",), marks=pytest.mark.slow),
     ],
 )

@@ -156,7 +156,8 @@ def test_an_optimisation_learns_what_it_learns_in_memory(tmp_path, capsys):
     assert " for the optimisation\n" in said
 
 
-@pytest.mark.parametrize("train", [pytest.param("norms", marks=pytest.mark.slow), "lora"])
+@pytest.mark.slow
+@pytest.mark.parametrize("train", ["norms", "lora"])
 def test_what_adapters_learned_is_in_the_exported_weights(tmp_path, train):
     few = ("--model.epochs=1", "--model.entropy_samples=512", f"--model.train={train}")
     for streaming in ("false", "true"):
