@@ -258,6 +258,20 @@ _TIMED = (
 )
 ENGINE = [
     (
+        "qvlm_lightning/models/towers.py",
+        "if kind not in family.towers:",
+        "if False:",
+        "a tower of another kind is not refused",
+        "tests/models/test_hub.py",
+    ),
+    (
+        "qvlm_lightning/models/loaded.py",
+        "known = known or family_for(str(kind))",
+        "known = family_for(str(kind))",
+        "a family of one's own is ignored",
+        "tests/notebook/test_notebook.py::test_a_family_of_ones_own_is_taken",
+    ),
+    (
         _CHANGES,
         "        self._on[tower] = on\n        self._place()",
         "        self._on[tower] = on",
