@@ -19,6 +19,7 @@ from qvlm_lightning.models.find import class_at, family_for
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.nn.adapters import merged_tensors
 from qvlm_lightning.nn.calibrated import is_learned_beside, is_quantizer_tensor
+from qvlm_lightning.nn.sinks import SinkOutput
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.nn.weight_quantizer import WeightQuantizer
@@ -164,6 +165,8 @@ def load_artifact(path: str | Path) -> Artifact:
     try:
         scheme = Scheme.from_dict(manifest.get("scheme"))
         structure = quantize_model(model, family, scheme, accepted=True)
+        if structure.sinks:
+            structure.sinks.update(manifest.get("sinks"))
     except InputError as error:
         raise InputError(f"artifact {str(path)!r} is broken: {error}") from error
     _fill(model, weights | quantizers, folder)
@@ -241,6 +244,10 @@ def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
     for name, module in model.named_modules():
         if isinstance(module, WeightQuantizer) and f"{name}.low" in tensors:
             module.hold_range()
+        if isinstance(module, SinkOutput):
+            outputs = model.get_submodule(name.rpartition(".")[0]).get_parameter("weight")
+            shape = len(module.sinks.prefix), outputs.shape[0]
+            module.hold(shape, outputs.dtype, outputs.device)
     state = model.state_dict(keep_vars=True)
     filled = {id(state[name]) for name in tensors if name in state}
     odd = [name for name in state if id(state[name]) not in filled]

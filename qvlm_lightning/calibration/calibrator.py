@@ -12,11 +12,12 @@ from torch import nn
 from qvlm_lightning.calibration.block_search import BlockSearch
 from qvlm_lightning.calibration.decisions import Decisions
 from qvlm_lightning.calibration.dependency import dependency_counts
+from qvlm_lightning.calibration.sinks import SinkSearch
 from qvlm_lightning.calibration.state import CalibrationState
 from qvlm_lightning.calibration.statistics import Progress, Statistics
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.passes import Passes, WholeModel
-from qvlm_lightning.forward.samples import Batch, with_image_rows
+from qvlm_lightning.forward.samples import Batch, with_image_rows, with_sinks
 from qvlm_lightning.forward.stream import StreamedModel
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
@@ -92,6 +93,9 @@ class Calibrator:
             self.fingerprint = family.fingerprint(model, weights.sample)
             self.structure = quantize_model(model, family, scheme, weights.device)
             self.passes = StreamedModel(model, self.structure, weights)
+        self.sink_search = (
+            SinkSearch(self.structure, family, self.batches) if self.structure.sinks else None
+        )
         self.state = CalibrationState()
         samples = sum(len(b["sample_index"]) for b in self.batches)
         self.statistics = Statistics(self.structure, samples, seed)
@@ -112,12 +116,16 @@ class Calibrator:
         return self.passes.device
 
     def collect(self, percentiles: Sequence[float] | None = None) -> None:
-        """Collect the full-precision statistics; on a fresh calibration put every range on
-        min-max.
+        """Find the sink tokens and collect the full-precision statistics; on a fresh calibration
+        put every range on min-max.
 
         Args:
             percentiles: see :meth:`Statistics.collect`.
         """
+        if self.sink_search:
+            self.sink_search.find(self.passes, self.search_batches, self.progress)
+            for batches in (self.batches, self.search_batches):
+                batches[:] = [with_sinks(self.structure.sinks, b) for b in batches]
         self.statistics.collect(self.passes, self.batches, self.progress, percentiles)
         if not self.state.initialised:
             self.statistics.initialise()

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.calibration.statistics import Statistics
 from qvlm_lightning.forward.passes import Passes
-from qvlm_lightning.forward.samples import Batch, by_sample, rows_and_mask
+from qvlm_lightning.forward.samples import Batch, by_sample, counted, rows_and_mask
 from qvlm_lightning.forward.triples import draw_triples, pick_tokens
 from qvlm_lightning.models.family import VISION, VLMFamily
 from qvlm_lightning.nn.distributed import all_sum, world
@@ -83,7 +83,7 @@ def dependency_counts(
     for index, batch in mine.items():
         slots = [torch.ones(int(drawn[index].sum()), dtype=torch.bool)]
         if tower.name == "language":
-            mask = batch["attention_mask"].bool()
+            mask = counted(batch)
             row, token = place(index, mask.shape[1], mask)
             image = family.token_kind(batch)[row, token] == VISION
             slots += [image, ~image]

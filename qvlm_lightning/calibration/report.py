@@ -62,6 +62,7 @@ def manifest(module: QuantModule) -> dict[str, Any]:
         "calibration_ids": list(module.calibration_ids),
         "percentiles": state.percentiles,
         "partition": state.partition,
+        "sinks": module.structure.sinks and module.structure.sinks.to_dict(),
         # without seconds: the same run gives the same file, byte for byte
         "search": {n: x for n, x in search_cost(module).items() if n != "seconds"},
         "versions": versions(),
@@ -90,8 +91,22 @@ def report(module: QuantModule) -> dict[str, Any]:
         "jacobian": state.jacobian,
         "quantized": structure.quantized,
         "ignored": structure.ignored,
+        "sinks": _sinks(module),
         "notes": structure.notes,
         "seed": module.seed,
         "calibration_ids": list(module.calibration_ids),
         "versions": versions(),
     }
+
+
+def _sinks(module: QuantModule) -> dict[str, Any] | None:
+    """Return the sink tokens by id and in words; ``None`` where nothing is done about them."""
+    sinks = module.structure.sinks
+    if sinks is None:
+        return None
+    tokenizer = module.family.load_processor().tokenizer
+    words = {
+        kind: [tokenizer.decode([token]) if token >= 0 else "any" for token in ids]
+        for kind, ids in sinks.to_dict().items()
+    }
+    return {"sink": module.scheme.sink, **sinks.to_dict(), "words": words}

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.calibration.few_tokens import fill_from_layer
+from qvlm_lightning.calibration.sinks import FirstKeysAndValues
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.passes import Passes
 from qvlm_lightning.forward.samples import Batch, by_sample, rows_and_mask
@@ -72,10 +73,13 @@ class Statistics:
         modules: dict[str, nn.Module] = {s.name: s.leader for s in self.structure.sites}
         failure: str | None = None
         self._ranges.clear()
+        sites = {site.name: site for site in self.structure.sites}
+        first_tokens = FirstKeysAndValues(self.structure)
 
         def on_input(number: int, name: str, x: Tensor) -> None:
             batch = mine[number]
             rows = rows_and_mask(tower_of[name], batch)[0]
+            first_tokens.update(sites[name], x, batch)
             x, mask = observed(route_of[name], *by_sample(tower_of[name], x, batch))
             try:
                 self.observers[name].update(x, mask, rows)
@@ -101,6 +105,7 @@ class Statistics:
                     self._merge(failure, unit)
         elif failure:  # the other processes are at the merge of the same unit
             self._merge(failure, Tower("", []))
+        first_tokens.store()
 
     def _merge(self, failure: str | None, part: Tower | Unit) -> None:
         """Merge over processes; all of them fail together, so that none waits for ever."""

@@ -142,7 +142,11 @@ class VisualEncoderOptimization(QuantModule):
         note_missing_answers(self.structure, calibrator.batches)
         trainer: Any = self.trainer  # sets datamodule on itself, undeclared
         parts = parts_of_process(
-            trainer.datamodule, self.family, calibrator.model, self.micro_batches
+            trainer.datamodule,
+            self.family,
+            calibrator.model,
+            self.micro_batches,
+            self.structure.sinks,
         )
         edges = SoftEdges(
             self.structure,

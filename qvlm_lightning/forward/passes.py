@@ -107,9 +107,13 @@ class Passes(ABC):
         return hidden
 
     def masked(self, tower: Tower, batch: Batch, call: UnitInput) -> UnitInput:
-        """Note which tokens of a call count."""
+        """Note which tokens of a call count, and which are sinks."""
         mask = rows_and_mask(tower.name, batch)[1]
         call.mask = None if mask is None else mask.to(self.device)
+        sinks = self.structure.sinks
+        if tower.name == "language" and sinks is not None and sinks.found:
+            place = sinks.places(batch["input_ids"], batch["attention_mask"])
+            call.sinks = sinks, place.to(self.device)
         return call
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.models.family import model_inputs as without_bookkeeping
+from qvlm_lightning.nn.sinks import SinkTokens
 
 Batch = dict[str, Tensor]
 
@@ -34,6 +35,24 @@ def with_image_rows(family: VLMFamily, model: nn.Module, batch: Batch) -> Batch:
         return batch
     rows = family.image_rows(model, batch)
     return batch if set(rows) == {1} else batch | {"image_rows": torch.tensor(rows)}
+
+
+def with_sinks(sinks: SinkTokens | None, batch: Batch) -> Batch:
+    """Return a batch that says which of its tokens are sinks, ``sink`` [B, T] bool, where some are.
+
+    Args:
+        sinks: of the model.
+        batch: from the data module.
+    """
+    if sinks is None or not sinks.found:
+        return batch
+    return batch | {"sink": sinks.places(batch["input_ids"], batch["attention_mask"]) >= 0}
+
+
+def counted(batch: Batch) -> Tensor:
+    """Return which tokens of the decoder count: neither padding nor sinks, [B, T] bool."""
+    mask = batch["attention_mask"].bool()
+    return mask & ~batch["sink"] if "sink" in batch else mask
 
 
 def batch_number(share: Batch, size: int) -> int:
@@ -64,7 +83,7 @@ def rows_and_mask(tower: str, batch: Batch) -> tuple[list[int], Tensor | None]:
     """
     index = batch["sample_index"]
     if tower == "language":
-        return index.tolist(), batch["attention_mask"].bool()
+        return index.tolist(), counted(batch)
     return index[batch["has_image"]].tolist(), None
 
 
@@ -82,7 +101,7 @@ def by_sample(tower: str, x: Tensor, batch: Batch) -> tuple[Tensor, Tensor | Non
         tokens are filled up with zeros.
     """
     if tower == "language":
-        return x, batch["attention_mask"].bool()
+        return x, counted(batch)
     if "image_rows" not in batch:
         # one image alone may still come as packed patches
         return (x[None] if x.dim() == 2 else x), None

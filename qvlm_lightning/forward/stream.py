@@ -160,9 +160,8 @@ class StreamedModel(Passes):
         found = []
         for given in outputs:
             calls = self._enter(tower, numbered, given)
-            for number, call in calls.items():
+            for call in calls.values():
                 call.hidden = call.hidden.to(self.device)
-                self.masked(tower, batches[number], call)
             found.append(list(calls.values()))
         return found
 
@@ -285,6 +284,7 @@ class StreamedModel(Passes):
                 inputs = model_inputs(batch, self.device)
                 call = catch_calls(self.model, tower.units, inputs)
                 if call is not None:
+                    call = self.masked(tower, batch, call)
                     calls[number] = call.advanced(self._store(call.hidden))
         return calls
 

@@ -35,7 +35,7 @@ PAD, VISION, PROMPT, ANSWER = range(4)
 
 Named = tuple[str, nn.Module]
 
-BOOKKEEPING = ("labels", "sample_index", "has_image", "image_index", "image_rows")
+BOOKKEEPING = ("labels", "sample_index", "has_image", "image_index", "image_rows", "sink")
 """Entries of a batch that are not for the model; whatever else a processor makes is."""
 
 

@@ -4,21 +4,22 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-_OWNERS = ("input_quantizer", "weight_quantizer", "adapter")
+_QUANTIZERS = ("input_quantizer", "weight_quantizer", "sink_output")
+_ADAPTER = "adapter"
 
 
 def is_quantizer_tensor(name: str) -> bool:
-    """Return whether a tensor of a model belongs to a quantizer.
+    """Return whether a tensor of a model belongs to a quantizer, or to its stored sink tokens.
 
     Args:
         name: its full name, such as ``model.layers.0.mlp.fc1.weight_quantizer.low``.
     """
-    return any(part in _OWNERS[:2] for part in name.split("."))
+    return any(part in _QUANTIZERS for part in name.split("."))
 
 
 def is_learned_beside(name: str) -> bool:
     """Return whether a tensor belongs to an adapter, which is merged into a weight on export."""
-    return _OWNERS[2] in name.split(".")
+    return _ADAPTER in name.split(".")
 
 
 def calibrated(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.nn.changes import Changes
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
+from qvlm_lightning.nn.sinks import SinkOutput
 from qvlm_lightning.nn.version_key import version_key
 from qvlm_lightning.nn.weight_quantizer import WeightQuantizer
 
@@ -28,6 +29,7 @@ class QuantLinear(nn.Linear):
     only_quantized: bool
     weight_quantizer: WeightQuantizer
     adapter: nn.Module | None
+    sink_output: SinkOutput | None
     input_quantizer: ActivationQuantizer
     site: ActivationQuantizer
     _weight_cache: tuple[tuple[object, ...] | None, Tensor] | None
@@ -66,7 +68,7 @@ class QuantLinear(nn.Linear):
             symmetric,
             device or linear.weight.device,
         )
-        new.adapter = None
+        new.adapter = new.sink_output = None
         new._weight_cache = None
         if leader:
             new.input_quantizer = site
@@ -75,7 +77,8 @@ class QuantLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``Q(x) Q(W)^T + b``; [B, T, I] -> [B, T, O]."""
-        return F.linear(self.site(x), self.quantized_weight(), self.bias)
+        output = F.linear(self.site(x), self.quantized_weight(), self.bias)
+        return output if self.sink_output is None or not self.enabled else self.sink_output(output)
 
     def quantized_weight(self) -> Tensor:
         """Return the weight as the forward pass uses it, [O, I]; kept until the weight or its clip

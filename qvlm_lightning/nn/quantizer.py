@@ -6,6 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from qvlm_lightning.nn.routing import Route
+from qvlm_lightning.nn.sinks import SinkTokens
 from qvlm_lightning.nn.version_key import version_key
 from qvlm_lightning.quant.primitives import fake_quantize, fake_quantize_symmetric
 
@@ -26,7 +28,14 @@ class ActivationQuantizer(nn.Module):
         shape: shape of the stored range, broadcast against ``[B, T, D]``: ``()`` for one range,
             ``(D,)`` per channel, ``(T, 1)`` per position.
         consumers: number of Linear layers that read this site.
+
+    Attributes:
+        sinks: tell which tokens pass unquantized; ``None`` for none.
+        route: of an expert's site, whose rows are tokens in another order.
     """
+
+    sinks: SinkTokens | None
+    route: Route | None
 
     low: Tensor
     high: Tensor
@@ -38,6 +47,7 @@ class ActivationQuantizer(nn.Module):
         self.mode = mode
         self.consumers = consumers
         self.enabled = False
+        self.sinks, self.route = None, None
         if mode == "dynamic_token":
             low, high = torch.full(shape, -1.0), torch.ones(shape)
         else:
@@ -105,6 +115,8 @@ class ActivationQuantizer(nn.Module):
             self._shared = (key, x, y, left - 1) if left > 1 else None
             return y
         y = self._quantize(x)
+        if self.sinks is not None and self.sinks.found:
+            y = torch.where((self.sinks.rows(x.shape, self.route) >= 0)[..., None], x, y)
         # x is kept too: as long as it lives, no other tensor has its identity
         self._shared = None if key is None else (key, x, y, self.consumers - 1)
         return y

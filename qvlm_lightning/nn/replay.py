@@ -1,7 +1,7 @@
 """Run single layers on inputs caught from a forward pass of the whole model."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
+from qvlm_lightning.nn.sinks import SinkTokens
 from qvlm_lightning.nn.structure import Unit
 from qvlm_lightning.nn.taps import stop_at
 
@@ -42,6 +43,7 @@ class UnitInput:
         mask: [B, T] bool, tokens that count; ``None`` for all.
         kind: [B, T] int64, kind of each token (see ``models.family``), where somebody asks for it.
         per_unit: unit name -> its own call.
+        sinks: sink tokens of the decoder and their places, [B, T] int64; ``None`` for none.
     """
 
     hidden: Tensor
@@ -50,6 +52,7 @@ class UnitInput:
     mask: Tensor | None = None
     kind: Tensor | None = None
     per_unit: dict[str, Call] = field(default_factory=dict)
+    sinks: tuple[SinkTokens, Tensor] | None = None
 
     def advanced(self, hidden: Tensor) -> "UnitInput":
         """Return the same call with another hidden state."""
@@ -212,7 +215,8 @@ def run_unit(
         hidden = hidden + own.added.repeat(copies, *[1] * (own.added.dim() - 1))
     args = tuple(spread(v) for v in own.args)
     kwargs = {n: spread(v, n == "position_embeddings") for n, v in own.kwargs.items()}
-    with placed(unit, tensors or {}):
+    tokens, place = call.sinks or (None, hidden)
+    with placed(unit, tensors or {}), tokens.at(place) if tokens else nullcontext():
         output = unit.module(hidden, *args, **kwargs)
     return output[0] if isinstance(output, tuple) else output
 

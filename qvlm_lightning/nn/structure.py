@@ -10,6 +10,7 @@ from qvlm_lightning.nn.changes import Changes
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.routing import Route
+from qvlm_lightning.nn.sinks import SinkTokens
 
 
 @dataclass
@@ -53,13 +54,16 @@ class Tower:
 
 @dataclass
 class Structure:
-    """What was quantized, what was left and why, and what methods changed beside quantizers."""
+    """What was quantized, what was left and why, what methods changed beside quantizers, and which
+    tokens of the decoder are sinks.
+    """
 
     towers: dict[str, Tower]
     quantized: dict[str, str]
     ignored: dict[str, str]
     notes: list[str] = field(default_factory=list)
     changes: Changes = field(default_factory=Changes)
+    sinks: SinkTokens | None = None
 
     @property
     def sites(self) -> list[Site]:

@@ -13,6 +13,7 @@ from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.routing import Route
+from qvlm_lightning.nn.sinks import SinkOutput, SinkTokens
 from qvlm_lightning.nn.structure import Site, Structure, Tower, Unit
 from qvlm_lightning.quant.scheme import OFF, Scheme
 
@@ -74,13 +75,56 @@ def quantize_model(
         )
     if not accepted:
         _check_groups(model, scheme, structure)
+    stored = _stored_projections(family, structure, scheme)
     # only now, so that a refused model is left as it was
     for part, unit, plan in plans:
         unit.sites = [
             _quantize_site(model, family, unit, part, scheme, structure, site, names, device)
             for site, names in plan.items()
         ]
+    if scheme.sink != "none":
+        structure.sinks = SinkTokens(stored=scheme.sink == "prefix")
+        structure.sinks.watch(model)
+        for site in structure.towers["language"].sites:
+            site.quantizer.sinks, site.quantizer.route = structure.sinks, site.route
+        for name in stored:
+            linear = model.get_submodule(name)
+            assert isinstance(linear, QuantLinear)
+            linear.sink_output = SinkOutput(structure.sinks)
     return structure
+
+
+def _stored_projections(family: VLMFamily, structure: Structure, scheme: Scheme) -> list[str]:
+    """Return the Linear layers whose outputs for the first tokens are stored.
+
+    Raises:
+        InputError: there is nothing about sinks to be done, or keys and values of a decoder layer
+            do not come from quantized Linear layers.
+    """
+    if scheme.sink == "none":
+        return []
+    if "language" not in structure.quantized.values():
+        raise InputError(
+            f"sink {scheme.sink!r} is about the decoder, and the scheme leaves it in full "
+            "precision; quantize the language part, or sink: none"
+        )
+    names: list[str] = []
+    for unit in structure.towers["language"].units if scheme.sink == "prefix" else ():
+        attention = family.attention(unit.module)
+        if attention is None:
+            raise InputError(
+                f"sink 'prefix' needs to know the keys and values of every decoder layer, and the "
+                f"attention of {unit.name} has another form; allowed here: 'none', 'bypass'"
+            )
+        found = dict.fromkeys(f"{unit.name}.{x.name}" for x in (attention.k, attention.v))
+        plain = next((name for name in found if name not in structure.quantized), None)
+        if plain is not None:
+            raise InputError(
+                f"sink 'prefix' needs quantized key and value projections in every decoder layer; "
+                f"{plain} is left alone ({structure.ignored.get(plain, 'not quantized')})"
+            )
+        names += found
+    return names
 
 
 def _plan(

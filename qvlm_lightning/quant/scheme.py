@@ -8,6 +8,7 @@ from qvlm_lightning.errors import InputError
 
 ActivationMode = Literal["static_tensor", "static_channel", "dynamic_token"]
 GroupFallback = Literal["error", "channel"]
+Sink = Literal["none", "bypass", "prefix"]
 
 PARTS = ("vision", "projector", "language")
 OFF = 16
@@ -73,11 +74,17 @@ class Scheme:
     that layer, with a note, or ``error``. A size that divides no layer is always an error."""
     ignore: tuple[str, ...] = ()
     """Regular expressions, searched in module names; what matches stays in full precision."""
+    sink: Sink = "none"
+    """What is done about sink tokens of the decoder, which carry massive activations. ``prefix``:
+    keys and values of the constant first tokens are stored in full precision, and the tokens stay
+    out of ranges. ``bypass``: the first token and recurring ones stay out of ranges and are not
+    quantized (simulation only)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ignore", _patterns(self.ignore))
         _one_of("activation_mode", self.activation_mode, get_args(ActivationMode))
         _one_of("group_fallback", self.group_fallback, get_args(GroupFallback))
+        _one_of("sink", self.sink, get_args(Sink))
         size = self.group_size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise InputError(f"group_size {size!r} is not allowed; a positive integer, or none")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from qvlm_lightning.forward.passes import Passes
-from qvlm_lightning.forward.samples import Batch, model_inputs
+from qvlm_lightning.forward.samples import Batch, counted, model_inputs
 from qvlm_lightning.losses import (
     entropy_loss,
     gradient_norm_sums,
@@ -96,7 +96,7 @@ class TowerLoss:
         outputs = self._run(local, units=True)
         nll, count = token_nll(outputs.logits, local["labels"].to(self.passes.device))
         features, last_hidden = self.targets[index][part]
-        mask = local["attention_mask"].bool().to(self.passes.device)
+        mask = counted(local).to(self.passes.device)
         n_terms = torch.stack(squared_error_terms(outputs.last_hidden, last_hidden, mask))
         v_terms = torch.zeros_like(n_terms)
         if features is not None:
@@ -142,7 +142,7 @@ class TowerLoss:
         norms, counts = torch.zeros(2, sum(width), dtype=torch.float64)
         tokens = 0.0
         for part, (_, target) in zip(self.parts[0], self.targets[0], strict=True):
-            mask = part["attention_mask"].bool().to(self.passes.device)
+            mask = counted(part).to(self.passes.device)
             tokens += float(mask.sum())
             own, samples = self._gradient_norms(part, target, mask)
             # a part that has no image reaches the decoder only
