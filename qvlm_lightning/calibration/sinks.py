@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from qvlm_lightning.calibration.token_peaks import TokenPeaks, expert_places
+from qvlm_lightning.calibration.token_peaks import TokenPeaks, positions
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.passes import Passes
 from qvlm_lightning.forward.samples import Batch, by_sample
@@ -184,10 +184,8 @@ class SinkSearch:
 
     def _note(self, site: Site, x: Tensor, batch: Batch) -> None:
         x_BTD, mask = observed(site.route, *by_sample("language", x, batch))
-        places = None
-        if site.route is not None and site.route.tokens is not None:
-            places = expert_places(site.route.tokens, batch["attention_mask"].bool())
-        self.peaks.update(site.name, x_BTD, mask, batch["sample_index"].tolist(), places)
+        rows = batch["sample_index"].tolist()
+        self.peaks.update(site.name, x_BTD, mask, rows, positions(batch, site.route))
 
     def _name(self, batches: Sequence[Batch]) -> None:
         ids: dict[int, list[int]] = {}

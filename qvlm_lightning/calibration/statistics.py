@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.calibration.few_tokens import fill_from_layer
 from qvlm_lightning.calibration.sinks import FirstKeysAndValues
+from qvlm_lightning.calibration.token_peaks import TokenPeaks, positions
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.passes import Passes
 from qvlm_lightning.forward.samples import Batch, by_sample, rows_and_mask
@@ -41,6 +42,7 @@ class Statistics:
             for site in structure.sites
         }
         self.tables: dict[str, RangeTable] = {}
+        self.peaks = TokenPeaks()
 
     @staticmethod
     def _granularity(site: Site) -> Granularity:
@@ -80,9 +82,12 @@ class Statistics:
             batch = mine[number]
             rows = rows_and_mask(tower_of[name], batch)[0]
             first_tokens.update(sites[name], x, batch)
-            x, mask = observed(route_of[name], *by_sample(tower_of[name], x, batch))
+            route = route_of[name]
+            x, mask = observed(route, *by_sample(tower_of[name], x, batch))
             try:
                 self.observers[name].update(x, mask, rows)
+                places = positions(batch, route) if tower_of[name] == "language" else None
+                self.peaks.update(name, x, mask, rows, places)
             except InputError as error:
                 raise InputError(f"calibration activations at {name}: {error}") from error
 
@@ -110,13 +115,16 @@ class Statistics:
     def _merge(self, failure: str | None, part: Tower | Unit) -> None:
         """Merge over processes; all of them fail together, so that none waits for ever."""
         mine = {site.name: self.observers[site.name].state() for site in part.sites}
-        states = gather_objects((failure, mine))
-        for message, _ in states:
+        peaks = {site.name: self.peaks.state(site.name) for site in part.sites}
+        states = gather_objects((failure, mine, peaks))
+        for message, *_ in states:
             if message:
                 raise InputError(message)
         for name in mine:
+            for _, _, other in states:
+                self.peaks.merge(name, other[name])
             merged = RangeObserver.from_state(states[0][1][name])
-            for _, other in states[1:]:
+            for _, other, _ in states[1:]:
                 merged.merge(RangeObserver.from_state(other[name]))
             self.observers[name] = merged
         for note in fill_from_layer(part, self.observers):
