@@ -20,10 +20,9 @@ from qvlm_lightning.calibration.token_peaks import TokenPeaks, positions
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.passes import Passes
 from qvlm_lightning.forward.samples import Batch, by_sample
-from qvlm_lightning.models.family import PROMPT, VLMFamily
+from qvlm_lightning.models.family import VISION, VLMFamily
 from qvlm_lightning.nn.distributed import gather_objects, world
 from qvlm_lightning.nn.routing import observed
-from qvlm_lightning.nn.sinks import SinkTokens
 from qvlm_lightning.nn.structure import Site, Structure
 
 MASSIVE = 8.0
@@ -51,7 +50,7 @@ def constant_prefix(family: VLMFamily, batches: Sequence[Batch]) -> tuple[int, .
         for ids_T, kind_T, mask_T in zip(
             batch["input_ids"], kinds, batch["attention_mask"].bool(), strict=True
         ):
-            ids, text = ids_T[mask_T].tolist(), (kind_T[mask_T] == PROMPT).tolist()
+            ids, text = ids_T[mask_T].tolist(), (kind_T[mask_T] != VISION).tolist()
             length = text.index(False) if False in text else len(text)
             if length == 0:
                 raise InputError(
@@ -106,7 +105,7 @@ def prefix_length(massive: Mapping[int, set[int]], longest: int) -> int:
     often = [
         place
         for place in range(longest)
-        if sum(place in positions for positions in massive.values()) >= SHARE * len(massive)
+        if sum(place in found for found in massive.values()) >= SHARE * len(massive)
     ]
     return max([place + 1 for place in often], default=1)
 
@@ -127,10 +126,10 @@ def recurring_tokens(
     """
     hit: Counter[int] = Counter()
     there: Counter[int] = Counter()
-    for sample, positions in massive.items():
+    for sample, found in massive.items():
         tokens = ids[sample]
         there.update(set(tokens[1:]) & allowed)
-        hit.update({tokens[place] for place in positions if place} & allowed)
+        hit.update({tokens[place] for place in found if place} & allowed)
     return tuple(sorted(t for t, n in hit.items() if n >= 2 and n >= SHARE * there[t]))
 
 
@@ -194,15 +193,18 @@ class SinkSearch:
             kinds, mask = self.family.token_kind(batch), batch["attention_mask"].bool()
             for row, index in enumerate(batch["sample_index"].tolist()):
                 ids[index] = batch["input_ids"][row][mask[row]].tolist()
-            text |= set(batch["input_ids"][kinds == PROMPT].tolist())
+            text |= set(batch["input_ids"][(kinds != VISION) & mask].tolist())
         massive: dict[int, set[int]] = {index: set() for index in ids}
         for site in self.sites:
             found = massive_positions(self.peaks.of(site.name), self.peaks.places(site.name))
-            for index, positions in found.items():
-                massive[index] |= positions
+            for index, places in found.items():
+                massive[index] |= places
         self.sinks.prefix = self.constant[: prefix_length(massive, len(self.constant))]
         if not self.sinks.stored:
-            later = {i: {p for p in places if p >= len(self.sinks.prefix)} for i, places in massive.items()}
+            later = {
+                i: {p for p in places if p >= len(self.sinks.prefix)}
+                for i, places in massive.items()
+            }
             self.sinks.tokens = recurring_tokens(later, ids, text)
 
 

@@ -142,7 +142,8 @@ class SequentialSearch(Method):
             hidden, size = x_q[batch].hidden, x_q[batch].hidden.shape[0]
             weight = block.weight(batch, x_q[batch].shared_mask(x_fp[batch]))
             stacked = hidden.repeat(count, *[1] * (hidden.dim() - 1))
-            with torch.no_grad(), site.quantizer.candidates(low, high):
+            placed = block.x_q[batch].sinks_placed(spread=True)
+            with torch.no_grad(), placed, site.quantizer.candidates(low, high):
                 outputs = [linear(stacked) for linear in site.linears.values()]
             block.cost.count(sites=count)
             for linear, output in zip(site.linears.values(), outputs, strict=True):

@@ -65,7 +65,8 @@ class LeastSquares(Method):
             weight = block.weight(batch, seen.mask)
             for index in range(len(low)):
                 one = slice(index, index + 1)
-                with site.quantizer.candidates(low[one], high[one]):
+                placed = block.x_fp[batch].sinks_placed(spread=True)
+                with placed, site.quantizer.candidates(low[one], high[one]):
                     square = (site.quantizer(seen.hidden) - seen.hidden).double().square().sum(-1)
                 total[index] += float((square if weight is None else square * weight).sum())
         return all_sum(total)

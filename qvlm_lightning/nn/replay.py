@@ -1,7 +1,7 @@
 """Run single layers on inputs caught from a forward pass of the whole model."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -57,6 +57,17 @@ class UnitInput:
     def advanced(self, hidden: Tensor) -> "UnitInput":
         """Return the same call with another hidden state."""
         return replace(self, hidden=hidden)
+
+    def sinks_placed(self, spread: bool = False) -> AbstractContextManager[None]:
+        """Within the block, what is run by itself knows the sink tokens of this call.
+
+        Args:
+            spread: experts are given [B, T, D], as :func:`~qvlm_lightning.nn.routing.spread` does.
+        """
+        if self.sinks is None:
+            return nullcontext()
+        tokens, place = self.sinks
+        return tokens.at(place, spread)
 
     def of(self, unit: str) -> Call:
         """Return how a unit is called."""
@@ -215,8 +226,7 @@ def run_unit(
         hidden = hidden + own.added.repeat(copies, *[1] * (own.added.dim() - 1))
     args = tuple(spread(v) for v in own.args)
     kwargs = {n: spread(v, n == "position_embeddings") for n, v in own.kwargs.items()}
-    tokens, place = call.sinks or (None, hidden)
-    with placed(unit, tensors or {}), tokens.at(place) if tokens else nullcontext():
+    with placed(unit, tensors or {}), call.sinks_placed():
         output = unit.module(hidden, *args, **kwargs)
     return output[0] if isinstance(output, tuple) else output
 

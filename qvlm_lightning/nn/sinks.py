@@ -25,12 +25,14 @@ class SinkTokens:
         stored: whether the keys and values of ``prefix`` are stored (``sink: prefix``).
         place: of the running pass, [B, T] int64: place in ``prefix``, K for one of ``tokens``, -1
             for all others; ``None`` before the first pass.
+        spread: whether inputs of experts come as [B, T, D], one row per token of the prompt.
     """
 
     prefix: tuple[int, ...] = ()
     tokens: tuple[int, ...] = ()
     stored: bool = False
     place: Tensor | None = None
+    spread: bool = False
 
     @property
     def found(self) -> bool:
@@ -80,13 +82,14 @@ class SinkTokens:
                 )
 
     @contextmanager
-    def at(self, place: Tensor) -> Iterator[None]:
-        """Within the block, the running pass has these places (see ``place``)."""
-        before, self.place = self.place, place
+    def at(self, place: Tensor, spread: bool = False) -> Iterator[None]:
+        """Within the block, the running pass has these places (see ``place`` and ``spread``)."""
+        before = self.place, self.spread
+        self.place, self.spread = place, spread
         try:
             yield
         finally:
-            self.place = before
+            self.place, self.spread = before
 
     def rows(self, shape: torch.Size, route: Route | None = None) -> Tensor:
         """Return the place of every row of an activation.
@@ -107,7 +110,7 @@ class SinkTokens:
                 "sink tokens are found by their ids; call the model as a whole, with input_ids"
             )
         place, rows = self.place, shape[:-1]
-        if route is not None and route.tokens is not None:
+        if route is not None and route.tokens is not None and not self.spread:
             tokens = route.tokens
             place = place.repeat(max(1, len(tokens) // len(place)), 1).to(tokens.device)
             chosen = place.gather(1, tokens.clamp_min(0))
@@ -148,12 +151,14 @@ class SinkTokens:
         Raises:
             InputError: it is something else.
         """
-        lists = [values.get(n) for n in ("prefix", "tokens")] if isinstance(values, dict) else []
-        if not lists or not all(
-            isinstance(ids, list) and all(type(i) is int for i in ids) for ids in lists
-        ):
-            raise InputError(f"sinks is {values!r}; needed are lists of ids 'prefix' and 'tokens'")
-        self.prefix, self.tokens = (tuple(ids) for ids in lists)
+        given = values if isinstance(values, dict) else {}
+        for name in ("prefix", "tokens"):
+            ids = given.get(name)
+            if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+                raise InputError(
+                    f"sinks is {values!r}; needed are lists of ids 'prefix' and 'tokens'"
+                )
+            setattr(self, name, tuple(ids))
 
 
 class SinkOutput(nn.Module):

@@ -24,7 +24,7 @@ def decisions(calibrator: Calibrator) -> dict[str, Any]:
 
 def quantizers(calibrator: Calibrator) -> dict[str, Tensor]:
     state = calibrator.model.state_dict()
-    return {n: x for n, x in state.items() if "_quantizer." in n}
+    return {n: x for n, x in state.items() if "_quantizer." in n or "sink_output" in n}
 
 
 def assert_equal(streamed: Calibrator, whole: Calibrator) -> None:
@@ -53,6 +53,14 @@ def test_partition_percentiles_and_objectives_are_those_in_memory(calibrate, fol
 def test_any_method_without_a_partition(calibrate, folder, method):
     runs = [calibrate(folder, on, method) for on in (True, False)]
     assert_equal(*runs)
+
+
+def test_sink_tokens_and_their_keys(calibrate, folder):
+    scheme = Scheme.parse("w4a4", sink="prefix")
+    streamed, whole = (calibrate(folder, on, SequentialSearch(), scheme=scheme) for on in (True, False))
+    assert_equal(streamed, whole)
+    assert sum("sink_output" in name for name in quantizers(whole)) == 8, "4 layers"
+    assert streamed.structure.sinks.to_dict() == whole.structure.sinks.to_dict() != {}
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])

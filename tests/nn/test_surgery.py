@@ -5,13 +5,16 @@ import torch
 from torch import nn
 from transformers import AutoConfig
 
+from qvlm_lightning.errors import InputError
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
+from qvlm_lightning.nn.sinks import SinkOutput
 from qvlm_lightning.nn.surgery import quantize_model
-from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.quant.scheme import PartScheme, Scheme
 
 MODES = ["static_tensor", "static_channel", "dynamic_token"]
 W4A4 = Scheme.parse("w4a4")
+OFF = PartScheme(16, 16)
 
 
 def of_type(model: nn.Module, kind: type) -> dict[str, nn.Module]:
@@ -124,3 +127,42 @@ def test_only_the_named_towers_are_on_inside_the_block_and_as_before_behind_it(q
         assert structure.enabled() == {"vision": False, "projector": False, "language": True}
         assert not torch.equal(model(**inputs).logits, both)
     assert torch.equal(model(**inputs).logits, both)
+
+
+# --- sink tokens ----------------------------------------------------------------------------------
+
+
+def test_prefix_stores_keys_and_values_of_every_decoder_layer(config, build, family):
+    model = build(config(3, 2, -2))
+    quantize_model(model, family, Scheme.parse("w4a4", sink="prefix"))
+    found = {n.rpartition(".")[0] for n in of_type(model, SinkOutput)}
+    layers = [name for name, _ in family.decoder_layers(model)]
+    assert found == {f"{layer}.self_attn.{x}_proj" for layer in layers for x in "kv"}
+
+
+def test_only_sites_of_the_decoder_let_sinks_pass(config, build, family):
+    structure = quantize_model(build(config(3, 2, -2)), family, Scheme.parse("w4a4", sink="bypass"))
+    for name, tower in structure.towers.items():
+        for site in tower.sites:
+            assert (site.quantizer.sinks is structure.sinks) == (name == "language")
+    assert not structure.sinks.stored
+
+
+@pytest.mark.parametrize(
+    ("scheme", "sentence"),
+    [
+        (Scheme(language=OFF, sink="bypass"), "leaves it in full precision"),
+        (Scheme(sink="prefix", ignore=("1.self_attn.v_proj",)), r"1\.self_attn\.v_proj is left alone"),
+    ],
+)
+def test_sinks_that_cannot_be_kept_are_refused(config, build, family, scheme, sentence):
+    model = build(config(3, 2, -2))
+    with pytest.raises(InputError, match=sentence):
+        quantize_model(model, family, scheme)
+    assert not of_type(model, QuantLinear), "a refused model is left as it was"
+
+
+def test_an_attention_of_another_form_is_refused(config, build, family, monkeypatch):
+    monkeypatch.setattr(type(family), "attention", lambda self, layer: None)
+    with pytest.raises(InputError, match="has another form; allowed here: 'none', 'bypass'"):
+        quantize_model(build(config(3, 2, -2)), family, Scheme.parse("w4a4", sink="prefix"))

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
+from qvlm_lightning.methods import JointSearch, LeastSquares, MinMax, SequentialSearch
 from qvlm_lightning.methods.site_chains import full_precision_site_inputs, quantized_site_input
+from qvlm_lightning.models.family import model_inputs
 from qvlm_lightning.nn.replay import run_unit
 from qvlm_lightning.quant.scheme import Scheme
 
@@ -66,3 +67,30 @@ def test_one_site_of_an_expert_is_scored_on_tokens_that_both_chains_send_there(c
         assert torch.equal(mask, both)
         assert seen.hidden.shape == (*quantized[0].hidden.shape[:2], site.leader.in_features)
         assert (seen.hidden[~seen.mask & quantized[0].mask] == 0).all()
+
+
+@pytest.mark.parametrize("method", [SequentialSearch, JointSearch, LeastSquares])
+@pytest.mark.parametrize("sink", ["bypass", "prefix"])
+def test_sink_tokens_of_experts_are_neither_searched_nor_quantized(method, sink, calibrator):
+    """Experts see rows in an order of their own, and in single sites all tokens."""
+    made = calibrator("qwen2_moe", Scheme.parse("w4a4", sink=sink), count=1, words=8)
+    made.structure.enable(True)
+    made.search(["language"], method([1.0, 0.9]), "final")
+    assert made.structure.sinks.prefix == (1,)
+    seen = {}
+    experts = [s for s in made.structure.sites if s.route is not None and s.route.role == "down_in"]
+    for site in experts:
+        site.quantizer.register_forward_hook(
+            lambda m, args, out, name=site.name: seen.update({name: (args[0], out)})
+        )
+    for batch in made.search_batches:
+        made.model(**model_inputs(batch), use_cache=False)
+    touched = 0
+    for site in experts:
+        if site.name in seen:
+            (x, out), tokens = seen[site.name], site.route.tokens
+            first = tokens == 0
+            touched += int(first.sum())
+            assert torch.equal(out[first], x[first])
+            assert not torch.equal(out[tokens > 0], x[tokens > 0])
+    assert touched
