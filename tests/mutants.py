@@ -124,7 +124,7 @@ NN = [
     (_QUANTIZER, "stacked = x.reshape(count, x.shape[0] // count, *x.shape[1:])", "stacked = x.reshape(x.shape[0] // count, count, *x.shape[1:]).transpose(0, 1)", "stacked candidates take each other's ranges", QUANTIZER),
     (_LINEAR, "key = version_key(*decided)", "key = version_key(self.weight)", "a learned weight clip is not seen without gradients", SHARING),
     (_LINEAR, "if torch.is_grad_enabled() and any(x.requires_grad for x in decided):", "if not decided:", "the kept weight is used where a gradient is needed", GRADIENTS),
-    (_LINEAR, "return F.linear(self.site(x), self.quantized_weight(), self.bias)", "return F.linear(self.site(x), self.weight, self.bias)", "weights are never quantized", SEQUENTIAL),
+    (_LINEAR, "output = F.linear(self.site(x), self.quantized_weight(), self.bias)", "output = F.linear(self.site(x), self.weight, self.bias)", "weights are never quantized", SEQUENTIAL),
     (_BLOCK, "return self.token_weights(call.kind, call.mask if mask is None else mask)", "return None", "the objective of a block counts padding", JOINT),
     (_BLOCK, "normalized = self.objective == \"normalized\"", "normalized = False", "the objective of a block is always the plain error", JOINT),
     (_REPLAY, "modules += [linear for site in unit.sites for linear in site.linears.values()]", "modules += []", "targets come from quantized weights", JOINT),
@@ -470,6 +470,192 @@ ENGINE = [
     ),
 ]
 
+_SINKS = "qvlm_lightning/nn/sinks.py"
+_FOUND = "qvlm_lightning/calibration/sinks.py"
+_SINK_UNIT = "tests/nn/test_sinks.py"
+_SINK = "tests/wiring/test_sinks.py"
+_CACHE = f"{_SINK}::test_prefix_is_a_full_precision_cache_in_front_of_a_quantized_prompt"
+_PLACES = f"{_SINK_UNIT}::test_places_are_those_of_a_loop"
+_ROWS = f"{_SINK_UNIT}::test_rows_follow_stacked_copies_flat_tokens_and_experts"
+_OF_EXPERTS = "tests/calibration/experts/test_search.py::test_sink_tokens_of_experts_are_neither_searched_nor_quantized"
+SINKS = [
+    (
+        _SINKS,
+        "rank = (real.cumsum(dim=1) - 1).masked_fill(real == 0, size)",
+        "rank = torch.arange(ids.shape[1]).expand_as(ids)",
+        "the first tokens are those of the padding",
+        _PLACES,
+    ),
+    (
+        _SINKS,
+        "place[ids == token] = size\n        if past == 0:",
+        "place[ids == token] = size\n        if True:",
+        "a token behind a cache is a first one",
+        _PLACES,
+    ),
+    (
+        _SINKS,
+        "if self.stored and not (bool(same.all()) and",
+        "if self.stored and not (True and",
+        "keys of other first tokens are taken",
+        f"{_SINK_UNIT}::test_stored_keys_refuse_a_prompt_that_begins_otherwise",
+    ),
+    (
+        _SINKS,
+        "elif self.stored and past < size:",
+        "elif self.stored and past < 0:",
+        "a prompt in pieces is taken",
+        f"{_SINK_UNIT}::test_stored_keys_refuse_a_prompt_in_pieces",
+    ),
+    (
+        _SINKS,
+        "route.tokens is not None and not self.spread:",
+        "route.tokens is not None and False:",
+        "rows of experts are taken for tokens in order",
+        _ROWS,
+    ),
+    (
+        _SINKS,
+        "route.tokens is not None and not self.spread:",
+        "route.tokens is not None:",
+        "tokens of a single site are taken for rows of an expert",
+        _OF_EXPERTS,
+    ),
+    (
+        _SINKS,
+        "if rest or (len(rows) == 2 and rows[1] != place.shape[1]):",
+        "if rest:",
+        "an activation of another pass is taken",
+        f"{_SINK_UNIT}::test_an_activation_of_another_pass_is_refused",
+    ),
+    (
+        _SINKS,
+        "first = (place >= 0) & (place < len(self.value))",
+        "first = place >= 0",
+        "recurring tokens take keys of the first one",
+        f"{_SINK_UNIT}::test_stored_rows_take_the_place_of_the_first_tokens_only",
+    ),
+    (
+        _SINKS,
+        "past = 0 if cache is None else int(cache.get_seq_length())",
+        "past = 0",
+        "a decoded token is taken for the first",
+        f"{_SINK_UNIT}::test_a_pass_is_noted_from_the_arguments_of_the_model",
+    ),
+    (
+        "qvlm_lightning/nn/linear.py",
+        "return output if self.sink_output is None or not self.enabled else self.sink_output(output)",
+        "return output",
+        "stored keys and values are not used",
+        _CACHE,
+    ),
+    (
+        "qvlm_lightning/nn/quantizer.py",
+        "y = torch.where((self.sinks.rows(x.shape, self.route) >= 0)[..., None], x, y)",
+        "pass",
+        "sinks are quantized",
+        f"{_SINK}::test_bypass_quantizes_no_sink_and_every_other_token",
+    ),
+    (
+        "qvlm_lightning/nn/surgery.py",
+        "site.quantizer.sinks, site.quantizer.route = structure.sinks, site.route",
+        "site.quantizer.sinks = structure.sinks",
+        "experts do not know their rows",
+        _OF_EXPERTS,
+    ),
+    (
+        "qvlm_lightning/nn/surgery.py",
+        "for x in (attention.k, attention.v))",
+        "for x in (attention.k,))",
+        "values are not stored",
+        _CACHE,
+    ),
+    (
+        "qvlm_lightning/nn/replay.py",
+        "with placed(unit, tensors or {}), call.sinks_placed():",
+        "with placed(unit, tensors or {}):",
+        "a layer run by itself does not know its sinks",
+        f"{_SINK}::test_a_search_runs_behind_the_stored_keys_and_values",
+    ),
+    (
+        "qvlm_lightning/forward/passes.py",
+        "call.sinks = sinks, place.to(self.device)",
+        "pass",
+        "a call does not say its sinks",
+        f"{_SINK}::test_a_search_runs_behind_the_stored_keys_and_values",
+    ),
+    (
+        "qvlm_lightning/forward/samples.py",
+        'return mask & ~batch["sink"] if "sink" in batch else mask',
+        "return mask",
+        "sinks count in ranges",
+        f"{_SINK}::test_ranges_are_those_of_all_other_tokens",
+    ),
+    (
+        "qvlm_lightning/calibration/calibrator.py",
+        "batches[:] = [with_sinks(self.structure.sinks, b) for b in batches]",
+        "pass",
+        "batches do not say their sinks",
+        f"{_SINK}::test_ranges_are_those_of_all_other_tokens",
+    ),
+    (
+        "qvlm_lightning/calibration/statistics.py",
+        "        first_tokens.store()\n",
+        "",
+        "keys and values do not reach the model",
+        _CACHE,
+    ),
+    (
+        _FOUND,
+        "self.sinks.prefix = self.constant[: prefix_length(massive, len(self.constant))]",
+        "self.sinks.prefix = self.constant[:1]",
+        "a second massive token is no sink",
+        f"{_SINK}::test_sinks_are_those_that_are_massive",
+    ),
+    (
+        _FOUND,
+        "if sum(place in found for found in massive.values()) >= SHARE * len(massive)",
+        "if massive",
+        "every constant token is a sink",
+        f"{_SINK}::test_a_model_without_massive_tokens_has_the_first_one",
+    ),
+    (
+        _FOUND,
+        "n >= 2 and n >= SHARE * there[t]",
+        "n >= 99",
+        "recurring tokens are not found",
+        f"{_SINK}::test_sinks_are_those_that_are_massive",
+    ),
+    (
+        _FOUND,
+        "if not gap <= AGREEMENT",
+        "if False and not gap <= AGREEMENT",
+        "keys that differ between samples are stored",
+        "tests/calibration/test_sinks.py::test_keys_that_differ_between_samples_are_refused",
+    ),
+    (
+        _FOUND,
+        "if sample <= self.values.get(name, (sample, value))[0]:",
+        "if True:",
+        "processes store keys of different samples",
+        "tests/calibration/test_sinks.py::test_every_process_stores_the_keys_of_the_first_sample",
+    ),
+    (
+        "qvlm_lightning/artifact.py",
+        'structure.sinks.update(manifest.get("sinks"))',
+        "pass",
+        "a loaded artifact does not know its sinks",
+        "tests/artifact/test_sinks.py::test_a_loaded_model_knows_its_sinks",
+    ),
+    (
+        "qvlm_lightning/vision/parts.py",
+        "[with_sinks(sinks, with_image_rows(family, model, batch)) for batch in batches]",
+        "[with_image_rows(family, model, batch) for batch in batches]",
+        "the tower's loss counts sinks",
+        "tests/calibration/test_sinks.py::test_parts_of_a_process_say_their_sinks",
+    ),
+]
+
 MUTANTS = [
     *QUANT,
     *LOSSES,
@@ -480,4 +666,5 @@ MUTANTS = [
     *FORWARD,
     *CALLBACKS,
     *ENGINE,
+    *SINKS,
 ]

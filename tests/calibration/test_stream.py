@@ -57,7 +57,9 @@ def test_any_method_without_a_partition(calibrate, folder, method):
 
 def test_sink_tokens_and_their_keys(calibrate, folder):
     scheme = Scheme.parse("w4a4", sink="prefix")
-    streamed, whole = (calibrate(folder, on, SequentialSearch(), scheme=scheme) for on in (True, False))
+    streamed, whole = (
+        calibrate(folder, on, SequentialSearch(), scheme=scheme) for on in (True, False)
+    )
     assert_equal(streamed, whole)
     assert sum("sink_output" in name for name in quantizers(whole)) == 8, "4 layers"
     assert streamed.structure.sinks.to_dict() == whole.structure.sinks.to_dict() != {}

@@ -152,7 +152,10 @@ def test_only_sites_of_the_decoder_let_sinks_pass(config, build, family):
     ("scheme", "sentence"),
     [
         (Scheme(language=OFF, sink="bypass"), "leaves it in full precision"),
-        (Scheme(sink="prefix", ignore=("1.self_attn.v_proj",)), r"1\.self_attn\.v_proj is left alone"),
+        (
+            Scheme(sink="prefix", ignore=("1.self_attn.v_proj",)),
+            r"1\.self_attn\.v_proj is left alone",
+        ),
     ],
 )
 def test_sinks_that_cannot_be_kept_are_refused(config, build, family, scheme, sentence):

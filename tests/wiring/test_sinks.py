@@ -11,7 +11,16 @@ from qvlm_lightning.models.family import model_inputs
 from qvlm_lightning.quant.scheme import PartScheme, Scheme
 from tests.calibration.conftest import IMAGE, make_batch
 from tests.wiring.conftest import DoubleToy
-from tests.wiring.plain import DECODER, LINEARS, Plain, Trace, double, left_padded, of_pool, tower_of
+from tests.wiring.plain import (
+    DECODER,
+    LINEARS,
+    Plain,
+    Trace,
+    double,
+    left_padded,
+    of_pool,
+    tower_of,
+)
 
 BEGIN, SECOND, LATER = 1, 6, 17
 LANGUAGE = PartScheme(4, 4)
@@ -45,7 +54,10 @@ class MassiveToy(DoubleToy):
 
     def load_model(self):
         model = super().load_model()
-        layer, embeddings = model.model.language_model.layers[1], model.get_input_embeddings().weight
+        layer, embeddings = (
+            model.model.language_model.layers[1],
+            model.get_input_embeddings().weight,
+        )
         with torch.no_grad():
             # one channel of the residual says who is massive, one of the MLP makes it so
             embeddings[:, 0] = 0
@@ -133,7 +145,7 @@ def test_prefix_is_a_full_precision_cache_in_front_of_a_quantized_prompt(prompts
             inputs, real = sample(batch, row)
             ids = inputs.pop("input_ids")
             cache = plain.model(input_ids=ids[:, :2], use_cache=True).past_key_values
-            with plain._hooks(type("Trace", (), {"inputs": {}, "outputs": {}})(), ranges, ""):
+            with plain._hooks(Trace(), ranges, ""):
                 rest = plain.model(input_ids=ids[:, 2:], past_key_values=cache, **inputs).logits
             torch.testing.assert_close(given[row][real][2:], rest[0], rtol=1e-6, atol=1e-6)
 
