@@ -62,7 +62,9 @@ def build(args: argparse.Namespace) -> int:
     asked = easy_vqa(args.data, "test") if args.data else None
     language, tokenizer = read_language(files[0])
     before = checks.reading(language.model, language.lm_head, tokenizer)
-    model, processor = assemble(language, tokenizer, read_tower(files[1]))
+    tower = read_tower(files[1])
+    difference = checks.check_tower(files[1], tower)
+    model, processor = assemble(language, tokenizer, tower)
     adapter.merge(model, args.adapter)
     after = checks.reading(model.model.language_model, model.lm_head, tokenizer)
     answered = asked and checks.accuracy(model, processor, asked, args.questions or None)
@@ -76,9 +78,11 @@ def build(args: argparse.Namespace) -> int:
     card = CARD.format(parts="\n".join(rows), table=table)
     (args.output / "README.md").write_text(card, encoding="utf-8")
     facts: dict[str, Any] = {"before": vars(before), "after": vars(after), "answered": answered}
+    facts["tower_difference"] = difference
     (args.output / "build.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
     size = sum(file.stat().st_size for file in args.output.iterdir()) / 2**20
     print(table)
+    print(f"\nThe tower differs from its file by {difference:.0e} of the largest output.")
     print(f"\n{args.output}: {size:.0f} MiB, {time.monotonic() - began:.0f} s")
     return 0
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.data.collate import collate
 from qvlm_lightning.data.sample import Sample
+from qvlm_lightning.errors import InputError
 from qvlm_lightning.progress import bar
 from tools.joined.questions import YES_NO, Picture
 
@@ -19,6 +20,9 @@ PASSAGE = Path(__file__).parent / "passage.txt"
 """The beginning of On the Origin of Species (Charles Darwin, 1859), in the public domain."""
 ACCURACY, PERPLEXITY, ACTIVATIONS = 80.0, 0.10, 0.20
 """Least per cent of easy-VQA's test questions, largest relative change of the other two."""
+SAME, LAST_NORM = 1e-3, "/backbone/layernorm/Add_1_output_0"
+"""How far the tower may be from the package's file, by its largest output; what that output is
+called in the file."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +72,41 @@ def reading(decoder: Any, head: nn.Module, tokenizer: Any) -> Language:
     site = max(largest, key=lambda index: largest[index])
     between = max(float(x.abs().max()) for x in out.hidden_states[:-1])
     return Language(float(loss.exp()), largest[site], between, site)
+
+
+@torch.no_grad()
+def check_tower(file: Path, tower: Any) -> float:
+    """Return how far a tower is from the file it was read from, run by ONNX Runtime on noise.
+
+    Args:
+        file: the package's ONNX file; it says the size of the image.
+        tower: of :func:`~tools.joined.assemble.read_tower`.
+
+    Returns:
+        The largest difference of the last norm's output, relative to its largest value.
+
+    Raises:
+        InputError: more than ``SAME``.
+    """
+    import onnx
+    import onnxruntime
+
+    graph = onnx.load(str(file))
+    graph.graph.output.extend([onnx.ValueInfoProto(name=LAST_NORM)])
+    onnxruntime.set_default_logger_severity(3)
+    session = onnxruntime.InferenceSession(graph.SerializeToString())
+    (entry,) = session.get_inputs()
+    image = torch.randn(1, *entry.shape[1:], generator=torch.Generator().manual_seed(0))
+    (expected,) = session.run([LAST_NORM], {entry.name: image.numpy()})
+    wanted = torch.from_numpy(expected)
+    found = tower(pixel_values=image).last_hidden_state
+    difference = float((found - wanted).abs().max() / wanted.abs().max())
+    if not difference <= SAME:
+        raise InputError(
+            f"the tower differs from {file.name} by {difference:.1e} of its largest output; "
+            f"allowed is {SAME:.0e}"
+        )
+    return difference
 
 
 @torch.no_grad()
