@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.calibration.few_tokens import fill_from_layer
+from qvlm_lightning.calibration.token_peaks import TokenPeaks, expert_places
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.passes import Passes
 from qvlm_lightning.forward.samples import Batch, by_sample, rows_and_mask
@@ -40,6 +41,7 @@ class Statistics:
             for site in structure.sites
         }
         self.tables: dict[str, RangeTable] = {}
+        self.peaks = TokenPeaks()
 
     @staticmethod
     def _granularity(site: Site) -> Granularity:
@@ -76,9 +78,13 @@ class Statistics:
         def on_input(number: int, name: str, x: Tensor) -> None:
             batch = mine[number]
             rows = rows_and_mask(tower_of[name], batch)[0]
-            x, mask = observed(route_of[name], *by_sample(tower_of[name], x, batch))
+            x, real = by_sample(tower_of[name], x, batch)
+            tokens = None if (route := route_of[name]) is None else route.tokens
+            x, mask = observed(route, x, real)
             try:
                 self.observers[name].update(x, mask, rows)
+                places = None if tokens is None else expert_places(tokens, real)
+                self.peaks.update(name, x, mask, rows, places)
             except InputError as error:
                 raise InputError(f"calibration activations at {name}: {error}") from error
 
@@ -105,13 +111,16 @@ class Statistics:
     def _merge(self, failure: str | None, part: Tower | Unit) -> None:
         """Merge over processes; all of them fail together, so that none waits for ever."""
         mine = {site.name: self.observers[site.name].state() for site in part.sites}
-        states = gather_objects((failure, mine))
-        for message, _ in states:
+        peaks = {site.name: self.peaks.state(site.name) for site in part.sites}
+        states = gather_objects((failure, mine, peaks))
+        for message, *_ in states:
             if message:
                 raise InputError(message)
         for name in mine:
+            for _, _, other in states:
+                self.peaks.merge(name, other[name])
             merged = RangeObserver.from_state(states[0][1][name])
-            for _, other in states[1:]:
+            for _, other, _ in states[1:]:
                 merged.merge(RangeObserver.from_state(other[name]))
             self.observers[name] = merged
         for note in fill_from_layer(part, self.observers):

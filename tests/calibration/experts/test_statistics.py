@@ -11,6 +11,7 @@ from qvlm_lightning.calibration.few_tokens import FEW_TOKENS
 from qvlm_lightning.forward.samples import model_inputs
 from qvlm_lightning.methods import SequentialSearch
 from qvlm_lightning.quant.scheme import Scheme
+from tests.wiring.plain import left_padded
 
 
 def reached(model: Any, name: str, data: list[dict[str, Tensor]]) -> dict[int, list[Tensor]]:
@@ -117,3 +118,39 @@ def test_an_expert_that_no_token_reaches_is_calibrated_too(make, batches):
     made.structure.enable(True)
     made.search(["vision", "projector", "language"], SequentialSearch(), "final")
     assert made.state.percentiles[f"{name}.mlp_in"] == 1.0, "nothing to choose by"
+
+
+@pytest.mark.parametrize("name", ["qwen2_moe", "moe_llava_stablelm"])
+def test_peaks_of_an_expert_have_the_positions_of_its_own_tokens(name, make, batches):
+    """Padding is in front of every other batch."""
+    data = [b if i % 2 else left_padded(b) for i, b in enumerate(batches())]
+    model, family = make(name)
+    made = Calibrator(model, family, Scheme.parse("w4a4"), data, data[:1])
+    made.collect()
+    plain, _ = make(name)
+    layer = "model.language_model.layers.0.mlp"
+    magnitudes: dict[tuple[int, int], float] = {}
+    for batch in data:
+        seen: list[Tensor] = []
+        handle = plain.get_submodule(layer).register_forward_pre_hook(
+            lambda m, args, seen=seen: seen.append(args[0])
+        )
+        plain(**model_inputs(batch, torch.device("cpu")))
+        handle.remove()
+        for row, sample in enumerate(batch["sample_index"].tolist()):
+            real = [p for p in range(seen[0].shape[1]) if batch["attention_mask"][row, p]]
+            for position, place in enumerate(real):
+                magnitudes[sample, position] = float(seen[0][row, place].abs().max())
+    wanted = {e: len(x) for e, x in reached(plain, layer, data).items()}
+    peaks, found = made.statistics.peaks, dict.fromkeys(wanted, 0)
+    for site in made.structure.sites:
+        if site.route is None or site.route.role != "mlp_in" or not site.name.startswith(layer):
+            continue
+        for sample, kept in peaks.of(site.name).items():
+            places = peaks.places(site.name).get(sample, torch.arange(len(kept)))
+            found[site.route.index] += len(kept)
+            for position, magnitude in zip(places.tolist(), kept.tolist(), strict=True):
+                assert magnitude == pytest.approx(magnitudes[sample, position], abs=1e-6)
+        peak = peaks.peak(site.name)
+        assert peak.worst == pytest.approx(magnitudes[peak.sample, peak.position], abs=1e-6)
+    assert found == wanted
