@@ -12,6 +12,7 @@ from torch import nn
 from qvlm_lightning.calibration.block_search import BlockSearch
 from qvlm_lightning.calibration.decisions import Decisions
 from qvlm_lightning.calibration.dependency import dependency_counts
+from qvlm_lightning.calibration.massive import warning_lines
 from qvlm_lightning.calibration.state import CalibrationState
 from qvlm_lightning.calibration.statistics import Progress, Statistics
 from qvlm_lightning.errors import InputError
@@ -22,9 +23,11 @@ from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.proxies import Evidence, Proxy
 from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.nn.distributed import is_main
 from qvlm_lightning.nn.replay import run_unit
 from qvlm_lightning.nn.structure import Tower
 from qvlm_lightning.nn.surgery import quantize_model
+from qvlm_lightning.progress import say
 from qvlm_lightning.quant.entropy import conditional_entropy
 from qvlm_lightning.quant.partition import (
     fixed_blocks,
@@ -113,12 +116,15 @@ class Calibrator:
 
     def collect(self, percentiles: Sequence[float] | None = None) -> None:
         """Collect the full-precision statistics; on a fresh calibration put every range on
-        min-max.
+        min-max. Says which sites have tokens that one range does not fit.
 
         Args:
             percentiles: see :meth:`Statistics.collect`.
         """
         self.statistics.collect(self.passes, self.batches, self.progress, percentiles)
+        if is_main():
+            for line in warning_lines(self.structure, self.scheme, self.statistics.peaks):
+                say(line)
         if not self.state.initialised:
             self.statistics.initialise()
             self.state.initialised = True
@@ -207,7 +213,7 @@ class Calibrator:
             name: name of this pass, under which finished blocks are kept.
         """
         self.blocks.search(
-            towers, method, name, [self.fingerprint, self.scheme.to_dict(), self.seed]
+            towers, method, name, [self.fingerprint, self.scheme.identity(), self.seed]
         )
 
     def restore_changes(self) -> None:
