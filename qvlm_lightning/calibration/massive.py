@@ -9,8 +9,8 @@ from qvlm_lightning.nn.structure import Site, Structure
 from qvlm_lightning.quant.scheme import OFF, Scheme
 
 MASSIVE = 8.0
-"""A site is massive if its largest token passes this many times its median token: of the 16 codes of
-a 4-bit range over all tokens, half of the tokens then use five at most."""
+"""A site is massive if its largest token passes this many times its median token: of the 16 codes
+of a 4-bit range over all tokens, half of the tokens then use five at most."""
 NAMED = 5
 """Most sites in a warning, and most positions of a site in a report."""
 

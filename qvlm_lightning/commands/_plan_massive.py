@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from qvlm_lightning.calibration.massive import proposed_overrides
@@ -41,9 +43,10 @@ class MassiveSites:
         units = {name: [u.name for u in t.units] for name, t in structure.towers.items()}
         if ran != planned or report["units"] != units:
             told = [", ".join(map(str, each.values())) for each in (ran, planned)]
-            what = "with other layers" if told[0] == told[1] else told[0]
+            what = f"{told[0]} with other layers" if ran == planned else told[0]
             raise InputError(
-                f"report {str(path)!r} is of another model ({what}); give that of a run of {told[1]}"
+                f"report {str(path)!r} is of another model, {what}; allowed is that of a run of "
+                f"{told[1]}"
             )
         self.sites: dict[str, dict[str, Any]] = report["massive"]["sites"]
         self.bits = {s.name: s.quantizer.num_bits for s in structure.sites}
@@ -72,7 +75,7 @@ class MassiveSites:
             table.add_column(name, justify="right")
         for row in self.values()["massive"]:
             sizes = [f"{row[name]:,.4g}" for name in ("worst", "median", "ratio")]
-            token = "" if row["token"] is None else repr(row["token"])
+            token = "" if row["token"] is None else escape(repr(row["token"]))
             bits = row["planned_bits"] or ""
             table.add_row(row["site"], *sizes, str(row["position"]), token, str(bits))
         console.print(table)
@@ -86,7 +89,7 @@ class MassiveSites:
         together = json.dumps(self.scheme.overrides | self.proposed)
         return [
             "Overrides that give these sites more bits:",
-            f"--model.scheme.overrides='{together}'",
+            f"--model.scheme.overrides={quote(together)}",
         ]
 
 

@@ -29,19 +29,26 @@ def check_overrides(overrides: Overrides, inputs: Sequence[dict[str, PartScheme]
                 f"allowed is a regular expression found in the name of one{such}"
             )
     for widths in inputs:
-        by_bits = {each.activation_bits: name for name, each in widths.items()}
-        if len(by_bits) > 1:
-            raise InputError(_one_input(overrides, by_bits))
+        if len({each.activation_bits for each in widths.values()}) > 1:
+            raise InputError(_one_input(overrides, widths))
 
 
-def _one_input(overrides: Overrides, by_bits: dict[int, str]) -> str:
-    """Say which pattern gives one layer of an input other activation bits than another."""
-    (bits, name), (other_bits, other) = list(by_bits.items())[:2]
-    giving = {p for p, given in overrides.items() if "activation_bits" in given}
-    if not any(re.search(p, name) for p in giving):
-        (bits, name), (other_bits, other) = (other_bits, other), (bits, name)
-    pattern = next(p for p in reversed(overrides) if p in giving and re.search(p, name))
+def _one_input(overrides: Overrides, widths: dict[str, PartScheme]) -> str:
+    """Say which pattern gives one layer of an input other activation bits than another has: the
+    last one that matches some of them only.
+    """
+    bits = {name: each.activation_bits for name, each in widths.items()}
+    pattern, name, other = next(
+        (pattern, name, other)
+        for pattern, given in reversed(overrides.items())
+        if "activation_bits" in given
+        for name in bits
+        if re.search(pattern, name)
+        for other in bits
+        if not re.search(pattern, other) and bits[other] != bits[name]
+    )
     return (
-        f"overrides pattern {pattern!r} gives {name} {bits} activation bits, but {other} reads the "
-        f"same input and has {other_bits}; allowed is one width for all Linear layers of an input"
+        f"overrides pattern {pattern!r} gives {name} {bits[name]} activation bits, but {other} "
+        f"reads the same input and has {bits[other]}; allowed is one width for all Linear layers "
+        "of an input"
     )
