@@ -155,16 +155,23 @@ def _pattern(
         known: full names of all modules that may be matched.
     """
     numbered = numbers != [-1]
-    middle = rf"\.{_either([str(n) for n in sorted(numbers)])}" if numbered else ""
-    end = rf"{middle}{re.escape(behind)}\.{_either([re.escape(leaf) for leaf in leaves])}"
+    middle = f"[.]{_either([str(n) for n in sorted(numbers)])}" if numbered else ""
+    end = f"{middle}{_escaped(behind)}[.]{_either([_escaped(leaf) for leaf in leaves])}"
     paths = [f"{before}.{n}{behind}" if numbered else before for n in numbers]
     wanted = {f"{path}.{leaf}" for path in paths for leaf in leaves}
     parts = before.split(".")
     for first in range(len(parts) - 1, -1, -1):
-        pattern = re.escape(".".join(parts[first:])) + end
+        pattern = _escaped(".".join(parts[first:])) + end
         if {name for name in known if re.search(pattern, name)} == wanted:
             return pattern
-    return f"^{re.escape(before)}{end}$"
+    return f"^{_escaped(before)}{end}$"
+
+
+def _escaped(text: str) -> str:
+    """Return a regular expression of a text without a backslash, which the command line's parser
+    would double.
+    """
+    return "".join(c if c.isalnum() or c in "_-" else f"[{c}]" for c in text)
 
 
 def _either(texts: Sequence[str]) -> str:
