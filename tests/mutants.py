@@ -557,14 +557,14 @@ SINKS = [
         f"{_SINK}::test_bypass_quantizes_no_sink_and_every_other_token",
     ),
     (
-        "qvlm_lightning/nn/surgery.py",
+        "qvlm_lightning/nn/sink_surgery.py",
         "site.quantizer.sinks, site.quantizer.route = structure.sinks, site.route",
         "site.quantizer.sinks = structure.sinks",
         "experts do not know their rows",
         _OF_EXPERTS,
     ),
     (
-        "qvlm_lightning/nn/surgery.py",
+        "qvlm_lightning/nn/sink_surgery.py",
         "for x in (attention.k, attention.v))",
         "for x in (attention.k,))",
         "values are not stored",
@@ -655,6 +655,54 @@ SINKS = [
         "tests/calibration/test_sinks.py::test_parts_of_a_process_say_their_sinks",
     ),
 ]
+_OWN = "qvlm_lightning/quant/overrides.py"
+_SCHEME = "qvlm_lightning/quant/scheme.py"
+_SURGERY = "qvlm_lightning/nn/surgery.py"
+_PEAKS = "qvlm_lightning/calibration/token_peaks.py"
+_MASSIVE = "qvlm_lightning/calibration/massive.py"
+_NN_TESTS = "tests/nn/test_overrides.py"
+_SCHEMES = "tests/quant/test_overrides.py"
+_PEAK_TESTS = "tests/calibration/test_token_peaks.py"
+_MASSIVE_TESTS = "tests/calibration/test_massive.py"
+WIDE = f"{_NN_TESTS}::test_every_layer_has_the_widths_of_plain_loops"
+REFUSED = f"{_NN_TESTS}::test_what_cannot_be_is_refused_before_anything_is_changed"
+MIXED = "tests/wiring/test_overrides.py::test_logits_are_those_of_plain_loops"
+LAST = f"{_SCHEMES}::test_the_last_pattern_that_gives_a_width_decides"
+APART = f"{_SCHEMES}::test_names_and_stored_values_tell_schemes_apart"
+ORDER = f"{_SCHEMES}::test_the_order_counts_where_two_runs_are_compared"
+WORST = f"{_PEAK_TESTS}::test_the_worst_token_is_that_of_plain_loops_whatever_the_padding"
+TWICE = f"{_PEAK_TESTS}::test_a_sample_that_comes_again_is_counted_once"
+REACHED = f"{EXPERTS}::test_peaks_of_an_expert_have_the_positions_of_its_own_tokens"
+PEAKS = "tests/wiring/test_token_peaks.py"
+OUT = f"{_MASSIVE_TESTS}::test_what_is_proposed_takes_these_sites_out_and_no_others"
+AGAIN = f"{_MASSIVE_TESTS}::test_what_has_more_bits_already_is_not_proposed_again"
+WARNED = f"{_MASSIVE_TESTS}::test_a_warning_names_the_five_worst_sites_and_what_helps"
+# fmt: off
+OVERRIDES = [
+    (_OWN, "            found |= bits\n", "            found = bits | found\n", "the first pattern decides", LAST),
+    (_OWN, "if re.search(pattern, name):", "if re.match(pattern, name):", "a pattern is looked for at the start of names", LAST),
+    (_OWN, "told = json.dumps(list(overrides.items())).encode()", "told = json.dumps(overrides, sort_keys=True).encode()", "the name of a scheme forgets the order of its overrides", ORDER),
+    (_SCHEME, "return self.to_dict() | ({\"overrides\": pairs} if pairs else {})", "return self.to_dict()", "a run goes on with overrides in another order", ORDER),
+    (_SCHEME, "return whole + overrides_suffix(self.overrides)", "return whole", "a scheme with overrides is reported as one without", APART),
+    (_SURGERY, "weight_bits = scheme.widths(part, f\"{unit.name}.{name}\").weight_bits", "weight_bits = scheme.part(part).weight_bits", "overrides do not reach weights", WIDE),
+    (_SURGERY, "widths = scheme.widths(part, f\"{unit.name}.{names[0]}\")", "widths = scheme.part(part)", "overrides do not reach activations", MIXED),
+    (_SURGERY, "    check_overrides(scheme.overrides, inputs)\n", "", "overrides without effect are accepted", REFUSED),
+    (_SURGERY, "if _off(widths[full]):", "if _off(scheme.part(part)):", "an override switches no layer on or off", WIDE),
+    ("qvlm_lightning/nn/overridden.py", "if len({each.activation_bits for each in widths.values()}) > 1:", "if not widths and widths:", "layers of one input have different widths", REFUSED),
+    (_PEAKS, "kept = mask_BT[row].cpu().nonzero()[:, 0]", "kept = kept[: int(mask_BT[row].sum())]", "peaks count padding in front", WORST),
+    (_PEAKS, "place = kept - kept[0] if", "place = kept if", "positions count padding in front", WORST),
+    (_PEAKS, "return tokens_BS - mask_BT.to(tokens_BS.device).int().argmax(dim=1, keepdim=True)", "return tokens_BS", "positions of an expert's tokens count padding", REACHED),
+    (_PEAKS, "            known.pop(index, None)\n", "            pass\n", "a sample that comes again keeps its old positions", TWICE),
+    (_PEAKS, "    return expert_places(route.tokens, mask)", "    return mask.cumsum(dim=1)[:, : route.tokens.shape[1]] - 1", "an expert's tokens count as if they followed each other", REACHED),
+    (_STATISTICS, "self.peaks.merge(name, other[name])", "pass", "a process knows the peaks of its own samples only", f"{PEAKS}::test_processes_share_what_they_have_seen"),
+    (_STATISTICS, "self.peaks.update(name, x, mask, rows, places)", "self.peaks.update(name, x, None, rows, places)", "peaks count padding", f"{PEAKS}::test_every_token_of_every_sample_has_its_magnitude"),
+    (_MASSIVE, "if {name for name in known if re.search(pattern, name)} == wanted:", "if pattern:", "a proposal matches the tower too", OUT),
+    (_MASSIVE, "bits = 8 if site.quantizer.num_bits < 8 else OFF", "bits = 8", "at 8 bits 8 are proposed", OUT),
+    (_MASSIVE, "return bits < OFF and bits <= scheme.part(part).activation_bits", "return bits < OFF", "what was proposed and given is proposed again", AGAIN),
+    (_MASSIVE, "names = sorted(massive_sites(peaks, list(exposed)), key=peaks.ratio, reverse=True)", "names = massive_sites(peaks, list(exposed))", "a warning names the first sites", WARNED),
+    (_MASSIVE, "    if scheme.activation_mode == \"dynamic_token\":\n        return []\n", "", "a mode that gives every token its range is warned about", WARNED),
+]
+# fmt: on
 
 MUTANTS = [
     *QUANT,
@@ -667,4 +715,5 @@ MUTANTS = [
     *CALLBACKS,
     *ENGINE,
     *SINKS,
+    *OVERRIDES,
 ]

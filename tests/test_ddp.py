@@ -52,7 +52,8 @@ def test_gradient_free_methods_are_identical_on_two_processes(tmp_path, method, 
     """The second of them layer by layer from the folder too."""
     one = run(tmp_path / "one", method, 1)
     two = run(tmp_path / "two", method, 2, *extra)
-    for key in ("dependency", "threshold", "partition", "percentiles", "objectives", "quantized"):
+    same = ("dependency", "threshold", "partition", "percentiles", "objectives", "quantized")
+    for key in (*same, "massive"):
         assert report(one)[key] == report(two)[key], key
     for count in ("layer_forwards", "site_forwards"):
         assert report(one)["search"][count] == report(two)["search"][count] > 0, count

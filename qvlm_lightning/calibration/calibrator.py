@@ -12,6 +12,7 @@ from torch import nn
 from qvlm_lightning.calibration.block_search import BlockSearch
 from qvlm_lightning.calibration.decisions import Decisions
 from qvlm_lightning.calibration.dependency import dependency_counts
+from qvlm_lightning.calibration.massive import warning_lines
 from qvlm_lightning.calibration.sinks import SinkSearch
 from qvlm_lightning.calibration.state import CalibrationState
 from qvlm_lightning.calibration.statistics import Progress, Statistics
@@ -23,9 +24,11 @@ from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.proxies import Evidence, Proxy
 from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.nn.distributed import is_main
 from qvlm_lightning.nn.replay import run_unit
 from qvlm_lightning.nn.structure import Tower
 from qvlm_lightning.nn.surgery import quantize_model
+from qvlm_lightning.progress import say
 from qvlm_lightning.quant.entropy import conditional_entropy
 from qvlm_lightning.quant.partition import (
     fixed_blocks,
@@ -117,16 +120,19 @@ class Calibrator:
 
     def collect(self, percentiles: Sequence[float] | None = None) -> None:
         """Find the sink tokens and collect the full-precision statistics; on a fresh calibration
-        put every range on min-max.
+        put every range on min-max. Says which sites have tokens that one range does not fit.
 
         Args:
             percentiles: see :meth:`Statistics.collect`.
         """
-        if self.sink_search:
+        if self.sink_search and not self.sink_search.sinks.found:
             self.sink_search.find(self.passes, self.search_batches, self.progress)
             for batches in (self.batches, self.search_batches):
                 batches[:] = [with_sinks(self.structure.sinks, b) for b in batches]
         self.statistics.collect(self.passes, self.batches, self.progress, percentiles)
+        if is_main():
+            for line in warning_lines(self.structure, self.scheme, self.statistics.peaks):
+                say(line)
         if not self.state.initialised:
             self.statistics.initialise()
             self.state.initialised = True
@@ -215,7 +221,7 @@ class Calibrator:
             name: name of this pass, under which finished blocks are kept.
         """
         self.blocks.search(
-            towers, method, name, [self.fingerprint, self.scheme.to_dict(), self.seed]
+            towers, method, name, [self.fingerprint, self.scheme.identity(), self.seed]
         )
 
     def restore_changes(self) -> None:

@@ -40,7 +40,7 @@ class QuantModule(LightningModule):
 
     Args:
         family: the model.
-        scheme: widths, modes, groups, ignore list.
+        scheme: widths, modes, groups, ignore list, overrides.
         method: decides blocks whenever a callback (``PercentileSearch``) says so; ``None`` leaves
             every range on min-max.
         seed: seed of reservoirs and draws.
@@ -244,7 +244,7 @@ class QuantModule(LightningModule):
         """Return what a checkpoint must agree on with the run that resumes from it."""
         return {
             "model": self._built().fingerprint,
-            "scheme": self.scheme.to_dict(),
+            "scheme": self.scheme.identity(),
             "epochs": self.epochs,
             "every_n_epochs": self.every_n_epochs,
             "seed": self.seed,

@@ -4,7 +4,9 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from qvlm_lightning.calibration.massive import massive_report
 from qvlm_lightning.calibration.module import QuantModule
+from qvlm_lightning.calibration.token_peaks import counted_tokens
 
 
 def versions() -> dict[str, str]:
@@ -69,6 +71,30 @@ def manifest(module: QuantModule) -> dict[str, Any]:
     }
 
 
+def overridden(module: QuantModule) -> dict[str, str]:
+    """Return the quantized layers whose widths are not those of their part -> their widths."""
+    scheme, found = module.scheme, {}
+    for name, part in module.structure.quantized.items():
+        if (widths := scheme.widths(part, name)) != scheme.part(part):
+            found[name] = widths.name
+    return found
+
+
+def massive(module: QuantModule) -> dict[str, Any]:
+    """Return :func:`~qvlm_lightning.calibration.massive.massive_report` of a run."""
+    calibrator = module.calibrator
+    assert calibrator is not None, "a run that is reported has been built"
+    tokenizer = module.family.load_processor().tokenizer
+    return massive_report(
+        calibrator.structure,
+        module.scheme,
+        calibrator.statistics.peaks,
+        counted_tokens(calibrator.batches),
+        module.calibration_ids,
+        lambda token: str(tokenizer.decode([token])),
+    )
+
+
 def report(module: QuantModule) -> dict[str, Any]:
     """Return the content of ``report.json``; plain numbers, strings, lists and dicts."""
     state, structure = module.state, module.structure
@@ -90,6 +116,8 @@ def report(module: QuantModule) -> dict[str, Any]:
         "loss_fixed": state.loss_fixed,
         "jacobian": state.jacobian,
         "quantized": structure.quantized,
+        "overridden": overridden(module),
+        "massive": massive(module),
         "ignored": structure.ignored,
         "sinks": _sinks(module),
         "notes": structure.notes,

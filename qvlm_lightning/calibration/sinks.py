@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qvlm_lightning.calibration.massive import MASSIVE
 from qvlm_lightning.calibration.token_peaks import TokenPeaks, positions
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.passes import Passes
@@ -25,8 +26,6 @@ from qvlm_lightning.nn.distributed import gather_objects, world
 from qvlm_lightning.nn.routing import observed
 from qvlm_lightning.nn.structure import Site, Structure
 
-MASSIVE = 8.0
-"""A token is massive where its largest magnitude is this many times the median token's."""
 SHARE = 0.5
 """A token is a sink if it is massive in at least this share of the samples that have it."""
 AGREEMENT = {torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 5e-2}

@@ -104,9 +104,18 @@ class Plan:
 
     def _widths(self, name: str, linear: QuantLinear) -> str:
         """Return widths and weight groups of a layer, as in ``w4a4, groups of 128``."""
-        kind = self.scheme.part(self.structure.quantized[name].partition(".")[0]).name
+        kind = self.scheme.widths(self.structure.quantized[name], name).name
         group = linear.weight_quantizer.group_size
         return f"{kind}, groups of {group}" if group else f"{kind}, per channel"
+
+    def _part_widths(self, part: str) -> str:
+        """Return the widths of a part, and how many of its layers have others, as in ``w4a4, 3
+        others``.
+        """
+        kind = self.scheme.part(part).name
+        mine = [n for n, owner in self.structure.quantized.items() if owner == part]
+        others = sum(self.scheme.widths(part, name).name != kind for name in mine)
+        return f"{kind}, {others} others" if others else kind
 
     def _alternatives(self) -> list[tuple[Workload, int]]:
         """Return what gives the same result, with the device's peak."""
@@ -143,7 +152,7 @@ class Plan:
         for part, size in {**self.sizes, "total": self.total}.items():
             if part == "total":
                 table.add_section()
-            kind = self.scheme.part(part).name if part in PARTS else ""
+            kind = self._part_widths(part) if part in PARTS else ""
             sizes = (size.full, size.codes, size.scales, size.ranges, size.left, size.quantized)
             table.add_row(
                 part,

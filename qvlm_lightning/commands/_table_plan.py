@@ -81,8 +81,11 @@ class PlannedVariant:
             >>> row = PlannedVariant("cdm", "w4a4_g128", "cdm")
             >>> row.label("w4a4"), row.label("w4a4_g128")
             ('cdm-g128', 'cdm')
+            >>> row.label("w4a4+a8_7ced")  # the file has overrides beside the groups
+            'cdm-g128'
         """
-        rest = _plain(self.scheme).removeprefix(scheme_name).lstrip("_-")
+        widths = scheme_name.partition("+")[0]
+        rest = _plain(self.scheme).removeprefix(widths).lstrip("_-")
         return f"{self.name}-{rest}" if rest else self.name
 
 

@@ -20,7 +20,8 @@ def main(argv: Sequence[str]) -> int:
         Exit code 0.
 
     Raises:
-        InputError: a size that is not positive, or a model or scheme that cannot be planned.
+        InputError: a size that is not positive, a model or scheme that cannot be planned, or a
+            report of another model.
     """
     own, options = _parser().parse_known_args(list(argv))
     for name in ("tokens", "patches", "device_gib"):
@@ -32,6 +33,7 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from qvlm_lightning.calibration.state import write_json
+    from qvlm_lightning.commands._plan_massive import MassiveSites
     from qvlm_lightning.commands._plan_tables import Plan
     from qvlm_lightning.commands._plan_workload import read
     from qvlm_lightning.estimate.workload import Workload
@@ -40,6 +42,7 @@ def main(argv: Sequence[str]) -> int:
     planned = read(options)
     model = planned.family.weightless()
     structure = quantize_model(model, planned.family, planned.scheme, torch.device("cpu"))
+    massive = own.report and MassiveSites(own.report, planned.family, planned.scheme, structure)
     fixed = planned.family.vision_positions(model)
     workload = Workload(
         pairs=planned.pairs,
@@ -60,9 +63,12 @@ def main(argv: Sequence[str]) -> int:
     plan = Plan(planned.family, planned.scheme, model, structure, workload, own.device_gib)
     # into a file or a pipe, tables are as wide as they need
     width = own.width if own.width or sys.stdout.isatty() else _WIDTH_OF_FILES
-    plan.show(Console(width=width, highlight=False), own.modules)
+    console = Console(width=width, highlight=False)
+    plan.show(console, own.modules)
+    if massive:
+        massive.show(console)
     if own.json is not None:
-        write_json(own.json, plan.values())
+        write_json(own.json, plan.values() | (massive.values() if massive else {}))
     return 0
 
 
@@ -91,6 +97,13 @@ def _parser() -> PlainParser:
     )
     parser.add_argument(
         "--device-gib", type=float, metavar="GIB", help="memory of one device, to say what fits"
+    )
+    parser.add_argument(
+        "--report",
+        type=Path,
+        metavar="REPORT",
+        help="report.json of an earlier run of this model: show at which sites single tokens were "
+        "far larger than the others, and overrides that give these sites more bits",
     )
     parser.add_argument(
         "--modules", action="store_true", help="list every module, not one line per kind"

@@ -188,8 +188,9 @@ class TableRun:
         method, seed = str(manifest.get("method")), manifest.get("seed")
         scheme, planned = str(manifest.get("scheme_name")), calibration.variant
         same_method = method.endswith(planned.method.rpartition("/")[2])
-        # own options may change the scheme
-        same_scheme = planned.scheme.rpartition("/")[2].startswith(scheme) or planned.options
+        # own options may change the scheme; a file says in its name what it likes of overrides
+        widths = scheme.partition("+")[0]
+        same_scheme = planned.scheme.rpartition("/")[2].startswith(widths) or planned.options
         if seed != calibration.seed or not same_method or not same_scheme:
             raise InputError(
                 f"{str(calibration.folder)!r} holds {scheme} {method}, seed {seed}, the plan has "

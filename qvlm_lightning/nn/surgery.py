@@ -11,11 +11,12 @@ from torch import nn
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.nn.overridden import check_overrides
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.routing import Route
-from qvlm_lightning.nn.sinks import SinkOutput, SinkTokens
+from qvlm_lightning.nn.sink_surgery import keep_sinks, stored_projections
 from qvlm_lightning.nn.structure import Site, Structure, Tower, Unit
-from qvlm_lightning.quant.scheme import OFF, Scheme
+from qvlm_lightning.quant.scheme import OFF, PartScheme, Scheme
 
 _LEFT_IN_FULL_PRECISION = (nn.Embedding, nn.modules.conv._ConvNd)
 _ROUTER = "router of experts, kept in full precision"
@@ -34,7 +35,7 @@ def quantize_model(
     Args:
         model: a full-precision model; changed in place.
         family: names the parts.
-        scheme: widths per part, activation mode, groups and the ignore list.
+        scheme: widths per part and of single layers, activation mode, groups and the ignore list.
         device: of the quantizers; default that of the weights, which may be missing (meta).
         accepted: the scheme is that of an artifact: a group size without any effect, which used to
             be allowed, does not keep it from loading.
@@ -44,9 +45,10 @@ def quantize_model(
         ones (-> reason).
 
     Raises:
-        InputError: a module holds weights but is not a plain Linear layer, an ignore pattern
-            matches nothing, a group size divides no layer (with ``group_fallback: error``, not
-            every one), or nothing is left to quantize.
+        InputError: a module holds weights but is not a plain Linear layer, a pattern to ignore or
+            override matches nothing, overrides give layers of one input different activation bits,
+            a group size divides no layer (with ``group_fallback: error``, not every one), or
+            nothing is left to quantize.
     """
     layers = {
         "vision": family.vision_layers(model),
@@ -57,25 +59,29 @@ def quantize_model(
     structure = Structure(towers={}, quantized={}, ignored=dict(kept))
     used_patterns: set[str] = set()
     plans: list[tuple[str, Unit, dict[str, list[str]]]] = []
+    inputs: list[dict[str, PartScheme]] = []
     for tower, named in layers.items():
         part = tower.partition(".")[0]  # projector.deepstack_0 is a projector
         structure.towers[tower] = Tower(tower, [Unit(name, module) for name, module in named])
         for unit in structure.towers[tower].units:
             _check_weights(family, unit, part, scheme, structure, used_patterns)
-            plans.append((part, unit, _plan(family, unit, part, scheme, structure, used_patterns)))
+            plan, widths = _plan(family, unit, part, scheme, structure, used_patterns)
+            plans.append((part, unit, plan))
+            inputs += widths
     _account_for_the_rest(model, family, structure)
     for pattern in scheme.ignore:
         if pattern not in used_patterns and not any(
             re.search(pattern, n) for n in structure.ignored
         ):
             raise InputError(f"ignore pattern {pattern!r} matches no Linear layer of the model")
+    check_overrides(scheme.overrides, inputs)
     if not structure.quantized:
         raise InputError(
             "the scheme leaves nothing to quantize: every part is at 16 bits or ignored"
         )
     if not accepted:
         _check_groups(model, scheme, structure)
-    stored = _stored_projections(family, structure, scheme)
+    stored = stored_projections(family, structure, scheme)
     # only now, so that a refused model is left as it was
     for part, unit, plan in plans:
         unit.sites = [
@@ -83,48 +89,8 @@ def quantize_model(
             for site, names in plan.items()
         ]
     if scheme.sink != "none":
-        structure.sinks = SinkTokens(stored=scheme.sink == "prefix")
-        structure.sinks.watch(model)
-        for site in structure.towers["language"].sites:
-            site.quantizer.sinks, site.quantizer.route = structure.sinks, site.route
-        for name in stored:
-            linear = model.get_submodule(name)
-            assert isinstance(linear, QuantLinear)
-            linear.sink_output = SinkOutput(structure.sinks)
+        keep_sinks(model, structure, stored)
     return structure
-
-
-def _stored_projections(family: VLMFamily, structure: Structure, scheme: Scheme) -> list[str]:
-    """Return the Linear layers whose outputs for the first tokens are stored.
-
-    Raises:
-        InputError: there is nothing about sinks to be done, or keys and values of a decoder layer
-            do not come from quantized Linear layers.
-    """
-    if scheme.sink == "none":
-        return []
-    if "language" not in structure.quantized.values():
-        raise InputError(
-            f"sink {scheme.sink!r} is about the decoder, and the scheme leaves it in full "
-            "precision; quantize the language part, or sink: none"
-        )
-    names: list[str] = []
-    for unit in structure.towers["language"].units if scheme.sink == "prefix" else ():
-        attention = family.attention(unit.module)
-        if attention is None:
-            raise InputError(
-                f"sink 'prefix' needs to know the keys and values of every decoder layer, and the "
-                f"attention of {unit.name} has another form; allowed here: 'none', 'bypass'"
-            )
-        found = dict.fromkeys(f"{unit.name}.{x.name}" for x in (attention.k, attention.v))
-        plain = next((name for name in found if name not in structure.quantized), None)
-        if plain is not None:
-            raise InputError(
-                f"sink 'prefix' needs quantized key and value projections in every decoder layer; "
-                f"{plain} is left alone ({structure.ignored.get(plain, 'not quantized')})"
-            )
-        names += found
-    return names
 
 
 def _plan(
@@ -134,15 +100,19 @@ def _plan(
     scheme: Scheme,
     structure: Structure,
     used: set[str],
-) -> dict[str, list[str]]:
-    """Return site -> Linear layers to quantize, and write down what is left; changes no module."""
+) -> tuple[dict[str, list[str]], list[dict[str, PartScheme]]]:
+    """Return site -> Linear layers to quantize, and the widths of all layers of every input that
+    are not ignored; write down what is left. Changes no module.
+    """
     plain = {name: x for name, x in unit.module.named_modules() if type(x) is nn.Linear}
     groups = family.input_groups(unit.module)
     named = {name for names in groups.values() for name in names}
     groups = groups | {name: [name] for name in plain if name not in named}
     routers = set(family.routers(unit.module))
     plan: dict[str, list[str]] = {}
+    inputs: list[dict[str, PartScheme]] = []
     for site, names in groups.items():
+        widths: dict[str, PartScheme] = {}
         for name in (n for n in names if n in plain):
             full = f"{unit.name}.{name}"
             pattern = next((p for p in scheme.ignore if re.search(p, full)), None)
@@ -151,13 +121,16 @@ def _plan(
                 structure.ignored[full] = f"ignore pattern {pattern!r}"
             elif name in routers:
                 structure.ignored[full] = _ROUTER
-            elif _off(scheme, part):
-                structure.ignored[full] = f"part {part!r} is at 16 bits"
             else:
+                widths[full] = scheme.widths(part, full)
+                if _off(widths[full]):
+                    structure.ignored[full] = _why_off(scheme, part)
+                    continue
                 _group(scheme, part, full, plain[name])  # refuses before anything is changed
                 structure.quantized[full] = part
                 plan.setdefault(site, []).append(name)
-    return plan
+        inputs.append(widths)
+    return plan, inputs
 
 
 def _quantize_site(
@@ -171,7 +144,7 @@ def _quantize_site(
     names: list[str],
     device: torch.device | None,
 ) -> Site:
-    widths = scheme.part(part)
+    widths = scheme.widths(part, f"{unit.name}.{names[0]}")
     plain: dict[str, Any] = dict(unit.module.named_modules())
     shape = _range_shape(model, family, part, scheme, plain[names[0]].in_features, structure)
     mode = scheme.activation_mode
@@ -179,8 +152,9 @@ def _quantize_site(
     quantizer.to(device or plain[names[0]].weight.device)
     linears = {}
     for name in names:
+        weight_bits = scheme.widths(part, f"{unit.name}.{name}").weight_bits
         group = _group(scheme, part, f"{unit.name}.{name}", plain[name])
-        if group is None and scheme.group_size is not None and widths.weight_bits < OFF:
+        if group is None and scheme.group_size is not None and weight_bits < OFF:
             structure.notes.append(
                 f"{unit.name}.{name}: group size {scheme.group_size} does not divide "
                 f"{plain[name].in_features} inputs, one scale per output channel instead"
@@ -189,7 +163,7 @@ def _quantize_site(
             plain[name],
             quantizer,
             name == names[0],
-            widths.weight_bits,
+            weight_bits,
             group,
             scheme.weight_symmetric,
             device,
@@ -202,7 +176,7 @@ def _quantize_site(
 
 def _group(scheme: Scheme, part: str, name: str, linear: nn.Linear) -> int | None:
     """Return how many inputs of a layer share a weight scale; weights at 16 bits have none."""
-    if scheme.part(part).weight_bits == OFF:
+    if scheme.widths(part, name).weight_bits == OFF:
         return None
     try:
         return scheme.weight_groups(linear.in_features)
@@ -214,7 +188,7 @@ def _check_groups(model: nn.Module, scheme: Scheme, structure: Structure) -> Non
     """Refuse a group size that would leave one scale per output channel everywhere."""
     widths: set[int] = set()
     for name, part in structure.quantized.items():
-        if scheme.part(part).weight_bits < OFF:
+        if scheme.widths(part, name).weight_bits < OFF:
             linear = model.get_submodule(name)
             assert isinstance(linear, nn.Linear)
             widths.add(linear.in_features)
@@ -257,8 +231,11 @@ def _range_shape(
     return (positions, 1)
 
 
-def _off(scheme: Scheme, part: str) -> bool:
-    widths = scheme.part(part)
+def _why_off(scheme: Scheme, part: str) -> str:
+    return f"part {part!r} is at 16 bits" if _off(scheme.part(part)) else "overrides give 16 bits"
+
+
+def _off(widths: PartScheme) -> bool:
     return widths.weight_bits == OFF and widths.activation_bits == OFF
 
 
@@ -285,7 +262,7 @@ def _check_weights(
         if pattern is None and name in routers:
             structure.ignored[full] = _ROUTER
             continue
-        if pattern is None and _off(scheme, part):
+        if pattern is None and _off(scheme.part(part)):
             structure.ignored[full] = f"part {part!r} is at 16 bits"
             continue
         if pattern is None:

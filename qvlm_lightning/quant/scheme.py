@@ -1,10 +1,11 @@
 """Which widths, ranges and modules a calibration uses."""
 
 import re
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.quant.overrides import checked_overrides, given_to, overrides_suffix
 
 ActivationMode = Literal["static_tensor", "static_channel", "dynamic_token"]
 GroupFallback = Literal["error", "channel"]
@@ -53,6 +54,8 @@ class Scheme:
         'w8a8'
         >>> Scheme(vision=PartScheme(8, 8)).name
         'vision-w8a8_projector-w4a4_language-w4a4'
+        >>> Scheme(overrides={"down_proj": {"activation_bits": 8}}).name
+        'w4a4+a8_7ced'
     """
 
     vision: PartScheme = field(default_factory=PartScheme)
@@ -74,6 +77,10 @@ class Scheme:
     that layer, with a note, or ``error``. A size that divides no layer is always an error."""
     ignore: tuple[str, ...] = ()
     """Regular expressions, searched in module names; what matches stays in full precision."""
+    overrides: dict[str, dict[str, int]] = field(default_factory=dict, hash=False)
+    """Widths of single Linear layers: regular expression, searched in full module names, ->
+    ``activation_bits`` or ``weight_bits`` or both. Where several patterns match a layer, the last
+    that gives a width decides it. In a part at 16 bits it switches the layer on."""
     sink: Sink = "none"
     """What is done about sink tokens of the decoder, which carry massive activations. ``prefix``:
     keys and values of the constant first tokens are stored in full precision, and the tokens stay
@@ -88,6 +95,10 @@ class Scheme:
         size = self.group_size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise InputError(f"group_size {size!r} is not allowed; a positive integer, or none")
+        try:
+            object.__setattr__(self, "overrides", checked_overrides(self.overrides, WIDTHS))
+        except ValueError as error:
+            raise InputError(str(error)) from error
 
     @classmethod
     def parse(cls, name: str, **options: Any) -> "Scheme":
@@ -95,19 +106,22 @@ class Scheme:
 
         Args:
             name: ``w<bits>a<bits>`` for all parts alike, ``fp``, or ``<part>-w<bits>a<bits>`` of
-                all three parts joined by ``_``.
+                all three parts joined by ``_``; what it says of overrides behind a ``+`` must be
+                true of those in ``options``.
             options: the other fields.
 
         Raises:
-            InputError: the name cannot be read or a width is not allowed.
+            InputError: the name cannot be read, a width is not allowed, or the name has overrides
+                that are not given.
 
         Example:
             >>> Scheme.parse("w4a16").language.activation_bits
             16
         """
-        pieces = dict.fromkeys(PARTS, f"w{OFF}a{OFF}" if name == "fp" else name)
-        if "-" in name:
-            pieces = dict(piece.split("-", 1) for piece in name.split("_") if "-" in piece)
+        widths, plus, _ = name.partition("+")
+        pieces = dict.fromkeys(PARTS, f"w{OFF}a{OFF}" if widths == "fp" else widths)
+        if "-" in widths:
+            pieces = dict(piece.split("-", 1) for piece in widths.split("_") if "-" in piece)
         found = {part: _WIDTHS_NAME.fullmatch(text) for part, text in pieces.items()}
         if set(found) != set(PARTS) or None in found.values():
             raise InputError(
@@ -117,23 +131,43 @@ class Scheme:
         for part, match in found.items():
             assert match is not None
             options[part] = PartScheme(int(match[1]), int(match[2]))
-        return cls(**options)
+        scheme = cls(**options)
+        if plus and overrides_suffix(scheme.overrides) != name.removeprefix(widths):
+            raise InputError(
+                f"scheme {name!r} has overrides that its name does not say; give the same ones as "
+                f"overrides, or {widths!r} without them"
+            )
+        return scheme
 
     @property
     def name(self) -> str:
-        """``w4a4`` when the parts agree, ``fp`` when all are off, else one entry per part."""
+        """``w4a4`` when the parts agree, ``fp`` when all are off, else one entry per part; with
+        overrides ``+``, the widths they give and a short hash of them, as in ``w4a4+a8_7ced``; with
+        sinks ``+`` and what is done about them, as in ``w8a8+prefix``.
+        """
         names = {part: self.part(part).name for part in PARTS}
+        whole = "_".join(f"{part}-{name}" for part, name in names.items())
         if set(names.values()) == {PartScheme(OFF, OFF).name}:
-            return "fp"
-        if len(set(names.values())) == 1:
-            return names["language"]
-        return "_".join(f"{part}-{name}" for part, name in names.items())
+            whole = "fp"
+        elif len(set(names.values())) == 1:
+            whole = names["language"]
+        sinks = "" if self.sink == "none" else f"+{self.sink}"
+        return whole + overrides_suffix(self.overrides) + sinks
 
     def part(self, part: str) -> PartScheme:
         """Return the widths of ``vision``, ``projector`` or ``language``."""
         _one_of("part", part, PARTS)
         widths: PartScheme = getattr(self, part)
         return widths
+
+    def widths(self, part: str, name: str) -> PartScheme:
+        """Return the widths of a Linear layer: those of its part, unless overrides give others.
+
+        Args:
+            part: ``vision``, ``projector`` or ``language``.
+            name: full name of the layer in the model.
+        """
+        return replace(self.part(part), **given_to(self.overrides, name))
 
     def weight_groups(self, in_features: int) -> int | None:
         """Return the group size to use for a layer; ``None`` means one scale per output channel.
@@ -155,8 +189,19 @@ class Scheme:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self) | {"ignore": list(self.ignore)}
+        """Return plain JSON values; without overrides and sinks those of a scheme from before there
+        were any, so that what was stored then still agrees.
+        """
+        values = asdict(self) | {"ignore": list(self.ignore)}
+        unused = {"overrides": not self.overrides, "sink": self.sink == "none"}
+        return {n: x for n, x in values.items() if not unused.get(n)}
+
+    def identity(self) -> dict[str, Any]:
+        """Return what two runs of one scheme agree on: :meth:`to_dict` with overrides as pairs,
+        because their order decides and comparing objects would not see it.
+        """
+        pairs = [[pattern, dict(bits)] for pattern, bits in self.overrides.items()]
+        return self.to_dict() | ({"overrides": pairs} if pairs else {})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Scheme":

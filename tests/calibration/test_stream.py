@@ -33,6 +33,9 @@ def assert_equal(streamed: Calibrator, whole: Calibrator) -> None:
     ours, theirs = quantizers(streamed), quantizers(whole)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    seen, wanted = streamed.statistics.peaks, whole.statistics.peaks
+    assert set(seen.sites) == set(wanted.sites) == {s.name for s in whole.structure.sites}
+    assert all(seen.peak(site) == wanted.peak(site) for site in wanted.sites)
 
 
 @pytest.mark.parametrize(

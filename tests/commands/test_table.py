@@ -242,6 +242,17 @@ def test_an_artifact_of_something_else_is_not_taken_for_the_plans(calibrations, 
         table.main(options(tmp_path))
 
 
+def test_a_scheme_file_may_have_overrides_and_whatever_name(calibrations, tmp_path):
+    """The artifact's name of the scheme says more than the file's name does."""
+    table.main(options(tmp_path))
+    path = tmp_path / "tiny-k1" / "seed0" / "qvlm-w4a4" / "artifact" / "quantization.json"
+    path.write_text(path.read_text().replace('"w4a4"', '"w4a4+a8_7ced"'))
+    table.main(options(tmp_path))
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    named = {row["scheme"] for row in rows if row["method"] == "qvlm" and row["variant"] == "qvlm"}
+    assert named == {"w4a4+a8_7ced"}
+
+
 def test_unknown_option_is_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit) as end:
         program(["table", "--sheds=[0]"])
