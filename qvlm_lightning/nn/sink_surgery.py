@@ -1,4 +1,4 @@
-"""What sink tokens ask of a quantized model: which layers store outputs, which sites let them pass."""
+"""What sink tokens ask of a model: which layers store outputs, which sites let them pass."""
 
 from collections.abc import Sequence
 
