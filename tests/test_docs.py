@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+import yaml
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
@@ -102,6 +103,16 @@ def test_the_family_of_the_document_names_the_parts(as_module) -> None:
     assert layers == {"vision": 2, "projector": 1, "language": 2}
     assert structure.towers["vision"].sites[0].quantizer.low.shape == ()
     assert any("pooling head" in reason for reason in structure.ignored.values())
+
+
+def test_the_overrides_of_the_document_give_the_widths_it_says() -> None:
+    (block,) = blocks("docs/large_models.md", "yaml")
+    scheme = Scheme.parse("w8a8", **yaml.safe_load(block)["model"]["scheme"])
+    names = [f"model.language_model.layers.{i}.mlp.down_proj" for i in range(30)]
+    wide = [i for i, n in enumerate(names) if scheme.widths("language", n).activation_bits == 16]
+    assert wide == [1, 2, 11]
+    (hashed,) = set(re.findall(r"w8a8\+a16_\w{4}", (ROOT / "docs/large_models.md").read_text()))
+    assert Scheme.parse("w8a8", overrides={"down_proj": {"activation_bits": 16}}).name == hashed
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda d: d.name)
