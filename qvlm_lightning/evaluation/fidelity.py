@@ -69,6 +69,7 @@ class FidelityInputs:
             "prompts": digest.hexdigest()[:16],
             "passage": hashlib.sha256(self.passage.encode()).hexdigest()[:16],
             "max_new_tokens": self.max_new_tokens,
+            "batch_size": self.batch_size,  # the reference is stored batch by batch
         }
 
 
@@ -192,8 +193,10 @@ class FidelityMeter:
         return {name: value.to(_device(model)) for name, value in batch.items()}
 
     def _answer(self, model: nn.Module, prompts: Sequence[Sample]) -> list[list[int]]:
-        """Return the greedy answers, without their end tokens."""
-        ends = end_tokens_of(model, self.processor)
+        """Return the greedy answers, without their end tokens; one that names an image ends there,
+        for it cannot be read again.
+        """
+        ends = end_tokens_of(model, self.processor) | ({self._image} - {None})
         batch = self._prompts(model, prompts)
         longest = self.inputs.max_new_tokens
         return generate(model, batch, ends, longest, self._image).rows()
@@ -239,7 +242,7 @@ def followed(batch: Batch, answers: Sequence[Sequence[int]], processor: Any) -> 
     real = [[1] * len(answer) + [0] * (width - len(answer)) for answer in answers]
     longer = dict(batch)
     for name, behind in (("input_ids", rows), ("attention_mask", real)):
-        longer[name] = torch.cat([batch[name], ids.new_tensor(behind).reshape(-1, width)], dim=1)
+        longer[name] = torch.cat([batch[name], ids.new_tensor(behind).reshape(len(answers), width)], dim=1)
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in batch:
             kind = getattr(processor, "answer_type", 0)
