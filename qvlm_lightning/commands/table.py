@@ -120,8 +120,10 @@ class TableRun:
     def _scale_folder(self, scale: float, root: Path | None = None) -> Path:
         return (root or self.root) / f"{self.plan.model}-k{scale:g}"
 
-    def _answer_folder(self, scale: float) -> Path:
-        return self._scale_folder(scale, self.root / (self.plan.results or ""))
+    @property
+    def results_folder(self) -> Path:
+        """Where answers and results go."""
+        return self.root / (self.plan.results or "")
 
     def _check_options(self) -> None:
         """Find all files, and try the options of every row that is not finished; those of other
@@ -172,7 +174,7 @@ class TableRun:
         return EvaluationCLI(
             [
                 f"--config={self.configs.evaluation()}",
-                f"--trainer.default_root_dir={self._answer_folder(scale)}",
+                f"--trainer.default_root_dir={self._scale_folder(scale, self.results_folder)}",
                 f"--data.init_args.evaluation_count={self.plan.questions}",
                 *self.configs.split,
                 *(stress if scale != 1 else []),
@@ -274,14 +276,13 @@ class TableRun:
         for grid in drawn:
             show(grid)
         files = [self._file(name).name for name in ("results.json", "table.md", "table.png")]
-        folder = self._file("results.json").parent
-        where = f"{files[0]}, {files[1]} and {files[2]} are in {folder}"
+        where = f"{files[0]}, {files[1]} and {files[2]} are in {self.results_folder}"
         print(f"{where}; {self.progress.total()}")
 
     def _file(self, name: str) -> Path:
         """Return where a result goes; those of the development split lie beside those of test."""
         split = self.plan.split
-        path = self.root / (self.plan.results or "") / name
+        path = self.results_folder / name
         return path if split in (None, "test") else path.with_stem(f"{path.stem}-{split}")
 
 

@@ -242,7 +242,9 @@ def followed(batch: Batch, answers: Sequence[Sequence[int]], processor: Any) -> 
     real = [[1] * len(answer) + [0] * (width - len(answer)) for answer in answers]
     longer = dict(batch)
     for name, behind in (("input_ids", rows), ("attention_mask", real)):
-        longer[name] = torch.cat([batch[name], ids.new_tensor(behind).reshape(len(answers), width)], dim=1)
+        longer[name] = torch.cat(
+            [batch[name], ids.new_tensor(behind).reshape(len(answers), width)], dim=1
+        )
     for name in ("mm_token_type_ids", "token_type_ids"):
         if name in batch:
             kind = getattr(processor, "answer_type", 0)

@@ -91,6 +91,21 @@ def test_fidelity_is_measured_once_per_artifact(
     assert len(measured) == 2
 
 
+def test_a_row_that_lacks_fidelity_alone_is_no_skipped_step(
+    calibrations,  # noqa: F811
+    measured,
+    fidelity,
+    tmp_path,
+    capsys,
+):
+    root = tmp_path / "run"
+    table.main(options(root, variants=["rtn w4a4"]))
+    capsys.readouterr()
+    table.main(options(root, fidelity=fidelity, variants=["rtn w4a4"]))
+    assert len(measured) == 1
+    assert capsys.readouterr().err.count("already there") == 1, "the calibration alone"
+
+
 def test_another_number_of_questions_has_results_of_its_own(
     calibrations,  # noqa: F811
     evaluated,  # noqa: F811

@@ -42,8 +42,8 @@ def inputs() -> FidelityInputs:
 def disturbed(model, amount: float = 0.3):
     noise = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
-        parameter.data += amount * parameter.abs().mean() * torch.randn(
-            parameter.shape, generator=noise
+        parameter.data += (
+            amount * parameter.abs().mean() * torch.randn(parameter.shape, generator=noise)
         )
     return model
 
@@ -78,7 +78,10 @@ def plain_kl(reference: torch.Tensor, logits: torch.Tensor) -> float:
     return float((p * (p / q).log()).sum(-1).mean())
 
 
-@pytest.mark.parametrize("small", [llava, llava_dinov2, llava_onevision, moe_llava, qwen2_5_vl, gemma3, paligemma, internvl])
+@pytest.mark.parametrize(
+    "small",
+    [llava, llava_dinov2, llava_onevision, moe_llava, qwen2_5_vl, gemma3, paligemma, internvl],
+)
 def test_everything_is_that_of_plain_loops(small, inputs, tmp_path):
     parts = small()
     processor = parts.processor
@@ -198,7 +201,7 @@ def test_a_reference_that_was_interrupted_is_made_again(stored, inputs, tmp_path
 def test_a_passage_of_one_token_is_refused(inputs, tmp_path):
     parts = llava()
     meter = FidelityMeter(replace(inputs, passage=""), tmp_path / "r", "weights", parts.processor)
-    with pytest.raises(InputError, match="the passage has [01] tokens; at least 2 are needed"):
+    with pytest.raises(InputError, match=r"the passage has [01] tokens; at least 2 are needed"):
         meter.store_reference(parts.model().eval())
 
 

@@ -12,12 +12,11 @@ from qvlm_lightning.commands.table import TableRun
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.cli import quiet
 from qvlm_lightning.exits import user_faults
+from qvlm_lightning.results.predictions import write_whole
+from qvlm_lightning.results.render import markdown, show
+from tools.joined import summary
 
 PLAN = "configs/table/joined.yaml"
-NOTE = (
-    "Joined: pretrained tower and language model, joined and briefly tuned by us; the language "
-    "model comes 4-bit rounded from its package, so that W4 is second generation."
-)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,8 +35,11 @@ def main(argv: list[str] | None = None) -> int:
     with user_faults(), quiet():
         plan = plan_of(args)
         run = TableRun(plan)
-        print(NOTE, file=sys.stderr)
+        print(summary.NOTE, file=sys.stderr)
         run.run()
+        grid = summary.summary(run.rows)
+        write_whole(run.results_folder / "summary.md", f"{markdown(grid)}\n")
+        show(grid)
     return 0
 
 
