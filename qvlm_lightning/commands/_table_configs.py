@@ -46,6 +46,7 @@ class TableConfigs:
             f"--data.init_args.evaluation_count={plan.questions}",
             *self.split,
             *(scale if calibration.scale != 1 else []),
+            *plan.sources,
             *plan.options,
             *variant.options,
         ]

@@ -3,15 +3,34 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from jsonargparse import set_parsing_settings
 
 from qvlm_lightning.arguments import OneSentenceParser
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.results.variant import check_label
+from qvlm_lightning.quant.scheme import ActivationMode
+from qvlm_lightning.results.variant import check_label, scheme_stem
 
-_KEYS = ("name", "method", "scheme", "options")
+_KEYS = ("name", "method", "scheme", "activation_mode", "options")
+
+
+@dataclass
+class FidelityPlan:
+    """What each row's text is compared with full precision's on (docs/evaluation.md)."""
+
+    photographs: list[str]
+    """Folders of JPEG and PNG files."""
+    prompts: list[str]
+    """Free prompts, which photographs take in turn."""
+    passage: str
+    """File of a running text."""
+    count: int = 200
+    """Photographs, the first ones by path."""
+    max_new_tokens: int = 32
+    """Longest greedy answer."""
+    batch_size: int = 8
+    """Prompts at once; results do not depend on it, but for rounding."""
 
 
 @dataclass
@@ -20,7 +39,8 @@ class TablePlan:
 
     variants: list[str | dict[str, Any]] = field(default_factory=lambda: ["rtn w4a4", "qvlm w4a4"])
     """Rows: method and scheme, files in configs/methods and configs/schemes ('paper/cdm w4a4'), or
-    for a row with options of its own {name: ..., method: ..., scheme: ..., options: [...]}."""
+    for a row with settings of its own {name: ..., method: ..., scheme: ..., activation_mode: ...,
+    options: [...]}."""
     steps: list[list[str]] = field(default_factory=list)
     """Pairs of rows, such as [cdm w4a4, sequential w4a4]: what the first buys over the second."""
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -43,6 +63,13 @@ class TablePlan:
     """Folder of the configuration files."""
     options: list[str] = field(default_factory=list)
     """Further options of train.py for every calibration."""
+    sources: list[str] = field(default_factory=list)
+    """Further options of train.py and eval.py alike: where model and data lie."""
+    fidelity: FidelityPlan | None = None
+    """Also compare each row's text with full precision's on these photographs and this passage."""
+    results: str | None = None
+    """Folder in the root for answers and results, where those of another number of questions lie in
+    the root itself."""
     headline: str | None = None
     """Row, such as 'qvlm w4a4', whose first calibration runs in the root itself, with report.json
     and artifact/."""
@@ -60,16 +87,18 @@ class PlannedVariant:
     """Name of the row."""
     options: tuple[str, ...] = ()
     """Options of train.py for this row only."""
+    mode: str = ""
+    """Activation mode, where the row says another than its scheme's file."""
 
     @property
     def title(self) -> str:
         """How a plan's ``headline`` names the row."""
-        return f"{self.name} {_plain(self.scheme)}"
+        return " ".join(filter(None, (self.name, _plain(self.scheme), self.mode)))
 
     @property
     def folder(self) -> str:
         """Name of its run folders."""
-        return f"{self.name}-{_plain(self.scheme)}"
+        return self.title.replace(" ", "-")
 
     def label(self, scheme_name: str) -> str:
         """Return the name of the row in results, which distinguishes schemes of one name.
@@ -84,7 +113,7 @@ class PlannedVariant:
             >>> row.label("w4a4+a8_7ced")  # the file has overrides beside the groups
             'cdm-g128'
         """
-        widths = scheme_name.partition("+")[0]
+        widths = scheme_stem(scheme_name.partition("+")[0])
         rest = _plain(self.scheme).removeprefix(widths).lstrip("_-")
         return f"{self.name}-{rest}" if rest else self.name
 
@@ -121,7 +150,14 @@ def planned_variant(given: str | Mapping[str, Any]) -> PlannedVariant:
     if not isinstance(options, list) or not all(isinstance(o, str) for o in options):
         raise InputError(f"options of variant {name!r} are {options!r}; allowed is a list of texts")
     check_label(str(name))
-    return PlannedVariant(str(texts["method"]), str(texts["scheme"]), str(name), tuple(options))
+    mode = given.get("activation_mode", "")
+    if mode and mode not in get_args(ActivationMode):
+        allowed = ", ".join(get_args(ActivationMode))
+        raise InputError(f"activation_mode of variant {name!r} is {mode!r}; allowed are {allowed}")
+    if mode:
+        options = [f"--model.init_args.scheme.activation_mode={mode}", *options]
+    method, scheme = str(texts["method"]), str(texts["scheme"])
+    return PlannedVariant(method, scheme, str(name), tuple(options), mode)
 
 
 def planned_variants(plan: TablePlan) -> list[PlannedVariant]:
@@ -187,7 +223,8 @@ class Calibration:
     def label(self) -> str:
         """How progress names it."""
         stress = f", outlier scale {self.scale:g}" if self.scale > 1 else ""
-        return f"{self.variant.scheme} {self.variant.name}, seed {self.seed}{stress}"
+        mode = f" {self.variant.mode}" if self.variant.mode else ""
+        return f"{self.variant.scheme} {self.variant.name}{mode}, seed {self.seed}{stress}"
 
 
 def parse_plan(argv: Sequence[str], summary: str = "") -> TablePlan:
@@ -203,4 +240,6 @@ def parse_plan(argv: Sequence[str], summary: str = "") -> TablePlan:
     parser.add_class_arguments(TablePlan)
     values = parser.parse_args(list(argv)).as_dict()
     values.pop("config")
+    if values["fidelity"] is not None:
+        values["fidelity"] = FidelityPlan(**values["fidelity"])
     return TablePlan(**values)

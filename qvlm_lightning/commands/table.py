@@ -1,6 +1,7 @@
 """Calibrate and evaluate a plan of variants, and print the table; resumes where it stopped."""
 
 import json
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from qvlm_lightning.artifact import MANIFEST
 from qvlm_lightning.cli import train_main
 from qvlm_lightning.commands._progress import Progress
 from qvlm_lightning.commands._table_configs import TableConfigs, refuse_other_plan
+from qvlm_lightning.commands._table_disk import share_weights
+from qvlm_lightning.commands._table_fidelity import TableFidelity
 from qvlm_lightning.commands._table_plan import (
     Calibration,
     PlannedVariant,
@@ -22,13 +25,23 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.cli import EvaluationCLI, quiet
 from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.run import evaluate
+from qvlm_lightning.metrics.grouped import OVERALL
+from qvlm_lightning.results.fidelity_tables import fidelity_grids
 from qvlm_lightning.results.figure import results_figure
 from qvlm_lightning.results.predictions import Predictions, is_stored, write_whole
 from qvlm_lightning.results.render import grids, markdown, show
-from qvlm_lightning.results.report import load_answers, variant_rows, write_results
-from qvlm_lightning.results.rows import Row
+from qvlm_lightning.results.report import (
+    load_answers,
+    row_head,
+    variant_rows,
+    write_results,
+)
+from qvlm_lightning.results.rows import Row, figure
 from qvlm_lightning.results.steps import Step, step_grid, step_rows
-from qvlm_lightning.results.variant import file_name
+from qvlm_lightning.results.variant import file_name, scheme_stem
+
+SECONDS = "calibration.json"
+"""Wall time of a calibration, in its run folder."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -70,6 +83,7 @@ class TableRun:
         if not self.calibrations:
             raise InputError("the plan compares nothing; give variants, seeds and outlier_scales")
         self._check_options()
+        self.fidelity = None if plan.fidelity is None else TableFidelity(plan.fidelity)
         self.known: dict[str, Predictions] = {}
         self.answers: dict[tuple[str, int, float], Predictions] = {}
         self.rows: list[Row] = []
@@ -93,7 +107,7 @@ class TableRun:
             kinds.append("full precision")
             for calibration in self.calibrations:
                 if calibration.scale == scale:
-                    kinds += [calibration.variant.folder, "evaluation"]
+                    kinds += [calibration.variant.method, "evaluation"]
         return kinds
 
     def _calibration(self, variant: PlannedVariant, seed: int, scale: float) -> Calibration:
@@ -103,8 +117,13 @@ class TableRun:
             folder = self.root
         return Calibration(variant, seed, scale, folder)
 
-    def _scale_folder(self, scale: float) -> Path:
-        return self.root / f"{self.plan.model}-k{scale:g}"
+    def _scale_folder(self, scale: float, root: Path | None = None) -> Path:
+        return (root or self.root) / f"{self.plan.model}-k{scale:g}"
+
+    @property
+    def results_folder(self) -> Path:
+        """Where answers and results go."""
+        return self.root / (self.plan.results or "")
 
     def _check_options(self) -> None:
         """Find all files, and try the options of every row that is not finished; those of other
@@ -134,24 +153,32 @@ class TableRun:
             if calibration.finished:
                 step.skip()
                 return
-            begun = (calibration.folder / "config.yaml").is_file()
+            began, begun = time.monotonic(), (calibration.folder / "config.yaml").is_file()
             resume = ["--ckpt_path=last"] if begun else []
             train_main(["fit", *self.configs.options(calibration), *resume])
-            if not calibration.finished:
-                raise InputError(
-                    f"the calibration in {str(calibration.folder)!r} stopped before its end; "
-                    "give the same command again to resume"
-                )
+            self._calibrated(calibration, time.monotonic() - began)
+
+    def _calibrated(self, calibration: Calibration, seconds: float) -> None:
+        """Note how long a calibration took: an interrupted one, since it was resumed."""
+        if not calibration.finished:
+            raise InputError(
+                f"the calibration in {str(calibration.folder)!r} stopped before its end; "
+                "give the same command again to resume"
+            )
+        about = json.dumps({"seconds": round(seconds, 3)})
+        write_whole(calibration.folder / SECONDS, about + "\n")
+        share_weights(calibration.artifact, [other.artifact for other in self.calibrations])
 
     def _evaluation(self, scale: float) -> EvaluationCLI:
         stress = [f"--model.init_args.family.init_args.outlier_scale={scale}"]
         return EvaluationCLI(
             [
                 f"--config={self.configs.evaluation()}",
-                f"--trainer.default_root_dir={self._scale_folder(scale)}",
+                f"--trainer.default_root_dir={self._scale_folder(scale, self.results_folder)}",
                 f"--data.init_args.evaluation_count={self.plan.questions}",
                 *self.configs.split,
                 *(stress if scale != 1 else []),
+                *self.plan.sources,
             ]
         )
 
@@ -169,9 +196,10 @@ class TableRun:
                 )
             folder = Path(trainer.default_root_dir) / "predictions"
             name, key = file_name(module.variant, split=data.split), module.key(data.evaluation)
-            if is_stored(folder, name, module.source, data.evaluation_ids, key):
-                step.skip()
+            there = is_stored(folder, name, module.source, data.evaluation_ids, key)
             answered = evaluate(trainer, module, data, reference=False, again=False)
+            # from the disk: a vocabulary times all questions of all rows is gigabytes
+            answered = Predictions.load(folder, answered.name)
             if calibration is None:
                 program.save()
                 self.known |= load_answers(folder)
@@ -180,7 +208,27 @@ class TableRun:
                 self.answers[place] = answered
             self.known[answered.name] = answered
             self.rows += variant_rows(answered, self.known)
+            further, measured = self._further(program, module, calibration)
+            head = row_head(answered) | {"task": OVERALL}
+            self.rows += [head | row for row in further]
+            if there and not measured:
+                step.skip()
             write_results(self._file("results.json"), self.rows)
+
+    def _further(
+        self, program: EvaluationCLI, module: VQAEvaluation, calibration: Calibration | None
+    ) -> tuple[list[Row], bool]:
+        """Return what rows say beside the answers, and whether it was measured now."""
+        rows: list[Row] = []
+        if calibration is not None and (calibration.folder / SECONDS).is_file():
+            seconds = json.loads((calibration.folder / SECONDS).read_text(encoding="utf-8"))
+            rows.append(figure("calibration_seconds", seconds["seconds"], None, self.plan.pairs))
+        if self.fidelity is None:
+            return rows, False
+        folder = self._scale_folder(module.variant.outlier_scale) / "fidelity"
+        processor, device = program.datamodule.processor, program.trainer.strategy.root_device
+        found, measured = self.fidelity.rows(folder, module, processor, device)
+        return rows + found, measured
 
     def _module(self, program: EvaluationCLI, calibration: Calibration) -> VQAEvaluation:
         """Return the evaluation of an artifact; refuse one that something else put there."""
@@ -189,8 +237,8 @@ class TableRun:
         scheme, planned = str(manifest.get("scheme_name")), calibration.variant
         same_method = method.endswith(planned.method.rpartition("/")[2])
         # own options may change the scheme; a file says in its name what it likes of overrides
-        widths = scheme.partition("+")[0]
-        same_scheme = planned.scheme.rpartition("/")[2].startswith(widths) or planned.options
+        stem = scheme_stem(scheme.partition("+")[0])
+        same_scheme = planned.scheme.rpartition("/")[2].startswith(stem) or planned.options
         if seed != calibration.seed or not same_method or not same_scheme:
             raise InputError(
                 f"{str(calibration.folder)!r} holds {scheme} {method}, seed {seed}, the plan has "
@@ -219,6 +267,7 @@ class TableRun:
 
     def _finish(self) -> None:
         drawn, steps = grids(self.rows), self._steps()
+        drawn += fidelity_grids(self.rows)
         if steps:
             drawn.append(step_grid(steps))
             write_results(self._file("results.json"), self.rows, steps)
@@ -227,13 +276,13 @@ class TableRun:
         for grid in drawn:
             show(grid)
         files = [self._file(name).name for name in ("results.json", "table.md", "table.png")]
-        where = f"{files[0]}, {files[1]} and {files[2]} are in {self.root}"
+        where = f"{files[0]}, {files[1]} and {files[2]} are in {self.results_folder}"
         print(f"{where}; {self.progress.total()}")
 
     def _file(self, name: str) -> Path:
         """Return where a result goes; those of the development split lie beside those of test."""
         split = self.plan.split
-        path = self.root / name
+        path = self.results_folder / name
         return path if split in (None, "test") else path.with_stem(f"{path.stem}-{split}")
 
 

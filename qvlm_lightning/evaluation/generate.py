@@ -71,7 +71,7 @@ def generate(
     else:
         first = model_inputs(batch)
     first["attention_mask"] = mask
-    places = _positions(mask)
+    places = positions(mask)
     # patches at the image's own resolution have positions in three axes, which the model works out
     grids = "image_grid_thw" in first
     if not grids:
@@ -153,7 +153,18 @@ def end_tokens_of(model: Any, processor: Any, stop: Collection[str] = ()) -> set
     return {t for t in [*listed, *special, processor.tokenizer.eos_token_id] if t is not None}
 
 
-def _positions(mask_BT: Tensor) -> Tensor:
+def image_token_of(processor: Any) -> int | None:
+    """Return the token that stands for an image, or for a part of one; None where there is none.
+
+    Args:
+        processor: of a Hugging Face model.
+    """
+    image = getattr(processor, "image_token", None)
+    return None if image is None else int(processor.tokenizer.convert_tokens_to_ids(image))
+
+
+def positions(mask_BT: Tensor) -> Tensor:
+    """Return the place of every token in its own text, whatever is padded before it."""
     return (mask_BT.cumsum(-1) - 1).clamp_min(0)
 
 

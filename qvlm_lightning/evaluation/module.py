@@ -15,7 +15,12 @@ from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.data.collate import Batch
 from qvlm_lightning.data.sample import Sample, check_disjoint_ids
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.evaluation.generate import cut_at_stop, end_tokens_of, generate
+from qvlm_lightning.evaluation.generate import (
+    cut_at_stop,
+    end_tokens_of,
+    generate,
+    image_token_of,
+)
 from qvlm_lightning.evaluation.journal import EvaluationKey, Record
 from qvlm_lightning.evaluation.precision import cast, check_precision, precision_of
 from qvlm_lightning.evaluation.questions import SharedQuestions, digest_questions
@@ -107,9 +112,7 @@ class VQAEvaluation(LightningModule):
         self._longest = self.max_new_tokens or data.max_new_tokens
         self._stop = list(data.stop if self.stop is None else self.stop)
         self._ends = end_tokens_of(self.model, data.processor, self._stop)
-        image = getattr(data.processor, "image_token", None)
-        tokenizer = data.processor.tokenizer
-        self._image = None if image is None else int(tokenizer.convert_tokens_to_ids(image))
+        self._image = image_token_of(data.processor)
 
     def _full_precision(self) -> nn.Module:
         model = self.family.load_model()

@@ -100,11 +100,16 @@ def variant_rows(answered: Predictions, known: Known) -> list[Row]:
         if rounded is not None and rounded is not answered:
             rounded = _comparable(rounded, answered)
             measures += _against_rtn(answered, rounded, reference, groups)
-    head = _head(answered)
+    head = row_head(answered)
     return [head | {"task": task} | row for task, row in measures]
 
 
-def _head(answered: Predictions) -> Row:
+def row_head(answered: Predictions) -> Row:
+    """Return what every row of a variant says of whose it is (see :func:`variant_rows`).
+
+    Args:
+        answered: the variant's answers.
+    """
     variant = answered.variant
     return {
         "model": variant.model,

@@ -7,6 +7,7 @@ from typing import Literal
 from qvlm_lightning.errors import InputError
 
 Control = Literal["", "blind", "shuffled"]
+_WIDTHS = re.compile(r"\bw\d+a\d+")
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,34 @@ def variant_title(method: str, scheme: str, row: str) -> str:
     Example:
         >>> variant_title("cdm", "w4a4", "random-blocks"), variant_title("fp", "bf16", "fp")
         ('W4A4 random-blocks', 'full precision bf16')
+        >>> variant_title("rtn", "vision-w16a16_projector-w16a16_language-w8a8", "rtn")
+        'W8A8 language rtn'
     """
     if method == "fp":
         return "full precision" if scheme == "fp" else f"full precision {scheme}"
-    return f"{scheme.upper()} {row}"
+    return f"{_WIDTHS.sub(lambda found: found[0].upper(), scheme_stem(scheme, ' '))} {row}"
+
+
+def scheme_stem(scheme: str, between: str = "_") -> str:
+    """Shorten the name of a scheme to the parts that are quantized, widths first, as files in
+    configs/schemes are named.
+
+    Args:
+        scheme: see :class:`Variant`.
+        between: what stands between the words.
+
+    Example:
+        >>> scheme_stem("w4a4"), scheme_stem("vision-w16a16_projector-w16a16_language-w8a8")
+        ('w4a4', 'w8a8_language')
+        >>> scheme_stem("vision-w16a16_projector-w16a16_language-w8a8+a16_6d33")
+        'w8a8_language+a16_6d33'
+    """
+    if "-" not in scheme:
+        return scheme
+    named, plus, more = scheme.partition("+")  # overrides and sinks come behind the parts
+    parts = (piece.partition("-") for piece in named.split("_"))
+    words = [(widths, part) for part, _, widths in parts if widths != "w16a16"]
+    return between.join(word for pair in words for word in pair) + plus + more
 
 
 def check_label(name: str) -> None:

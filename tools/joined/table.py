@@ -1,0 +1,87 @@
+"""Tables of the joined model: ``make joined-table`` runs ``python -m tools.joined.table``."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from qvlm_lightning.commands._table_plan import TablePlan, parse_plan, planned_variant
+from qvlm_lightning.commands.table import TableRun
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.evaluation.cli import quiet
+from qvlm_lightning.exits import user_faults
+from qvlm_lightning.results.predictions import write_whole
+from qvlm_lightning.results.render import markdown, show
+from tools.joined import summary
+
+PLAN = "configs/table/joined.yaml"
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Calibrate and evaluate the rows of a plan, and print the tables; resumes where it stopped."""
+    parser = argparse.ArgumentParser(prog="python -m tools.joined.table", description=main.__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of easy-VQA")
+    parser.add_argument(
+        "--photographs", action="append", required=True, help="folder of photographs; repeatable"
+    )
+    parser.add_argument("--model", type=Path, default=Path("runs/joined"))
+    parser.add_argument("--config", default=PLAN, help="plan of the table")
+    parser.add_argument("--root", help="folder of the runs; default: that of the plan")
+    parser.add_argument("--row", action="append", help="only this row of the plan; repeatable")
+    parser.add_argument("--questions", type=int, help="of the test split; default: as the plan")
+    args = parser.parse_args(argv)
+    with user_faults(), quiet():
+        plan = plan_of(args)
+        run = TableRun(plan)
+        print(summary.NOTE, file=sys.stderr)
+        run.run()
+        grid = summary.summary(run.rows)
+        write_whole(run.results_folder / "summary.md", f"{markdown(grid)}\n")
+        show(grid)
+    return 0
+
+
+def plan_of(args: argparse.Namespace) -> TablePlan:
+    """Return the plan with the folders and choices of the command line.
+
+    Raises:
+        InputError: the model is missing, or a row that the plan has not.
+    """
+    if not (args.model / "config.json").is_file():
+        raise InputError(f"the joined model is not in {str(args.model)!r}; run `make joined` first")
+    sources = [
+        f"--model.init_args.family.init_args.path={args.model}",
+        *(f"--data.init_args.{part}.path={args.data}" for part in ("evaluation", "calibration")),
+    ]
+    given = [f"--config={args.config}"]
+    given += [f"--fidelity.photographs={json.dumps(args.photographs)}"]
+    if args.root is not None:
+        given.append(f"--root={args.root}")
+    plan = parse_plan(given)
+    plan.sources += sources
+    if args.questions is not None and args.questions != plan.questions:
+        plan = replace(plan, questions=args.questions, results=f"questions{args.questions}")
+    return plan if args.row is None else replace(plan, variants=chosen(plan, args.row))
+
+
+def chosen(plan: TablePlan, titles: Sequence[str]) -> list:
+    """Return some rows of a plan.
+
+    Args:
+        plan: of the table.
+        titles: such as ``rtn w8a8 dynamic_token``.
+
+    Raises:
+        InputError: a row that the plan has not.
+    """
+    rows = {planned_variant(given).title: given for given in plan.variants}
+    for title in titles:
+        if title not in rows:
+            raise InputError(f"row is {title!r}; allowed are {', '.join(map(repr, rows))}")
+    return [rows[title] for title in titles]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
