@@ -109,8 +109,8 @@ def inject_sink(
 def find_sink(model: nn.Module, family: VLMFamily, inputs: Mapping[str, Tensor]) -> Sink:
     """Return the channel with the largest ratio of the first token to the others.
 
-    Only channels count that are larger at the first token of every sample than at any other token.
-    Of them it is the one with the largest ratio of the first token to the median of the others.
+    The ratio is that of the channel's smallest magnitude at the first tokens to its largest at any
+    other token. It has to be above 1: the first token is then the one that a scale makes massive.
 
     Args:
         model: with gated feed-forwards in its decoder.
@@ -122,14 +122,12 @@ def find_sink(model: nn.Module, family: VLMFamily, inputs: Mapping[str, Tensor])
     """
     real_BT = inputs["attention_mask"].bool()
     first_BT = real_BT & (real_BT.cumsum(dim=1) == 1)
-    best, sink = 0.0, None
+    best, sink = 1.0, None
     for name, x_BTC in down_inputs(model, family, inputs).items():
         size_BTC = x_BTC.abs()
         first_C = size_BTC[first_BT].amin(dim=0)
         others_NC = size_BTC[real_BT & ~first_BT]
-        ratio_C = first_C / others_NC.median(dim=0).values
-        ratio_C[first_C <= others_NC.amax(dim=0)] = 0
-        value, channel = ratio_C.max(dim=0)
+        value, channel = (first_C / others_NC.amax(dim=0)).nan_to_num(nan=0).max(dim=0)
         if value > best:
             best, peak = float(value), float(size_BTC[..., channel][first_BT].max())
             sink = Sink(name, int(channel), peak, median_of_others(size_BTC[real_BT], int(channel)))
