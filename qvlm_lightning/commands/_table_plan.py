@@ -27,7 +27,7 @@ class TablePlan:
     seeds: list[int] = field(default_factory=lambda: [0])
     """Calibration seeds."""
     outlier_scales: list[float] = field(default_factory=lambda: [1.0])
-    """Above 1: stress variants with outlier channels behind norms; folding the norms undoes them."""
+    """Above 1: stress variants with outlier channels behind norms, which folding them undoes."""
     sink_scales: list[float] = field(default_factory=lambda: [1.0])
     """Above 1: stress variants with a massive first token; with every outlier scale."""
     pairs: int = 64

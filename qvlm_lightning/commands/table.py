@@ -64,7 +64,9 @@ class TableRun:
         self.root = Path(plan.root)
         self.configs = TableConfigs(plan)
         self.variants = planned_variants(plan)
-        self.stresses = [Stress(*scales) for scales in product(plan.outlier_scales, plan.sink_scales)]
+        self.stresses = [
+            Stress(*scales) for scales in product(plan.outlier_scales, plan.sink_scales)
+        ]
         self.calibrations = [
             self._calibration(variant, seed, stress)
             for stress in self.stresses

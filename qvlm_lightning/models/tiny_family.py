@@ -24,7 +24,8 @@ class Tiny(Llava):
         sink_scale: in one decoder layer a channel of the down projection's input becomes this many
             times as large at the first token as the largest of the other channels is at the median
             token; channels between Linear layers of the other decoder layers are scaled by its cube
-            root. 1 leaves them as trained. No norm can take it back.
+            root. 1 leaves them as trained. No fold of a norm takes it back; a fold between the two
+            Linear layers can.
 
     Raises:
         InputError: a scale is below 1 or not finite.

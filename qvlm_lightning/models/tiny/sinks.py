@@ -1,13 +1,17 @@
 """A massive activation at the first token, as pretrained language models have them.
 
-Pretrained decoders send a few tokens, the first above all, through single channels of a feed-forward
-that are hundreds of times as large as anything else (arXiv:2402.17762). One static range for the
-input of the down projection then has no codes left for the other tokens. Here a channel of the
-embedded model that is largest at the first token is scaled until it is that large, and channels of
-the other layers are scaled less, all without changing the function.
+In pretrained decoders a few tokens, the first above all, make single channels of a feed-forward
+hundreds of times as large as anything else (arXiv:2402.17762). One static range for the input of
+the down projection then has no codes left for the other tokens. Here a channel of the embedded
+model that is largest at the first token is scaled until it is that large, and channels of the other
+layers are scaled less, all without changing the function.
+
+What this does not bring: pretrained decoders need their first token, to which most heads attend
+where there is nothing to find. The embedded model does not, so clipping it costs nothing here.
 
 What is scaled lies between two Linear layers (value to output projection, up to down projection),
-where there is no norm to fold a scale into and no rotation of the residual stream reaches.
+where there is no norm to fold a scale into and no rotation of the residual stream reaches. A method
+that folds scales from the down into the up projection itself can take it back.
 
 Shapes: B samples, T tokens, C channels of a down projection's input, S channels of a source.
 """

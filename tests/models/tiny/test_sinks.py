@@ -1,4 +1,4 @@
-"""A massive first token leaves outputs alone, and neither folded norms nor rotations take it back."""
+"""A massive first token leaves outputs alone; neither folded norms nor rotations take it back."""
 
 from __future__ import annotations
 
@@ -212,7 +212,9 @@ def test_it_undoes_outliers_of_norms_and_no_sink(
     moved = distances(seen(trained, True), cured, ("o_in", "down_in"))
     assert sum(x > 0.1 for x in moved) >= len(moved) - 1  # all but the values of the sink's layer
     changed = distances(seen(trained, True), cured, ("o_in", "down_in"))
-    assert len([x for x in changed if x > 0.1]) >= len(changed) - 1  # values of the sink's own layer
+    assert (
+        len([x for x in changed if x > 0.1]) >= len(changed) - 1
+    )  # values of the sink's own layer
     massive_NC = cured[sink.layer, "down_in"][real].abs()
     rest_N = massive_NC.index_fill(1, torch.tensor([sink.channel]), 0).amax(dim=1)
     assert float(massive_NC.max() / rest_N.median()) == pytest.approx(SCALE, rel=0.05)
@@ -242,9 +244,11 @@ def test_a_model_without_such_a_channel(make_small: Any) -> None:
         inject_sink(model, family, batch, 10)
 
 
-def test_a_scale_below_what_the_model_has() -> None:
-    with pytest.raises(InputError, match=r"sink_scale 2 is below what .* without it, \d+\.?\d*; "):
-        Tiny(sink_scale=2).load_model()
+def test_a_scale_below_what_the_model_has(make_small: Any) -> None:
+    family, model, batch = small_batch(make_small("llava"))
+    assert inject_sink(model, family, batch, 200) is not None
+    with pytest.raises(InputError, match=r"sink_scale 100 is below what .* without it, 200; "):
+        inject_sink(model, family, batch, 100)
 
 
 @pytest.mark.parametrize("name", ["outlier_scale", "sink_scale"])
