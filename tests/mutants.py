@@ -801,6 +801,124 @@ FIDELITY = [
     ),
 ]
 
+_TINY_SINKS = "qvlm_lightning/models/tiny/sinks.py"
+_SINK_TESTS = "tests/models/tiny/test_sinks.py"
+SHARED_HEADS = f"{_SINK_TESTS}::test_logits_stay_where_heads_share_values"
+RATIO = f"{_SINK_TESTS}::test_the_first_token_peaks_at_the_wanted_ratio"
+LOOPS = f"{_SINK_TESTS}::test_the_channel_is_that_of_plain_loops"
+SINK_TABLE = "tests/commands/test_table.py::test_a_table_with_a_sink"
+LIKE_ONLY = "tests/evaluation/test_report.py::test_a_row_with_a_sink_is_compared_with_its_like_only"
+OF_ANOTHER = (
+    "tests/evaluation/test_module.py::test_artifact_with_a_sink_is_refused_where_none_is_configured"
+)
+STRESS = [
+    (
+        _TINY_SINKS,
+        "chosen, scale / sink.ratio)",
+        "chosen, scale)",
+        "the sink is scaled by the ratio instead of to it",
+        RATIO,
+    ),
+    (
+        _TINY_SINKS,
+        "source.channels(weight_OC.shape[1])",
+        "torch.arange(weight_OC.shape[1]) % len(factor_S)",
+        "copies of a value head are taken for channels",
+        SHARED_HEADS,
+    ),
+    (
+        _TINY_SINKS,
+        'if "bias" in own:',
+        'if "bias" in {}:',
+        "the bias of a value projection stays",
+        SHARED_HEADS,
+    ),
+    (
+        _TINY_SINKS,
+        "first_BT = real_BT & (real_BT.cumsum(dim=1) == 1)",
+        "first_BT = real_BT & (torch.arange(real_BT.shape[1]) == 0)",
+        "behind padding there is no first token",
+        LOOPS,
+    ),
+    (
+        _TINY_SINKS,
+        "others_NC.amax(dim=0)",
+        "others_NC.mean(dim=0)",
+        "other tokens may be as massive as the first",
+        LOOPS,
+    ),
+    (
+        "qvlm_lightning/models/tiny_family.py",
+        'for name in ("outlier_scale", "sink_scale"):',
+        'for name in ("outlier_scale",):',
+        "a model with a sink is streamed without it",
+        "tests/models/test_weight_map.py::test_what_cannot_be_streamed_says_so",
+    ),
+    (
+        "qvlm_lightning/models/tiny_family.py",
+        "sink = {} if self.sink_scale == 1 else",
+        "sink = {} if self.sink_scale else",
+        "a model with a sink does not say so",
+        f"{_SINK_TESTS}::test_the_description_names_a_sink_only_where_there_is_one",
+    ),
+    (
+        "qvlm_lightning/evaluation/module.py",
+        "(scales | self.family.describe())",
+        "self.family.describe()",
+        "an artifact with a sink answers for the model as trained",
+        OF_ANOTHER,
+    ),
+    (
+        "qvlm_lightning/evaluation/module.py",
+        "manifest.get(key, scales.get(key))",
+        "manifest.get(key)",
+        "artifacts of earlier versions are refused",
+        OF_ANOTHER,
+    ),
+    (
+        "qvlm_lightning/results/variant.py",
+        "Variant(self.model, **self.stress._asdict())",
+        "Variant(self.model, outlier_scale=self.outlier_scale)",
+        "a row with a sink is compared with another model",
+        LIKE_ONLY,
+    ),
+    (
+        "qvlm_lightning/results/rows.py",
+        "*Stress._fields",
+        '"outlier_scale"',
+        "rows with and without a sink are averaged",
+        "tests/evaluation/test_means.py::test_only_seeds_are_averaged",
+    ),
+    (
+        "qvlm_lightning/results/steps.py",
+        'row["against"], Stress.of(row)',
+        'row["against"], Stress(row["outlier_scale"])',
+        "steps with a sink are not labelled",
+        "tests/evaluation/test_steps.py::test_the_table_of_steps",
+    ),
+    (
+        "qvlm_lightning/commands/_table_configs.py",
+        "*stress_options(calibration.stress),",
+        "*[],",
+        "calibrations of a table have no stress",
+        SINK_TABLE,
+    ),
+    (
+        "qvlm_lightning/commands/table.py",
+        "product(plan.outlier_scales, plan.sink_scales)",
+        "zip(plan.outlier_scales, plan.sink_scales)",
+        "a table leaves out combinations of scales",
+        SINK_TABLE,
+    ),
+    (
+        "qvlm_lightning/commands/table.py",
+        "                *stress_options(stress),\n",
+        "",
+        "a table evaluates the model as trained",
+        SINK_TABLE,
+    ),
+]
+
 MUTANTS = [
     *QUANT,
     *LOSSES,
@@ -814,4 +932,5 @@ MUTANTS = [
     *SINKS,
     *OVERRIDES,
     *FIDELITY,
+    *STRESS,
 ]

@@ -118,6 +118,8 @@ def test_a_broken_artifact(evaluate, artifact, name: str, damage: str) -> None:
 def test_an_artifact_of_another_model(evaluate, artifact) -> None:
     sentence = evaluate(f"--model.artifact={artifact}", "--model.family.outlier_scale=4")
     assert "was made with outlier_scale 1.0, the configured model has 4.0" in sentence
+    sentence = evaluate(f"--model.artifact={artifact}", "--model.family.sink_scale=50")
+    assert "was made with sink_scale 1.0, the configured model has 50.0" in sentence
 
 
 def test_evaluating_what_was_calibrated_on(evaluate, artifact, monkeypatch) -> None:

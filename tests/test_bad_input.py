@@ -90,6 +90,7 @@ def overlay(folder: Path, text: str) -> str:
         ('--model.scheme.ignore=["("]', "'(' is no regular expression"),
         ("--model.every_n_epochs=0", "every_n_epochs 0"),
         ("--model.family.outlier_scale=0.5", "outlier_scale 0.5 is below 1"),
+        ("--model.family.sink_scale=0.5", "sink_scale 0.5 is below 1"),
         ("--ckpt_path=nowhere.ckpt", "nowhere.ckpt"),
     ],
 )

@@ -192,6 +192,7 @@ def test_a_table_is_made_of_one_small_variant(name: str, tmp_path) -> None:
         "--steps=[]",
         "--seeds=[0]",
         "--outlier_scales=[1.0]",
+        "--sink_scales=[1.0]",
         "--pairs=4",
         "--search_pairs=4",
         "--questions=12",

@@ -11,7 +11,12 @@ from typing import Any
 import yaml
 
 from qvlm_lightning.cli import train_main
-from qvlm_lightning.commands._table_plan import Calibration, PlannedVariant, TablePlan
+from qvlm_lightning.commands._table_plan import (
+    Calibration,
+    PlannedVariant,
+    TablePlan,
+    stress_options,
+)
 from qvlm_lightning.errors import InputError
 
 _MODEL_ROOMS = ("models", "data", "eval")
@@ -36,7 +41,6 @@ class TableConfigs:
             InputError: a file does not exist.
         """
         plan, variant = self.plan, calibration.variant
-        scale = [f"--model.init_args.family.init_args.outlier_scale={calibration.scale}"]
         return [
             *(f"--config={path}" for path in self.files(variant)),
             f"--trainer.default_root_dir={calibration.folder}",
@@ -45,7 +49,7 @@ class TableConfigs:
             f"--data.init_args.search_pairs={plan.search_pairs}",
             f"--data.init_args.evaluation_count={plan.questions}",
             *self.split,
-            *(scale if calibration.scale != 1 else []),
+            *stress_options(calibration.stress),
             *plan.sources,
             *plan.options,
             *variant.options,

@@ -10,6 +10,7 @@ from jsonargparse import set_parsing_settings
 from qvlm_lightning.arguments import OneSentenceParser
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.quant.scheme import ActivationMode
+from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import check_label, scheme_stem
 
 _KEYS = ("name", "method", "scheme", "activation_mode", "options")
@@ -46,7 +47,9 @@ class TablePlan:
     seeds: list[int] = field(default_factory=lambda: [0])
     """Calibration seeds."""
     outlier_scales: list[float] = field(default_factory=lambda: [1.0])
-    """Above 1: stress variants with outlier channels."""
+    """Above 1: stress variants with outlier channels behind norms, which folding them undoes."""
+    sink_scales: list[float] = field(default_factory=lambda: [1.0])
+    """Above 1: stress variants with a massive first token; with every outlier scale."""
     pairs: int = 64
     """Calibration pairs."""
     search_pairs: int = 16
@@ -182,6 +185,17 @@ def planned_variants(plan: TablePlan) -> list[PlannedVariant]:
     return variants
 
 
+def stress_options(stress: Stress) -> list[str]:
+    """Return the options of both programs for a stress variant; none where the model is as trained.
+
+    Example:
+        >>> stress_options(Stress(sink_scale=1000.0))
+        ['--model.init_args.family.init_args.sink_scale=1000.0']
+    """
+    given = {name: scale for name, scale in stress._asdict().items() if scale != 1}
+    return [f"--model.init_args.family.init_args.{name}={scale}" for name, scale in given.items()]
+
+
 def planned_steps(plan: TablePlan) -> list[tuple[str, str]]:
     """Return the titles of the rows of each step."""
     return [(_plain(row), _plain(against)) for row, against in plan.steps]
@@ -204,8 +218,8 @@ class Calibration:
     """Row it belongs to."""
     seed: int
     """Calibration seed."""
-    scale: float
-    """Outlier scale."""
+    stress: Stress
+    """Scales of the model's stress variant."""
     folder: Path
     """Run folder."""
 
@@ -222,7 +236,7 @@ class Calibration:
     @property
     def label(self) -> str:
         """How progress names it."""
-        stress = f", outlier scale {self.scale:g}" if self.scale > 1 else ""
+        stress = f", {self.stress.title}" if self.stress else ""
         mode = f" {self.variant.mode}" if self.variant.mode else ""
         return f"{self.variant.scheme} {self.variant.name}{mode}, seed {self.seed}{stress}"
 

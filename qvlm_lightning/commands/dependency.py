@@ -12,7 +12,9 @@ class Options:
     """What ``qvlm dependency`` takes."""
 
     outlier_scale: float = 1.0
-    """Of the embedded model; above 1 is the stress variant."""
+    """Of the embedded model; above 1 is a stress variant that folding its norms undoes."""
+    sink_scale: float = 1.0
+    """Of the embedded model; above 1 is the stress variant with a massive first token."""
     scheme: str = "w4a4"
     """Widths of the quantized pairs of layers."""
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
@@ -44,7 +46,7 @@ def main(argv: list[str]) -> int:
     from qvlm_lightning.models import Tiny
     from qvlm_lightning.quant.scheme import Scheme
 
-    family, scheme = Tiny(options.outlier_scale), Scheme.parse(options.scheme)
+    family, scheme = Tiny(options.outlier_scale, options.sink_scale), Scheme.parse(options.scheme)
     sizes: dict[str, Any] = {
         "calibration_pairs": options.pairs,
         "search_pairs": options.search_pairs,

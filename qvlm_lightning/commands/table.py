@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from qvlm_lightning.commands._table_plan import (
     parse_plan,
     planned_steps,
     planned_variants,
+    stress_options,
 )
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.cli import EvaluationCLI, quiet
@@ -38,6 +40,7 @@ from qvlm_lightning.results.report import (
 )
 from qvlm_lightning.results.rows import Row, figure
 from qvlm_lightning.results.steps import Step, step_grid, step_rows
+from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import file_name, scheme_stem
 
 SECONDS = "calibration.json"
@@ -74,51 +77,54 @@ class TableRun:
         self.root = Path(plan.root)
         self.configs = TableConfigs(plan)
         self.variants = planned_variants(plan)
+        self.stresses = [
+            Stress(*scales) for scales in product(plan.outlier_scales, plan.sink_scales)
+        ]
         self.calibrations = [
-            self._calibration(variant, seed, scale)
-            for scale in plan.outlier_scales
+            self._calibration(variant, seed, stress)
+            for stress in self.stresses
             for seed in plan.seeds
             for variant in self.variants
         ]
         if not self.calibrations:
-            raise InputError("the plan compares nothing; give variants, seeds and outlier_scales")
+            raise InputError("the plan compares nothing; give variants, seeds and scales")
         self._check_options()
         self.fidelity = None if plan.fidelity is None else TableFidelity(plan.fidelity)
         self.known: dict[str, Predictions] = {}
-        self.answers: dict[tuple[str, int, float], Predictions] = {}
+        self.answers: dict[tuple[str, int, Stress], Predictions] = {}
         self.rows: list[Row] = []
         self.progress = Progress(self._kinds())
 
     def run(self) -> None:
         """Calibrate, evaluate, write and print."""
         self._lock()
-        for scale in self.plan.outlier_scales:
-            program = self._evaluation(scale)
+        for stress in self.stresses:
+            program = self._evaluation(stress)
             self._evaluate(program, None)
             for calibration in self.calibrations:
-                if calibration.scale == scale:
+                if calibration.stress == stress:
                     self._calibrate(calibration)
                     self._evaluate(program, calibration)
         self._finish()
 
     def _kinds(self) -> list[str]:
         kinds = []
-        for scale in self.plan.outlier_scales:
+        for stress in self.stresses:
             kinds.append("full precision")
             for calibration in self.calibrations:
-                if calibration.scale == scale:
+                if calibration.stress == stress:
                     kinds += [calibration.variant.method, "evaluation"]
         return kinds
 
-    def _calibration(self, variant: PlannedVariant, seed: int, scale: float) -> Calibration:
-        folder = self._scale_folder(scale) / f"seed{seed}" / variant.folder
-        first = self.plan.seeds[0], self.plan.outlier_scales[0]
-        if is_headline(self.plan, variant) and (seed, scale) == first:
+    def _calibration(self, variant: PlannedVariant, seed: int, stress: Stress) -> Calibration:
+        folder = self._stress_folder(stress) / f"seed{seed}" / variant.folder
+        first = self.plan.seeds[0], self.stresses[0]
+        if is_headline(self.plan, variant) and (seed, stress) == first:
             folder = self.root
-        return Calibration(variant, seed, scale, folder)
+        return Calibration(variant, seed, stress, folder)
 
-    def _scale_folder(self, scale: float, root: Path | None = None) -> Path:
-        return (root or self.root) / f"{self.plan.model}-k{scale:g}"
+    def _stress_folder(self, stress: Stress, root: Path | None = None) -> Path:
+        return (root or self.root) / f"{self.plan.model}-{stress.name}"
 
     @property
     def results_folder(self) -> Path:
@@ -169,15 +175,14 @@ class TableRun:
         write_whole(calibration.folder / SECONDS, about + "\n")
         share_weights(calibration.artifact, [other.artifact for other in self.calibrations])
 
-    def _evaluation(self, scale: float) -> EvaluationCLI:
-        stress = [f"--model.init_args.family.init_args.outlier_scale={scale}"]
+    def _evaluation(self, stress: Stress) -> EvaluationCLI:
         return EvaluationCLI(
             [
                 f"--config={self.configs.evaluation()}",
-                f"--trainer.default_root_dir={self._scale_folder(scale, self.results_folder)}",
+                f"--trainer.default_root_dir={self._stress_folder(stress, self.results_folder)}",
                 f"--data.init_args.evaluation_count={self.plan.questions}",
                 *self.configs.split,
-                *(stress if scale != 1 else []),
+                *stress_options(stress),
                 *self.plan.sources,
             ]
         )
@@ -204,7 +209,7 @@ class TableRun:
                 program.save()
                 self.known |= load_answers(folder)
             else:
-                place = calibration.variant.title, calibration.seed, calibration.scale
+                place = calibration.variant.title, calibration.seed, calibration.stress
                 self.answers[place] = answered
             self.known[answered.name] = answered
             self.rows += variant_rows(answered, self.known)
@@ -225,7 +230,7 @@ class TableRun:
             rows.append(figure("calibration_seconds", seconds["seconds"], None, self.plan.pairs))
         if self.fidelity is None:
             return rows, False
-        folder = self._scale_folder(module.variant.outlier_scale) / "fidelity"
+        folder = self._stress_folder(module.variant.stress) / "fidelity"
         processor, device = program.datamodule.processor, program.trainer.strategy.root_device
         found, measured = self.fidelity.rows(folder, module, processor, device)
         return rows + found, measured
@@ -255,9 +260,9 @@ class TableRun:
     def _steps(self) -> list[Row]:
         rows = []
         for row, against in planned_steps(self.plan):
-            for scale in self.plan.outlier_scales:
+            for stress in self.stresses:
                 pairs = [
-                    (self.answers[row, seed, scale], self.answers[against, seed, scale])
+                    (self.answers[row, seed, stress], self.answers[against, seed, stress])
                     for seed in self.plan.seeds
                 ]
                 variant, split = pairs[0][0].variant, pairs[0][0].split

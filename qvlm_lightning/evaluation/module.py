@@ -27,6 +27,7 @@ from qvlm_lightning.evaluation.questions import SharedQuestions, digest_question
 from qvlm_lightning.metrics.grouped import OVERALL, GroupedScore
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.results.predictions import search_facts
+from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import Control, Variant, check_label
 
 
@@ -102,9 +103,9 @@ class VQAEvaluation(LightningModule):
                 method=manifest["method"],
                 scheme=manifest["scheme_name"],
                 activation_mode=manifest["activation_mode"],
-                outlier_scale=_scale(self.family),
                 seed=manifest["seed"],
                 label="" if self.row_name == manifest["method"] else self.row_name or "",
+                **Stress.of(self.family.describe())._asdict(),
             )
             self.search = search_facts(manifest, Path(self.artifact).resolve().parent)
         self.model.eval()
@@ -122,8 +123,8 @@ class VQAEvaluation(LightningModule):
             cast(model, self.precision)
             scheme = self.precision
             self.source += f"-{scheme}"
-        name, scale = model_name(self.family), _scale(self.family)
-        self.variant = Variant(name, scheme=scheme, outlier_scale=scale)
+        stress = Stress.of(self.family.describe())
+        self.variant = Variant(model_name(self.family), scheme=scheme, **stress._asdict())
         return model
 
     def _check_precision(self, model: nn.Module) -> None:
@@ -134,10 +135,13 @@ class VQAEvaluation(LightningModule):
             )
 
     def _check_model(self, manifest: dict[str, Any]) -> None:
-        for key, value in self.family.describe().items():
-            if manifest.get(key) != value:
+        # artifacts of models without such a scale, or of earlier versions, do not name it
+        scales = Stress()._asdict()
+        for key, value in (scales | self.family.describe()).items():
+            found = manifest.get(key, scales.get(key))
+            if found != value:
                 raise InputError(
-                    f"artifact {self.artifact!r} was made with {key} {manifest.get(key)!r}, the "
+                    f"artifact {self.artifact!r} was made with {key} {found!r}, the "
                     f"configured model has {value!r}; give the model it was made from"
                 )
 
@@ -224,10 +228,6 @@ def model_name(family: VLMFamily) -> str:
     described = family.describe()
     path = described.get("path")
     return Path(path).name if path else str(described["family"]).lower()
-
-
-def _scale(family: VLMFamily) -> float:
-    return float(family.describe().get("outlier_scale", 1.0))
 
 
 def _digest(artifact: Path) -> str:

@@ -98,7 +98,7 @@ def _labelled(entries: list[Entry]) -> list[Entry]:
     parts.append(lambda v: variant_title(v.method, v.scheme, v.row))
     if len({v.activation_mode for v in quantized}) > 1:
         parts.append(lambda v: "" if v.is_fp else v.activation_mode)
-    parts.append(lambda v: f"(stress ×{v.outlier_scale:g})" if v.outlier_scale > 1 else "")
+    parts.append(lambda v: v.stress.in_brackets)
     if len({v.seed for v in quantized}) > 1:
         parts.append(lambda v: "" if v.is_fp else f"seed {v.seed}")
     labels = [" ".join(filter(None, (part(v) for part in parts))) for v in variants]

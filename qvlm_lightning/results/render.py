@@ -14,6 +14,7 @@ from rich.table import Table
 
 from qvlm_lightning.metrics.grouped import OVERALL
 from qvlm_lightning.results.rows import IDENTITY, Row
+from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import variant_title
 
 NONE = "–"
@@ -40,8 +41,8 @@ class Group:
 
     label: str
     """Name in tables and pictures."""
-    stress: bool
-    """Whether outlier channels were injected."""
+    stress: Stress
+    """How it was made harder than trained."""
     method: str
     """Calibration method, or ``fp``."""
     rows: list[Row]
@@ -64,11 +65,13 @@ def groups(rows: Sequence[Row]) -> list[Group]:
         members.setdefault(tuple(row[key] for key in IDENTITY), []).append(row)
     modes = {row["activation_mode"] for row in rows if row["method"] != "fp"}
     variants = []
-    for (_, scale, scheme, method, variant, mode), own_rows in members.items():
+    for own_rows in members.values():
+        first, stress = own_rows[0], Stress.of(own_rows[0])
+        method, mode = first["method"], first["activation_mode"]
         shown = f" {mode}" if len(modes) > 1 and method != "fp" else ""
-        stress = f" (stress ×{scale:g})" if scale > 1 else ""
-        label = variant_title(method, scheme, variant) + shown + stress
-        variants.append(Group(label, scale > 1, method, own_rows))
+        title = variant_title(method, first["scheme"], first["variant"])
+        label = f"{title}{shown} {stress.in_brackets}".rstrip()
+        variants.append(Group(label, stress, method, own_rows))
     return variants
 
 
@@ -130,7 +133,12 @@ def _note(variants: list[Group], facts: list[str]) -> str:
         else "95 % intervals in brackets, differences on the same questions, p of McNemar's test"
     )
     search = f"; search: {', '.join(facts)}" if facts else ""
-    return f"Activations: {', '.join(modes) or 'fp'}{search}; {brackets}."
+    folded = (
+        " Outliers in norm channels are undone by folding the norms into the layers behind them."
+        if any(group.stress.outlier_scale != 1 for group in variants)
+        else ""
+    )
+    return f"Activations: {', '.join(modes) or 'fp'}{search}; {brackets}.{folded}"
 
 
 def _mean(values: list[float], number: Number) -> str:

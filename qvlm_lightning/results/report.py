@@ -21,6 +21,7 @@ from qvlm_lightning.results.measures import (
 from qvlm_lightning.results.predictions import Predictions, search_facts, stored, write_whole
 from qvlm_lightning.results.rows import Row as Row
 from qvlm_lightning.results.rows import mean
+from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import Control, file_name
 
 Known = Mapping[str, Predictions]
@@ -45,14 +46,13 @@ def load_answers(*folders: Path) -> dict[str, Predictions]:
     return {predictions.name: predictions for predictions in answers}
 
 
-def sort_key(predictions: Predictions) -> tuple[str, float, bool, str, int, str]:
+def sort_key(predictions: Predictions) -> tuple[str, Stress, bool, str, int, str]:
     """Order by split, full precision first, then by scheme and in the order of METHODS."""
     variant = predictions.variant
     rank = METHODS.index(variant.method) if variant.method in METHODS else len(METHODS)
     # as it was loaded before what it was cast to
     scheme = "" if variant.scheme == "fp" else variant.scheme
-    stress = variant.outlier_scale
-    return predictions.split, stress, not variant.is_fp, scheme, rank, predictions.name
+    return predictions.split, variant.stress, not variant.is_fp, scheme, rank, predictions.name
 
 
 def report_rows(known: Known) -> list[Row]:
@@ -74,10 +74,11 @@ def variant_rows(answered: Predictions, known: Known) -> list[Row]:
         known: all stored answers, among them full precision, round-to-nearest and the controls.
 
     Returns:
-        Rows with ``model, variant, method, scheme, activation_mode, outlier_scale, seed, stress,
-        split``, then what the artifact says of its search, ``objective, candidates, layer_forwards,
-        search_seconds`` (None where it does not), then ``task, metric, value, ci_low, ci_high, n``;
-        ``variant`` is the name of the row, ``task`` is ``overall`` or a family of questions.
+        Rows with ``model, variant, method, scheme, activation_mode, outlier_scale, sink_scale,
+        seed, stress, split``, then what the artifact says of its search, ``objective, candidates,
+        layer_forwards, search_seconds`` (None where it does not), then ``task, metric, value,
+        ci_low, ci_high, n``; ``variant`` is the name of the row, ``task`` is ``overall`` or a
+        family of questions.
 
     Raises:
         InputError: the variant and what it is compared with answered other questions, or come
@@ -117,9 +118,9 @@ def row_head(answered: Predictions) -> Row:
         "method": variant.method,
         "scheme": variant.scheme,
         "activation_mode": variant.activation_mode,
-        "outlier_scale": variant.outlier_scale,
+        **variant.stress._asdict(),
         "seed": variant.seed,
-        "stress": variant.outlier_scale > 1,
+        "stress": bool(variant.stress),
         "split": answered.split,
         **(search_facts({}) | dict(answered.search)),
     }

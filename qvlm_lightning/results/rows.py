@@ -15,9 +15,10 @@ from qvlm_lightning.metrics.intervals import (
     wilson_interval,
 )
 from qvlm_lightning.metrics.target import WHOLE
+from qvlm_lightning.results.stress import Stress
 
 Row = dict[str, Any]
-IDENTITY = ("split", "outlier_scale", "scheme", "method", "variant", "activation_mode")
+IDENTITY = ("split", *Stress._fields, "scheme", "method", "variant", "activation_mode")
 """Keys of a row of ``results.json`` that say whose it is, without the calibration seed."""
 
 

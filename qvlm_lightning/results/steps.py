@@ -11,6 +11,7 @@ from qvlm_lightning.results.measures import divergences
 from qvlm_lightning.results.predictions import Predictions
 from qvlm_lightning.results.render import NONE, Grid, in_split, nats, signed
 from qvlm_lightning.results.rows import Row, figure, units
+from qvlm_lightning.results.stress import Stress
 
 NOTE = (
     "Each row minus the other, a mean over calibration seeds; accuracy in percentage points, KL in "
@@ -40,17 +41,18 @@ def step_rows(step: Step) -> list[Row]:
         step: the two.
 
     Returns:
-        Rows with ``row, against, split, outlier_scale, seeds``, then ``metric`` (``accuracy``,
-        percentage points, and ``kl``, nats, where log-probabilities were kept), ``value``, the mean
-        difference; ``ci_low, ci_high``, the bootstrap's 95 % interval over questions of the
-        differences averaged over seeds; ``low, high``, the extremes of the seeds; and ``n``.
+        Rows with ``row, against, split, outlier_scale, sink_scale, seeds``, then ``metric``
+        (``accuracy``, percentage points, and ``kl``, nats, where log-probabilities were kept),
+        ``value``, the mean difference; ``ci_low, ci_high``, the bootstrap's 95 % interval over
+        questions of the differences averaged over seeds; ``low, high``, the extremes of the seeds;
+        and ``n``.
     """
     first = step.pairs[0][0]
     head = {
         "row": step.row,
         "against": step.against,
         "split": first.split,
-        "outlier_scale": first.variant.outlier_scale,
+        **first.variant.stress._asdict(),
         "seeds": [mine.variant.seed for mine, _ in step.pairs],
     }
     points = [100 / WHOLE * (_points(mine) - _points(theirs)) for mine, theirs in step.pairs]
@@ -89,15 +91,19 @@ def step_grid(rows: Sequence[Row]) -> Grid:
     """
     steps: dict[tuple, dict[str, Row]] = {}
     for row in rows:
-        key = row["row"], row["against"], row["outlier_scale"]
+        key = row["row"], row["against"], Stress.of(row)
         steps.setdefault(key, {})[row["metric"]] = row
     lines = []
-    for (name, against, scale), metrics in steps.items():
-        stress = f" (stress ×{scale:g})" if scale > 1 else ""
+    for (name, against, stress), metrics in steps.items():
         cells = [_cell(metrics.get("accuracy"), signed), _cell(metrics.get("kl"), _signed_nats)]
         any_row = next(iter(metrics.values()))
         lines.append(
-            [f"{name} − {against}{stress}", *cells, str(len(any_row["seeds"])), f"{any_row['n']:,}"]
+            [
+                f"{name} − {against} {stress.in_brackets}".rstrip(),
+                *cells,
+                str(len(any_row["seeds"])),
+                f"{any_row['n']:,}",
+            ]
         )
     header = ["step", "accuracy", "KL, nats", "seeds", "n"]
     return Grid(f"Steps{in_split(rows[0]['split'])}", header, lines, NOTE)

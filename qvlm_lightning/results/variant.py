@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.results.stress import Stress
 
 Control = Literal["", "blind", "shuffled"]
 _WIDTHS = re.compile(r"\bw\d+a\d+")
@@ -23,11 +24,18 @@ class Variant:
     activation_mode: str = "none"
     """Such as ``static_tensor``; ``none`` for full precision."""
     outlier_scale: float = 1.0
-    """Above 1: a stress variant with outlier channels."""
+    """Above 1: a stress variant with outlier channels behind norms, which folding undoes."""
     seed: int | None = None
     """Calibration seed; None for full precision."""
     label: str = ""
     """Name of its row where several rows have one method, as in an ablation; else empty."""
+    sink_scale: float = 1.0
+    """Above 1: a stress variant with a massive first token, which no folding undoes."""
+
+    @property
+    def stress(self) -> Stress:
+        """Both scales."""
+        return Stress(self.outlier_scale, self.sink_scale)
 
     @property
     def row(self) -> str:
@@ -41,6 +49,8 @@ class Variant:
         Example:
             >>> Variant("tiny").name, Variant("tiny", "qvlm", "w4a4", "static_tensor", 10, 1).name
             ('fp-k1', 'qvlm-w4a4-static_tensor-k10-s1')
+            >>> Variant("tiny", sink_scale=1000).name
+            'fp-k1-sink1000'
             >>> Variant("tiny", scheme="bf16").name
             'fp-bf16-k1'
         """
@@ -48,7 +58,7 @@ class Variant:
         if self.is_fp:
             parts = ["fp"] if self.scheme == "fp" else ["fp", self.scheme]
         seed = [] if self.seed is None else [f"s{self.seed}"]
-        return "-".join([*parts, f"k{self.outlier_scale:g}", *seed])
+        return "-".join([*parts, self.stress.name, *seed])
 
     @property
     def is_fp(self) -> bool:
@@ -58,7 +68,7 @@ class Variant:
     @property
     def reference(self) -> "Variant":
         """The same model in full precision."""
-        return Variant(self.model, outlier_scale=self.outlier_scale)
+        return Variant(self.model, **self.stress._asdict())
 
 
 def file_name(variant: Variant, control: Control = "", split: str = "") -> str:

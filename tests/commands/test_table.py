@@ -39,7 +39,10 @@ class Calibrations:
             "method": next(Path(a).stem for a in args if "/methods/" in a),
             "scheme_name": scheme.partition("_")[0],  # groups are not in the name
             "seed": int(options["data.init_args.seed"]),
-            "scale": float(options.get("model.init_args.family.init_args.outlier_scale", 1)),
+            "scales": [
+                float(options.get(f"model.init_args.family.init_args.{name}_scale", 1))
+                for name in ("outlier", "sink")
+            ],
         }
         (folder / "artifact" / "quantization.json").write_text(json.dumps(about))
 
@@ -47,7 +50,7 @@ class Calibrations:
         from qvlm_lightning.models import Tiny
 
         about = json.loads((Path(path) / "quantization.json").read_text())
-        family = Tiny(about["scale"])
+        family = Tiny(*about["scales"])
         model = family.load_model()
         manifest = {
             "activation_mode": "static_tensor",
@@ -120,8 +123,31 @@ def test_table_of_a_plan(calibrations, evaluated, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "W4A4 qvlm" in printed
     assert "mean over 2 calibration seeds" in printed
-    assert "stress ×4" in (tmp_path / "table.md").read_text()
+    assert "stress: norm channels ×4" in (tmp_path / "table.md").read_text()
     assert (tmp_path / "table.png").stat().st_size > 10_000
+
+
+def test_a_table_with_a_sink(calibrations, tmp_path):
+    scales = {"outlier_scales": [1.0, 4.0], "sink_scales": [1.0, 50.0]}
+    steps = [["qvlm w4a4", "rtn w4a4"]]
+    assert table.main(options(tmp_path, steps=steps, **scales)) == 0
+    found = {path.name for path in tmp_path.iterdir() if path.is_dir()}
+    assert found == {"tiny-k1", "tiny-k1-sink50", "tiny-k4", "tiny-k4-sink50"}
+    written = json.loads((tmp_path / "results.json").read_text())
+    both = {(r["method"], r["outlier_scale"], r["sink_scale"]) for r in written["rows"]}
+    assert len(both) == 3 * 4
+    for outlier in ("", ".outlier_scale=4.0"):
+        for sink in ("", ".sink_scale=50.0"):
+            given = [[o for o in c if "_scale=" in o] for c in calibrations.calls]
+            assert (
+                given.count(
+                    [f"--model.init_args.family.init_args{x}" for x in (outlier, sink) if x]
+                )
+                == 2
+            )
+    pairs = {(r["outlier_scale"], r["sink_scale"]) for r in written["steps"]}
+    assert pairs == {(1, 1), (1, 50), (4, 1), (4, 50)}
+    assert "stress: norm channels ×4, sink ×50" in (tmp_path / "table.md").read_text()
 
 
 def test_each_calibration_gets_its_folder_seed_and_files(calibrations, tmp_path):

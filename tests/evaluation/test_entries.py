@@ -42,6 +42,7 @@ def test_labels_tell_what_differs(tmp_path, answered, variants):
         replace(variants["qvlm"], seed=1),
         replace(variants["qvlm"], activation_mode="dynamic_token"),
         replace(variants["qvlm"], outlier_scale=10.0),
+        replace(variants["qvlm"], sink_scale=1000.0),
     ]
     for number, variant in enumerate(made):
         answered("fp", variant=variant).save(tmp_path / str(number))
@@ -52,7 +53,8 @@ def test_labels_tell_what_differs(tmp_path, answered, variants):
         "llava W4A4 qvlm static_tensor seed 0",
         "tiny W4A4 qvlm static_tensor seed 1",
         "tiny W4A4 qvlm dynamic_token seed 0",
-        "tiny W4A4 qvlm static_tensor (stress ×10) seed 0",
+        "tiny W4A4 qvlm static_tensor (stress: norm channels ×10) seed 0",
+        "tiny W4A4 qvlm static_tensor (stress: sink ×1000) seed 0",
     ]
 
 

@@ -8,7 +8,8 @@ from qvlm_lightning.results.means import seed_means, t95
 def row(value: float, seed: int | None = 0, **other) -> dict:
     made = {
         **{"model": "tiny", "variant": "cdm", "method": "cdm", "scheme": "w4a4", "seed": seed},
-        **{"activation_mode": "static_tensor", "outlier_scale": 1.0, "stress": False},
+        **{"activation_mode": "static_tensor", "outlier_scale": 1.0, "sink_scale": 1.0},
+        **{"stress": False},
         **{"split": "test", "objective": "plain", "candidates": [1.0, 0.98]},
         **{"layer_forwards": 100, "search_seconds": 2.0, "task": "overall", "metric": "accuracy"},
         **{"value": value, "ci_low": value - 1, "ci_high": value + 1, "n": 50},
@@ -48,8 +49,8 @@ def test_costs_are_means_and_what_differs_is_not_said():
     "other",
     [
         *({"split": "development"}, {"variant": "random-blocks"}, {"scheme": "w8a8"}),
-        *({"activation_mode": "dynamic_token"}, {"outlier_scale": 10.0}, {"method": "rtn"}),
-        *({"task": "counting"}, {"metric": "kl"}),
+        *({"activation_mode": "dynamic_token"}, {"outlier_scale": 10.0}, {"sink_scale": 10.0}),
+        *({"method": "rtn"}, {"task": "counting"}, {"metric": "kl"}),
     ],
 )
 def test_only_seeds_are_averaged(other):

@@ -97,6 +97,16 @@ def test_artifact_of_another_model_is_refused(family, data, artifact):
         VQAEvaluation(family, str(folder)).build(data)
 
 
+def test_artifact_with_a_sink_is_refused_where_none_is_configured(family, data, artifact):
+    """Artifacts that do not name a scale, such as earlier ones, are as trained."""
+    folder, manifest = artifact
+    VQAEvaluation(family, str(folder)).build(data)
+    for name, scale in ("sink_scale", 50.0), ("outlier_scale", 4.0):
+        manifest |= {"sink_scale": 1.0, name: scale}
+        with pytest.raises(InputError, match=rf"was made with {name} {scale}, the .* 1\.0;"):
+            VQAEvaluation(family, str(folder)).build(data)
+
+
 def test_missing_artifact_is_named(family, data, tmp_path):
     with pytest.raises(InputError, match="nothing' is not an artifact"):
         VQAEvaluation(family, str(tmp_path / "nothing")).build(data)

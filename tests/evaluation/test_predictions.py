@@ -55,6 +55,17 @@ def test_only_the_same_answers_count_as_stored(answered, tmp_path):
     assert not is_stored(tmp_path, made.name, "qvlm", made.ids[:3])
 
 
+def test_answers_of_versions_without_sinks_can_be_read(answered, tmp_path):
+    made = answered("qvlm")
+    made.save(tmp_path)
+    path = tmp_path / f"{made.name}.json"
+    about = json.loads(path.read_text())
+    del about["variant"]["sink_scale"]
+    path.write_text(json.dumps(about))
+    assert Predictions.load(tmp_path, made.name).variant == made.variant
+    assert is_stored(tmp_path, made.name, "qvlm", made.ids)
+
+
 def test_an_interrupted_write_is_not_stored(answered, tmp_path):
     made = answered("qvlm")
     made.save(tmp_path)

@@ -7,7 +7,7 @@ from qvlm_lightning.results.figure import results_figure
 from qvlm_lightning.results.render import Grid, grids, groups, markdown, show
 
 
-def row(method, value, metric="accuracy", task="overall", scale=1.0, seed=0, **other):
+def row(method, value, metric="accuracy", task="overall", scale=1.0, sink=1.0, seed=0, **other):
     fp = method == "fp"
     return {
         "model": "tiny",
@@ -18,8 +18,9 @@ def row(method, value, metric="accuracy", task="overall", scale=1.0, seed=0, **o
         "scheme": "fp" if fp else "w4a4",
         "activation_mode": "none" if fp else "static_tensor",
         "outlier_scale": scale,
+        "sink_scale": sink,
         "seed": None if fp else seed,
-        "stress": scale > 1,
+        "stress": scale > 1 or sink > 1,
         "task": task,
         "metric": metric,
         "value": value,
@@ -47,7 +48,7 @@ def rows():
 def test_one_line_per_variant_with_intervals(rows):
     main, families = grids(rows)
     assert [line[0] for line in main.rows] == [
-        *("full precision", "W4A4 qvlm", "W4A4 qvlm (stress ×10)")
+        *("full precision", "W4A4 qvlm", "W4A4 qvlm (stress: norm channels ×10)")
     ]
     assert main.rows[1][1:5] == [
         *("88.0 [87.0, 89.0]", "-2.0 [-3.0, -1.0] p=.012", "–", "0.0500 [0.0400, 0.0600]")
@@ -58,6 +59,23 @@ def test_one_line_per_variant_with_intervals(rows):
         ["  blind guess", "33.0", "30.0"],
     ]
     assert "static_tensor" in main.note
+
+
+def test_stress_by_a_sink_is_a_line_of_its_own(rows):
+    main, _ = grids(
+        [*rows, row("qvlm", 40.0, sink=1000.0), row("qvlm", 30.0, scale=10.0, sink=50.0)]
+    )
+    assert [line[0] for line in main.rows[2:]] == [
+        "W4A4 qvlm (stress: norm channels ×10)",
+        "W4A4 qvlm (stress: sink ×1000)",
+        "W4A4 qvlm (stress: norm channels ×10, sink ×50)",
+    ]
+    assert [line[1].split()[0] for line in main.rows[2:]] == ["50.0", "40.0", "30.0"]
+    assert main.note.endswith("undone by folding the norms into the layers behind them.")
+    assert "folding" not in grids([row("fp", 90.0), row("qvlm", 40.0, sink=1000.0)])[0].note
+    assert [bool(g.stress) for g in groups([row("fp", 90.0), row("qvlm", 1.0, sink=50.0)])] == [
+        *(False, True)
+    ]
 
 
 def test_seeds_are_one_line_with_mean_and_range(rows):

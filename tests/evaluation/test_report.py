@@ -13,9 +13,11 @@ from qvlm_lightning.results.report import (
     variant_rows,
     write_results,
 )
+from qvlm_lightning.results.variant import Variant
 
 KEYS = {
     *("model", "variant", "method", "scheme", "activation_mode", "outlier_scale", "seed"),
+    "sink_scale",
     *("stress", "split", "objective", "candidates", "layer_forwards", "search_seconds"),
     *("task", "metric", "value", "ci_low", "ci_high", "n"),
 }
@@ -113,6 +115,28 @@ def test_rows_from_files_equal_rows_from_memory(table, tmp_path):
     for predictions in table.values():
         predictions.save(tmp_path)
     assert report_rows(load_answers(tmp_path)) == report_rows(table)
+
+
+def test_a_row_with_a_sink_is_compared_with_its_like_only(answered, known, variants):
+    """Neither round-to-nearest nor full precision of the model as trained stands beside it."""
+    stressed = answered("qvlm", variant=replace(variants["qvlm"], sink_scale=1000.0))
+    rows = variant_rows(stressed, known(stressed, answered("rtn"), answered("fp")))
+    assert all(row["stress"] and row["sink_scale"] == 1000.0 for row in rows)
+    assert not [row for row in rows if "minus" in row["metric"] or row["metric"] == "kl"]
+    full = answered("fp", variant=Variant("tiny", sink_scale=1000.0))
+    assert (stressed.name, full.name) == (
+        *("qvlm-w4a4-static_tensor-k1-sink1000-s0", "fp-k1-sink1000"),
+    )
+    metrics = {row["metric"] for row in variant_rows(stressed, known(stressed, full))}
+    assert {"accuracy_minus_fp", "kl"} <= metrics
+
+
+def test_answers_come_ordered_by_stress(answered, variants, tmp_path):
+    for scales in ({"sink_scale": 1000.0}, {}, {"outlier_scale": 10.0}):
+        answered("rtn", variant=replace(variants["rtn"], **scales)).save(tmp_path)
+    assert [tuple(p.variant.stress) for p in load_answers(tmp_path).values()] == [
+        *((1.0, 1.0), (1.0, 1000.0), (10.0, 1.0)),
+    ]
 
 
 def test_stress_is_labelled(answered, known, variants):

@@ -97,4 +97,8 @@ def test_the_table_of_steps():
     text = markdown(step_grid(rows))
     assert text.startswith("### Steps, development split")
     assert "| cdm w4a4 − sequential w4a4 | +0.2 [-0.1, +0.6] +0.2 to +0.2 |" in text
+    assert "stress" not in text
+    assert markdown(step_grid([row | {"sink_scale": 50.0} for row in rows])).count(
+        "sequential w4a4 (stress: sink ×50) |"
+    )
     assert "| -0.0200 [-0.0300, -0.0100] -0.0250 to -0.0150, significant | 1 | 8,000 |" in text

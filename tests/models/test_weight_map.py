@@ -86,6 +86,8 @@ def test_pickled_weights_are_refused(tmp_path):
 def test_what_cannot_be_streamed_says_so():
     with pytest.raises(InputError, match=r"outlier_scale 10 changes weights.*streaming: false"):
         Tiny(outlier_scale=10).streamed()
+    with pytest.raises(InputError, match=r"sink_scale 1000 changes weights.*streaming: false"):
+        Tiny(sink_scale=1000).streamed()
     with pytest.raises(InputError, match="in memory cannot be streamed; give its folder"):
         loaded(make_llava(), None).streamed()
     with pytest.raises(InputError, match=r"has no config\.json"):

@@ -1,4 +1,8 @@
-"""Outlier channels that leave the function of a model unchanged."""
+"""Outlier channels that leave the function of a model unchanged.
+
+They are no stress for a method that folds the norms' gains into the layers behind them, as every
+rotation of the residual stream does: that undoes them exactly. ``sinks.py`` has outliers that stay.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +43,8 @@ def inject_outliers(model: nn.Module, scale: float, channels: int = 4, seed: int
 
     The gain (and bias) of ``channels`` channels of each norm in the tower and the decoder is
     multiplied by ``scale``; the matching input columns of the Linear layers behind it are divided
-    by it. Full-precision outputs stay the same up to rounding, activations get outliers.
+    by it. Full-precision outputs stay the same up to rounding, activations get outliers. Folding
+    the norms undoes it.
 
     Args:
         model: the model, changed in place.
