@@ -49,7 +49,7 @@ class FidelityInputs:
     prompts: Sequence[Sample]
     """Questions, usually with an image each; expected answers do not matter."""
     passage: str
-    """Running text of at least two tokens."""
+    """Running text of at least two tokens, read as a message of the user."""
     max_new_tokens: int = 32
     """Longest greedy answer in tokens, the end of sequence included."""
     batch_size: int = 8
@@ -218,13 +218,15 @@ class FidelityMeter:
         return out.logits, mask[:, columns]
 
     def _passage(self, model: nn.Module) -> tuple[Tensor, Tensor]:
-        """Return logits [1, T, V] and tokens [1, T] of the passage."""
-        ids = self.processor.tokenizer(self.inputs.passage, return_tensors="pt")["input_ids"]
-        if ids.shape[1] < 2:
-            raise InputError(f"the passage has {ids.shape[1]} tokens; at least 2 are needed")
-        ids = ids.to(_device(model))
-        out = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
-        return out.logits, ids
+        """Return logits [1, T, V] and tokens [1, T] of a message that is the passage.
+
+        A message, since a model whose first keys are stored reads nothing without its template.
+        """
+        size = len(self.processor.tokenizer(self.inputs.passage)["input_ids"])
+        if size < 2:
+            raise InputError(f"the passage has {size} tokens; at least 2 are needed")
+        batch = self._prompts(model, [Sample("passage", None, self.inputs.passage)])
+        return model(**model_inputs(batch), use_cache=False).logits, batch["input_ids"]
 
 
 def followed(batch: Batch, answers: Sequence[Sequence[int]], processor: Any) -> Batch:

@@ -107,7 +107,9 @@ def test_everything_is_that_of_plain_loops(small, inputs, tmp_path):
         assert found.same_tokens[n] == pytest.approx(sum(equal) / len(equal))
         assert found.first_differences[n] == (equal.index(False) if False in equal else None)
 
-    ids = processor.tokenizer(PASSAGE, return_tensors="pt")["input_ids"]
+    message = [{"role": "user", "content": [{"type": "text", "text": PASSAGE}]}]
+    text = processor.apply_chat_template(message, add_generation_prompt=True)
+    ids = processor.tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.no_grad():
         reference, logits = (model(input_ids=ids).logits[0] for model in (full, other))
     losses = [-float(logits[t].log_softmax(-1)[ids[0, t + 1]]) for t in range(ids.shape[1] - 1)]
