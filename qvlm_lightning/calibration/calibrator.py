@@ -129,6 +129,8 @@ class Calibrator:
             self.sink_search.find(self.passes, self.search_batches, self.progress)
             for batches in (self.batches, self.search_batches):
                 batches[:] = [with_sinks(self.structure.sinks, b) for b in batches]
+            if is_main():
+                say(self.sink_search.sinks.describe())
         self.statistics.collect(self.passes, self.batches, self.progress, percentiles)
         if is_main():
             for line in warning_lines(self.structure, self.scheme, self.statistics.peaks):

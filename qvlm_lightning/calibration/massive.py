@@ -84,11 +84,12 @@ def warning_lines(structure: Structure, scheme: Scheme, peaks: TokenPeaks) -> li
         return []
     told = ", ".join(f"{name} ({peaks.ratio(name):,.0f} times)" for name in names[:NAMED])
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    sinks = "scheme.sink: prefix, " if scheme.sink == "none" else ""
     return [
         f"note: at {len(names)} sites the largest token exceeds the median token by far, and "
         f"{scheme.activation_mode} has one range for both: {told}{more}.",
-        "What helps: scheme.sink: prefix, scheme.overrides (report.json proposes some), or "
-        "activation_mode: dynamic_token.",
+        f"What helps: {sinks}scheme.overrides (report.json proposes some), or activation_mode: "
+        "dynamic_token.",
     ]
 
 

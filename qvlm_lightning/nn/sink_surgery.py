@@ -21,6 +21,8 @@ def keep_sinks(model: nn.Module, structure: Structure, stored: Sequence[str]) ->
         stored: of :func:`stored_projections`.
     """
     structure.sinks = SinkTokens(stored=bool(stored))
+    if not stored:
+        structure.notes.append("sink: bypass is a simulation; no kernel leaves single tokens out")
     structure.sinks.watch(model)
     for site in structure.towers["language"].sites:
         site.quantizer.sinks, site.quantizer.route = structure.sinks, site.route

@@ -141,6 +141,13 @@ class SinkTokens:
         past = 0 if cache is None else int(cache.get_seq_length())
         self.place = self.places(ids, kwargs.get("attention_mask"), past)
 
+    def describe(self) -> str:
+        """Return a line that names the sinks by their ids."""
+        first = "any" if -1 in self.prefix else ", ".join(map(str, self.prefix))
+        more = f"; wherever they stand: {', '.join(map(str, self.tokens))}" if self.tokens else ""
+        what = "keys and values are stored" if self.stored else "not quantized, a simulation only"
+        return f"sink tokens ({what}): the first {len(self.prefix)}, ids {first}{more}"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values."""
         return {"prefix": list(self.prefix), "tokens": list(self.tokens)}

@@ -1,6 +1,7 @@
 """Sites at which single tokens are far larger than the others: report, proposals, warning."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -118,6 +119,7 @@ def test_a_warning_names_the_five_worst_sites_and_what_helps(build, toy_family, 
     assert "and 1 more" in lines[0]
     for what in ("scheme.sink: prefix", "scheme.overrides", "activation_mode: dynamic_token"):
         assert what in lines[1]
+    assert "sink" not in warning_lines(structure, replace(scheme, sink="bypass"), peaks)[1]
     assert warning_lines(structure, scheme, peaks_of(SITES, 7.0)) == []
 
 

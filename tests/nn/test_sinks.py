@@ -148,3 +148,13 @@ def test_names_of_sinks_go_through_plain_values():
     sinks = SinkTokens()
     sinks.update(SinkTokens(PREFIX, (OTHER,)).to_dict())
     assert (sinks.prefix, sinks.tokens) == (PREFIX, (OTHER,))
+
+
+def test_a_line_names_the_sinks():
+    assert SinkTokens(PREFIX, stored=True).describe() == (
+        "sink tokens (keys and values are stored): the first 2, ids 1, 7"
+    )
+    assert SinkTokens((-1,), (OTHER, 4)).describe() == (
+        "sink tokens (not quantized, a simulation only): the first 1, ids any; wherever they "
+        "stand: 9, 4"
+    )
