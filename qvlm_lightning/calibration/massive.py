@@ -84,7 +84,8 @@ def warning_lines(structure: Structure, scheme: Scheme, peaks: TokenPeaks) -> li
         return []
     told = ", ".join(f"{name} ({peaks.ratio(name):,.0f} times)" for name in names[:NAMED])
     more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    sinks = "scheme.sink: prefix, " if scheme.sink == "none" else ""
+    decoder = any(site.name in names for site in structure.towers["language"].sites)
+    sinks = "scheme.sink: prefix, " if decoder and scheme.sink == "none" else ""
     return [
         f"note: at {len(names)} sites the largest token exceeds the median token by far, and "
         f"{scheme.activation_mode} has one range for both: {told}{more}.",

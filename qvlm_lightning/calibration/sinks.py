@@ -110,14 +110,19 @@ def prefix_length(massive: Mapping[int, set[int]], longest: int) -> int:
 
 
 def recurring_tokens(
-    massive: Mapping[int, set[int]], ids: Mapping[int, Sequence[int]], allowed: set[int]
+    massive: Mapping[int, set[int]],
+    ids: Mapping[int, Sequence[int]],
+    allowed: set[int],
+    size: int = 1,
 ) -> tuple[int, ...]:
-    """Return the ids that are massive in most samples that have them, wherever they stand.
+    """Return the ids that are massive in most samples that have them behind the first tokens, and
+    in two at least.
 
     Args:
         massive: sample -> massive positions, at any site.
         ids: sample -> its token ids from the first real one.
         allowed: ids that may be named; image tokens are not.
+        size: first tokens, which are sinks anyway.
 
     Example:
         >>> recurring_tokens({0: {0, 2}, 1: {0, 1}}, {0: [5, 6, 7], 1: [5, 7, 6]}, {6, 7})
@@ -127,8 +132,8 @@ def recurring_tokens(
     there: Counter[int] = Counter()
     for sample, found in massive.items():
         tokens = ids[sample]
-        there.update(set(tokens[1:]) & allowed)
-        hit.update({tokens[place] for place in found if place} & allowed)
+        there.update(set(tokens[size:]) & allowed)
+        hit.update({tokens[place] for place in found if place >= size} & allowed)
     return tuple(sorted(t for t, n in hit.items() if n >= 2 and n >= SHARE * there[t]))
 
 
@@ -200,11 +205,8 @@ class SinkSearch:
                 massive[index] |= places
         self.sinks.prefix = self.constant[: prefix_length(massive, len(self.constant))]
         if not self.sinks.stored:
-            later = {
-                i: {p for p in places if p >= len(self.sinks.prefix)}
-                for i, places in massive.items()
-            }
-            self.sinks.tokens = recurring_tokens(later, ids, text)
+            size = len(self.sinks.prefix)
+            self.sinks.tokens = recurring_tokens(massive, ids, text, size)
 
 
 class FirstKeysAndValues:
@@ -257,12 +259,16 @@ class FirstKeysAndValues:
             )
 
     def store(self) -> None:
-        """Put the values of the first sample into the model, the same in every process."""
+        """Put the values of the first sample into the model, the same in every process.
+
+        Raises:
+            InputError: the keys and values of two processes differ.
+        """
         mine = {name: (sample, value.cpu()) for name, (sample, value) in self.values.items()}
+        self.values = {}
         for theirs in gather_objects(mine):
             for name, (sample, value) in theirs.items():
-                if sample <= self.values.get(name, (sample, value))[0]:
-                    self.values[name] = sample, value
+                self._take(name, sample, value)
         for site in self.structure.sites:
             for name, linear in site.linears.items():
                 if linear.sink_output is not None:

@@ -9,7 +9,7 @@ from jsonargparse import set_parsing_settings
 
 from qvlm_lightning.arguments import OneSentenceParser
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.quant.scheme import ActivationMode
+from qvlm_lightning.quant.scheme import PARTS, ActivationMode
 from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import check_label, scheme_stem
 
@@ -102,6 +102,29 @@ class PlannedVariant:
     def folder(self) -> str:
         """Name of its run folders."""
         return self.title.replace(" ", "-")
+
+    def may_be(self, scheme_name: str, activation_mode: str) -> bool:
+        """Return whether an artifact can be of this row.
+
+        Args:
+            scheme_name: what the artifact calls its scheme.
+            activation_mode: its mode.
+
+        Example:
+            >>> row = PlannedVariant("cdm", "w8a8_language", "cdm")
+            >>> row.may_be("vision-w16a16_projector-w16a16_language-w8a8", "static_tensor")
+            True
+            >>> row.may_be("w8a8", "static_tensor")
+            False
+        """
+        if self.mode and self.mode != activation_mode:
+            return False
+        if len(self.options) > bool(self.mode):
+            return True  # own options may change the scheme
+        # a file says in its name what it likes of groups and overrides
+        planned, widths = self.scheme.rpartition("/")[2], scheme_stem(scheme_name.partition("+")[0])
+        more = planned.removeprefix(widths)
+        return planned.startswith(widths) and more.lstrip("_").split("_")[0] not in PARTS
 
     def label(self, scheme_name: str) -> str:
         """Return the name of the row in results, which distinguishes schemes of one name.

@@ -41,7 +41,7 @@ from qvlm_lightning.results.report import (
 from qvlm_lightning.results.rows import Row, figure
 from qvlm_lightning.results.steps import Step, step_grid, step_rows
 from qvlm_lightning.results.stress import Stress
-from qvlm_lightning.results.variant import file_name, scheme_stem
+from qvlm_lightning.results.variant import file_name
 
 SECONDS = "calibration.json"
 """Wall time of a calibration, in its run folder."""
@@ -241,9 +241,7 @@ class TableRun:
         method, seed = str(manifest.get("method")), manifest.get("seed")
         scheme, planned = str(manifest.get("scheme_name")), calibration.variant
         same_method = method.endswith(planned.method.rpartition("/")[2])
-        # own options may change the scheme; a file says in its name what it likes of overrides
-        stem = scheme_stem(scheme.partition("+")[0])
-        same_scheme = planned.scheme.rpartition("/")[2].startswith(stem) or planned.options
+        same_scheme = planned.may_be(scheme, str(manifest.get("activation_mode")))
         if seed != calibration.seed or not same_method or not same_scheme:
             raise InputError(
                 f"{str(calibration.folder)!r} holds {scheme} {method}, seed {seed}, the plan has "

@@ -95,7 +95,7 @@ class FidelityMeter:
             about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return False
-        return bool(about["key"] == self.key)
+        return bool(about.get("key") == self.key)
 
     @torch.no_grad()
     def store_reference(self, model: nn.Module) -> None:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.site_statistics import inputs
@@ -29,9 +30,16 @@ def scaled(
 
     Raises:
         KeyError: the family names no source for the site (``block.sources``).
+        InputError: the source's outputs for the first tokens are stored (``sink: prefix``).
     """
     before = decision or Decision()
     source = block.sources[site.name]
+    made = block.module(source.name)
+    if getattr(made, "sink_output", None) is not None:
+        raise InputError(
+            f"{source.name} stores what it gives for sink tokens, and a fold would not change "
+            "that; allowed here: scheme.sink 'none', 'bypass'"
+        )
     changed = folded(block.module, lambda name: block.tensor(name, before), source, factor_S)
     after = before | Decision(changed)
     for other in block.sites:

@@ -9,7 +9,7 @@ from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.sinks import SinkOutput, SinkTokens
 from qvlm_lightning.nn.structure import Structure
-from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.quant.scheme import OFF, Scheme
 
 
 def keep_sinks(model: nn.Module, structure: Structure, stored: Sequence[str]) -> None:
@@ -41,7 +41,7 @@ def stored_projections(family: VLMFamily, structure: Structure, scheme: Scheme) 
         scheme: says what is done about sinks.
 
     Raises:
-        InputError: there is nothing about sinks to be done, or keys and values of a decoder layer
+        InputError: there is nothing to be done about sinks, or keys and values of a decoder layer
             do not come from quantized Linear layers.
     """
     if scheme.sink == "none":
@@ -50,6 +50,12 @@ def stored_projections(family: VLMFamily, structure: Structure, scheme: Scheme) 
         raise InputError(
             f"sink {scheme.sink!r} is about the decoder, and the scheme leaves it in full "
             "precision; quantize the language part, or sink: none"
+        )
+    widths = [scheme.widths(p, n) for n, p in structure.quantized.items() if p == "language"]
+    if scheme.sink == "bypass" and all(w.activation_bits == OFF for w in widths):
+        raise InputError(
+            "sink 'bypass' leaves activations of sink tokens alone, and the scheme quantizes none "
+            "in the decoder; allowed here: 'none', 'prefix'"
         )
     names: list[str] = []
     for unit in structure.towers["language"].units if scheme.sink == "prefix" else ():

@@ -3,6 +3,7 @@
 Shapes: B samples, T tokens, K tokens of the prefix, O outputs of a Linear layer, C stacked copies.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -50,36 +51,28 @@ class SinkTokens:
         Raises:
             InputError: keys and values are stored for other first tokens than a prompt has.
         """
-        size = len(self.prefix)
+        size, length = len(self.prefix), ids.shape[1]
+        real = ids.new_ones(len(ids), past + length)
+        if mask is not None:
+            real[:, -mask.shape[1] :] = mask
+        rank = (real.cumsum(dim=1) - 1).masked_fill(real == 0, size)[:, -length:]
         place = torch.full_like(ids, -1)
         for token in self.tokens:
             place[ids == token] = size
-        if past == 0:
-            real = torch.ones_like(ids) if mask is None else mask[:, -ids.shape[1] :].long()
-            rank = (real.cumsum(dim=1) - 1).masked_fill(real == 0, size)
-            first = rank < size
-            wanted = torch.tensor(self.prefix, dtype=ids.dtype, device=ids.device)
-            same = ids[first] == wanted[rank[first]]
-            if self.stored and not (bool(same.all()) and int(first.sum()) == size * len(ids)):
-                self._refuse(ids, rank)
-            place[first] = rank[first]
-        elif self.stored and past < size:
+        first = rank < size
+        wanted = torch.tensor(self.prefix, dtype=ids.dtype, device=ids.device)
+        same = torch.ones_like(first)
+        same[first] = ids[first] == wanted[rank[first]]
+        if self.stored and not bool(same.all()):
+            row, column = (~same).nonzero()[0].tolist()
             raise InputError(
-                f"a pass ends behind {past} of the {size} first tokens whose keys and values are "
-                "stored; give a prompt in one piece"
+                f"the quantized model holds keys and values of the first tokens "
+                f"{list(self.prefix)}, a prompt has {int(ids[row, column])} at place "
+                f"{int(rank[row, column])}; use the chat template that it was calibrated with, or "
+                "scheme.sink: none"
             )
-        return place
-
-    def _refuse(self, ids: Tensor, rank: Tensor) -> None:
-        size = len(self.prefix)
-        for row, place in zip(ids, rank, strict=True):
-            begins = tuple(row[place < size].tolist())
-            if begins != self.prefix:
-                raise InputError(
-                    f"the quantized model holds keys and values of the first tokens "
-                    f"{list(self.prefix)}, a prompt begins with {list(begins)}; use the chat "
-                    "template that it was calibrated with, or scheme.sink: none"
-                )
+        # the first token is a sink whatever it is
+        return torch.where(first & (same | (rank == 0)), rank, place)
 
     @contextmanager
     def at(self, place: Tensor, spread: bool = False) -> Iterator[None]:
@@ -129,17 +122,32 @@ class SinkTokens:
         Args:
             model: a Hugging Face vision-language model.
         """
-        model.register_forward_pre_hook(self._note, with_kwargs=True)
+        names = inspect.signature(model.forward)
 
-    def _note(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if not self.found:
-            return
-        ids = args[0] if args else kwargs.get("input_ids")
+        def note(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if self.found:
+                self._note(names.bind_partial(*args, **kwargs).arguments)
+
+        def leave(*_: Any) -> None:
+            # a backward pass may run layers again
+            if not torch.is_grad_enabled():
+                self.place = None
+
+        model.register_forward_pre_hook(note, with_kwargs=True)
+        model.register_forward_hook(leave, always_call=True)
+
+    def _note(self, given: dict[str, Any]) -> None:
+        given = given | given.get("kwargs", {})
+        ids, mask = given.get("input_ids"), given.get("attention_mask")
         if ids is None:
             raise InputError("sink tokens are found by their ids; give input_ids")
-        cache = kwargs.get("past_key_values")
-        past = 0 if cache is None else int(cache.get_seq_length())
-        self.place = self.places(ids, kwargs.get("attention_mask"), past)
+        if mask is not None and not (isinstance(mask, Tensor) and mask.dim() == 2):
+            raise InputError(
+                "sink tokens need attention_mask as [samples, tokens]; a static cache makes "
+                "another one, use the default cache"
+            )
+        cache = given.get("past_key_values")
+        self.place = self.places(ids, mask, 0 if cache is None else int(cache.get_seq_length()))
 
     def describe(self) -> str:
         """Return a line that names the sinks by their ids."""
@@ -194,7 +202,8 @@ class SinkOutput(nn.Module):
             return output
         place = self.sinks.rows(output.shape)
         first = (place >= 0) & (place < len(self.value))
-        stored = self.value[place.clamp(0, len(self.value) - 1)].to(output.dtype)
+        value = self.value.to(output)  # a state dict may come from elsewhere
+        stored = value[place.clamp(0, len(value) - 1)]
         return torch.where(first[..., None], stored, output)
 
     def hold(self, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:

@@ -118,7 +118,12 @@ class Scheme:
             >>> Scheme.parse("w4a16").language.activation_bits
             16
         """
-        widths, plus, _ = name.partition("+")
+        widths, plus, behind = name.partition("+")
+        told = behind.rpartition("+")[2]
+        if told in get_args(Sink):  # sinks come last
+            if options.setdefault("sink", told) != told:
+                raise InputError(f"scheme {name!r} comes with sink {options['sink']!r}; give one")
+            behind = behind.removesuffix(told).removesuffix("+")
         pieces = dict.fromkeys(PARTS, f"w{OFF}a{OFF}" if widths == "fp" else widths)
         if "-" in widths:
             pieces = dict(piece.split("-", 1) for piece in widths.split("_") if "-" in piece)
@@ -132,7 +137,7 @@ class Scheme:
             assert match is not None
             options[part] = PartScheme(int(match[1]), int(match[2]))
         scheme = cls(**options)
-        if plus and overrides_suffix(scheme.overrides) != name.removeprefix(widths):
+        if behind and overrides_suffix(scheme.overrides) != f"{plus}{behind}":
             raise InputError(
                 f"scheme {name!r} has overrides that its name does not say; give the same ones as "
                 f"overrides, or {widths!r} without them"

@@ -42,7 +42,7 @@ def stored_fidelity(path: Path, key: dict[str, Any]) -> Fidelity | None:
         about = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
-    return Fidelity(**about["fidelity"]) if about["key"] == key else None
+    return Fidelity(**about["fidelity"]) if about.get("key") == key else None
 
 
 def store_fidelity(path: Path, key: dict[str, Any], fidelity: Fidelity) -> None:

@@ -81,5 +81,5 @@ def test_a_prompt_of_another_template_is_refused(stored_sinks):
         pytest.skip("bypass takes any prompt")
     model = load_artifact(folder).model
     other = torch.tensor([[structure.sinks.prefix[0] + 1, 5, 6]])
-    with pytest.raises(InputError, match="a prompt begins with"):
+    with pytest.raises(InputError, match="at place 0; use the chat template"):
         model(input_ids=other)

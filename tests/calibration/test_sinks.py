@@ -53,6 +53,9 @@ def test_recurring_tokens_are_massive_in_most_samples_that_have_them():
     assert recurring_tokens(massive, ids, {1, 7, 8, 9}) == (8,)
     assert recurring_tokens(massive, ids, {1, 7, 9}) == ()
     assert recurring_tokens({0: {1}}, ids, {8}) == (), "once is no pattern"
+    # 9 is massive in both samples that have it behind the first two tokens
+    late = {0: [1, 9, 9], 1: [1, 9, 9], 2: [1, 9, 7], 3: [1, 9, 7], 4: [1, 9, 7]}
+    assert recurring_tokens({0: {1, 2}, 1: {2}, 2: {1}, 3: set(), 4: set()}, late, {9}, 2) == (9,)
 
 
 def test_the_constant_prefix_ends_at_the_first_image_and_the_first_difference(toy_family, make):
@@ -86,27 +89,43 @@ def test_keys_that_differ_between_samples_are_refused(first_keys):
         keys.update(site, x, batch)
 
 
-def test_every_process_stores_the_keys_of_the_first_sample(first_keys, monkeypatch):
+@pytest.fixture
+def stored(first_keys):
+    """Keys and values as two processes found them, in rounding apart."""
     keys, _, _ = first_keys
-    stored = {
+    values = {
         name: linear.sink_output.value.clone()
-        for s in keys.structure.sites
-        for name, linear in s.linears.items()
+        for site in keys.structure.sites
+        for name, linear in site.linears.items()
         if linear.sink_output is not None
     }
-    mine = {name: (4, value) for name, value in stored.items()}
-    for others in (
-        {n: (2, v + 1) for n, v in stored.items()},
-        {n: (6, v - 1) for n, v in stored.items()},
-    ):
-        keys.values = dict(mine)
-        monkeypatch.setattr(module, "gather_objects", lambda x, others=others: [x, others])
+    return keys, values, {name: value * (1 + 1e-6) for name, value in values.items()}
+
+
+@pytest.mark.parametrize(("mine", "theirs"), [(4, 2), (2, 4)])
+def test_every_process_stores_the_keys_of_the_first_sample(stored, monkeypatch, mine, theirs):
+    keys, own, others = stored
+    keys.values = {name: (mine, value) for name, value in own.items()}
+    monkeypatch.setattr(
+        module, "gather_objects", lambda x: [x, {n: (theirs, v) for n, v in others.items()}]
+    )
+    keys.store()
+    expected = own if mine < theirs else others
+    for site in keys.structure.sites:
+        for name, linear in site.linears.items():
+            if linear.sink_output is not None:
+                assert torch.equal(linear.sink_output.value, expected[name])
+    assert any(not torch.equal(own[name], others[name]) for name in own)
+
+
+def test_keys_that_differ_between_processes_are_refused(stored, monkeypatch):
+    keys, own, others = stored
+    keys.values = {name: (4, value) for name, value in own.items()}
+    monkeypatch.setattr(
+        module, "gather_objects", lambda x: [x, {n: (6, v + 1) for n, v in others.items()}]
+    )
+    with pytest.raises(InputError, match="samples 4 and 6 differ"):
         keys.store()
-        expected = 1 if others[next(iter(stored))][0] == 2 else 0
-        for s in keys.structure.sites:
-            for name, linear in s.linears.items():
-                if linear.sink_output is not None:
-                    assert torch.equal(linear.sink_output.value, stored[name] + expected)
 
 
 def test_parts_of_a_process_say_their_sinks(toy_family, make):

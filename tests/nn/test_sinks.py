@@ -16,11 +16,11 @@ def looped(ids, mask, prefix, tokens, past):
     """Return the places of a pass by going through it token by token."""
     found = []
     for row, real in zip(ids, mask, strict=True):
-        count, own = 0, []
-        for token, counts in zip(row, real[len(real) - len(row) :], strict=True):
+        count, own = sum(real[:past]), []
+        for token, counts in zip(row, real[past:], strict=True):
             place = len(prefix) if token in tokens else -1
             if counts:
-                if past == 0 and count < len(prefix):
+                if count < len(prefix) and (count == 0 or token == prefix[count]):
                     place = count
                 count += 1
             own.append(place)
@@ -28,32 +28,41 @@ def looped(ids, mask, prefix, tokens, past):
     return found
 
 
-@pytest.mark.parametrize("past", [0, 3])
+@pytest.mark.parametrize("past", [0, 1, 3])
 @pytest.mark.parametrize("left", [False, True])
 def test_places_are_those_of_a_loop(left, past):
-    ids = [[1, 7, 4, 9, 0, 0], [1, 7, 9, 3, 1, 7]]
+    ids = [[1, 7, 4, 9, 0, 0], [5, 8, 9, 3, 1, 7]]
     mask = [[1] * 4 + [0] * 2, [1] * 6]
     if left:
         ids[0], mask[0] = ids[0][4:] + ids[0][:4], mask[0][::-1]
-    mask = [[1] * past + row for row in mask]
     sinks = SinkTokens(PREFIX, (OTHER,))
-    places = sinks.places(torch.tensor(ids), torch.tensor(mask), past)
-    assert places.tolist() == looped(ids, mask, PREFIX, (OTHER,), past)
+    places = sinks.places(torch.tensor([r[past:] for r in ids]), torch.tensor(mask), past)
+    assert places.tolist() == looped([r[past:] for r in ids], mask, PREFIX, (OTHER,), past)
+
+
+def test_without_a_mask_or_with_one_of_the_pass_alone_every_earlier_token_is_real():
+    ids = torch.tensor([[7, 1]])
+    for mask in (None, torch.tensor([[1, 1]])):
+        assert SinkTokens(PREFIX).places(ids, mask, past=1).tolist() == [[1, -1]]
 
 
 def test_without_a_mask_every_token_is_real():
     assert SinkTokens(PREFIX).places(torch.tensor([[1, 7, 1, 7]])).tolist() == [[0, 1, -1, -1]]
 
 
-@pytest.mark.parametrize("ids", [[1, 8, 4], [7, 1, 4], [1]])
-def test_stored_keys_refuse_a_prompt_that_begins_otherwise(ids):
-    with pytest.raises(InputError, match=r"first tokens \[1, 7\], a prompt begins with \["):
-        SinkTokens(PREFIX, stored=True).places(torch.tensor([[1, 7, 4][: len(ids)], ids]))
+@pytest.mark.parametrize(("ids", "place"), [([1, 8, 4], 1), ([7, 1, 4], 0)])
+def test_stored_keys_refuse_a_prompt_that_begins_otherwise(ids, place):
+    sentence = rf"first tokens \[1, 7\], a prompt has {ids[place]} at place {place}; use the chat"
+    with pytest.raises(InputError, match=sentence):
+        SinkTokens(PREFIX, stored=True).places(torch.tensor([[1, 7, 4], ids]))
 
 
-def test_stored_keys_refuse_a_prompt_in_pieces():
-    with pytest.raises(InputError, match="1 of the 2 first tokens"):
-        SinkTokens(PREFIX, stored=True).places(torch.tensor([[7]]), None, past=1)
+def test_a_prompt_may_come_in_pieces():
+    sinks = SinkTokens(PREFIX, stored=True)
+    assert sinks.places(torch.tensor([[1]])).tolist() == [[0]]
+    assert sinks.places(torch.tensor([[7, 1]]), None, past=1).tolist() == [[1, -1]]
+    with pytest.raises(InputError, match="a prompt has 8 at place 1"):
+        sinks.places(torch.tensor([[8]]), None, past=1)
 
 
 def test_the_first_token_is_out_whatever_it_is_where_nothing_is_stored():
@@ -87,26 +96,51 @@ def test_a_place_lasts_as_long_as_its_block():
     assert sinks.place.tolist() == [[0]]
 
 
+class Noting(nn.Module):
+    """A model that keeps the places of its last pass."""
+
+    def __init__(self, sinks):
+        super().__init__()
+        self.sinks, self.seen = sinks, None
+
+    def forward(self, input_ids=None, attention_mask=None, past_key_values=None, **more):
+        self.seen = self.sinks.place
+        return input_ids
+
+
+class Cache:
+    def get_seq_length(self) -> int:
+        return 2
+
+
 def test_a_pass_is_noted_from_the_arguments_of_the_model():
-    class Cache:
-        def get_seq_length(self) -> int:
-            return 2
-
-    class Model(nn.Module):
-        def forward(self, input_ids, attention_mask=None, past_key_values=None):
-            return input_ids
-
-    model, sinks = Model(), SinkTokens(PREFIX)
+    sinks = SinkTokens(PREFIX)
+    model = Noting(sinks)
     sinks.watch(model)
     ids, mask = torch.tensor([[0, 1, 7, 9]]), torch.tensor([[0, 1, 1, 1]])
-    model(ids, attention_mask=mask)
-    assert sinks.place.tolist() == [[-1, 0, 1, -1]]
+    for args, given in (((ids, mask), {}), ((ids,), {"attention_mask": mask}), ((), {})):
+        model(*args, **given, **({} if args else {"input_ids": ids, "attention_mask": mask}))
+        assert model.seen.tolist() == [[-1, 0, 1, -1]]
     model(input_ids=ids)
-    assert sinks.place.tolist() == [[0, 1, -1, -1]]
-    model(input_ids=ids[:, 1:], past_key_values=Cache())
-    assert sinks.place.tolist() == [[-1, -1, -1]]
+    assert model.seen.tolist() == [[0, -1, -1, -1]]
+    model(ids[:, 1:], None, Cache())
+    assert model.seen.tolist() == [[-1, -1, -1]]
     with pytest.raises(InputError, match="give input_ids"):
-        model(input_ids=None)
+        model(attention_mask=mask)
+    with pytest.raises(InputError, match="use the default cache"):
+        model(ids, attention_mask=mask[:, None, None])
+
+
+def test_a_place_ends_with_its_pass_unless_a_backward_pass_may_follow():
+    sinks = SinkTokens(PREFIX)
+    model = Noting(sinks)
+    sinks.watch(model)
+    ids = torch.tensor([[1, 7, 9]])
+    model(ids)
+    assert sinks.place.tolist() == [[0, 1, -1]]
+    with torch.no_grad():
+        model(ids)
+    assert sinks.place is None
 
 
 def test_sinks_pass_a_quantizer_as_they_are():

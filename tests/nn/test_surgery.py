@@ -152,6 +152,7 @@ def test_only_sites_of_the_decoder_let_sinks_pass(config, build, family):
     ("scheme", "sentence"),
     [
         (Scheme(language=OFF, sink="bypass"), "leaves it in full precision"),
+        (Scheme.parse("w4a16", sink="bypass"), "quantizes none in the decoder"),
         (
             Scheme(sink="prefix", ignore=("1.self_attn.v_proj",)),
             r"1\.self_attn\.v_proj is left alone",

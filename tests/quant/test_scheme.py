@@ -103,3 +103,24 @@ def test_width_outside_2_to_8_and_16(bits):
 def test_faults_name_what_was_given_and_what_is_allowed(make, message):
     with pytest.raises(InputError, match=message):
         make()
+
+
+@pytest.mark.parametrize("sink", ["none", "bypass", "prefix"])
+@pytest.mark.parametrize("overrides", [{}, {"down_proj": {"activation_bits": 16}}])
+def test_a_name_with_sinks_is_read_again(sink, overrides):
+    scheme = Scheme.parse("w8a8", sink=sink, overrides=overrides)
+    assert scheme.name.endswith("" if sink == "none" else f"+{sink}")
+    assert Scheme.parse(scheme.name, overrides=overrides) == scheme
+    assert Scheme.from_dict(scheme.to_dict()) == scheme
+
+
+def test_sinks_that_contradict_a_name_are_refused():
+    with pytest.raises(InputError, match=r"'w8a8\+prefix' comes with sink 'bypass'"):
+        Scheme.parse("w8a8+prefix", sink="bypass")
+    with pytest.raises(InputError, match="sink 'both' is not known; allowed: 'none', 'bypass'"):
+        Scheme(sink="both")
+
+
+def test_a_scheme_without_sinks_is_stored_as_before_there_were_any():
+    assert "sink" not in Scheme().to_dict()
+    assert Scheme(sink="prefix").to_dict()["sink"] == "prefix"
