@@ -15,7 +15,7 @@ CALIBRATION: Mapping[str, int] = {
     "rtn": 10_000,
     "mse": 11_000,
     "sequential": 14_000,
-    "cdm": 60_000,
+    "cdm": 85_000,
 }
 QUESTION, PHOTOGRAPH, PASSAGE = 30, 210, 800
 """What a calibration of 32 pairs, a question, a photograph and the passage cost: as many tokens as
