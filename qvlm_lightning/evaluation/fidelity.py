@@ -196,9 +196,8 @@ class FidelityMeter:
         """Return the greedy answers, without their end tokens; one that names an image ends there,
         for it cannot be read again.
         """
-        ends = end_tokens_of(model, self.processor)
-        if self._image is not None:
-            ends.add(self._image)
+        images = set() if self._image is None else {self._image}
+        ends = end_tokens_of(model, self.processor) | images
         batch = self._prompts(model, prompts)
         longest = self.inputs.max_new_tokens
         return generate(model, batch, ends, longest, self._image).rows()
