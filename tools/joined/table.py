@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from qvlm_lightning.commands._progress import clock
 from qvlm_lightning.commands._table_plan import TablePlan, parse_plan, planned_variant
 from qvlm_lightning.commands.table import TableRun
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.cli import quiet
 from qvlm_lightning.exits import user_faults
+from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.results.predictions import write_whole
 from qvlm_lightning.results.render import markdown, show
-from tools.joined import summary
+from tools.joined import estimate, summary
 
 PLAN = "configs/table/joined.yaml"
 
@@ -36,11 +38,29 @@ def main(argv: list[str] | None = None) -> int:
         plan = plan_of(args)
         run = TableRun(plan)
         print(summary.NOTE, file=sys.stderr)
+        print(expected(run, args.model), file=sys.stderr)
         run.run()
         grid = summary.summary(run.rows)
         write_whole(run.results_folder / "summary.md", f"{markdown(grid)}\n")
         show(grid)
     return 0
+
+
+def expected(run: TableRun, folder: Path) -> str:
+    """Say how much is left and about how long it will take.
+
+    Args:
+        run: of the table.
+        folder: of the model, for the pilot.
+    """
+    tokens = estimate.tokens_left(run)
+    rows = sum(not calibration.finished for calibration in run.calibrations)
+    if not tokens:
+        return f"all {len(run.calibrations)} rows are calibrated"
+    model = Llava(str(folder), dtype="float32").load_model()
+    seconds = tokens * estimate.seconds_per_token(model)
+    head = f"{rows} of {len(run.calibrations)} rows are to be made"
+    return f"{head}: about {clock(seconds)}, as fast as the machine is now"
 
 
 def plan_of(args: argparse.Namespace) -> TablePlan:
