@@ -77,7 +77,8 @@ def variant_rows(answered: Predictions, known: Known) -> list[Row]:
         Rows with ``model, variant, method, scheme, activation_mode, outlier_scale, sink_scale,
         seed, stress, split``, then what the artifact says of its search, ``objective, candidates,
         layer_forwards, search_seconds`` (None where it does not), then ``task, metric, value,
-        ci_low, ci_high, n``; ``variant`` is the name of the row, ``task`` is ``overall`` or a family of questions.
+        ci_low, ci_high, n``; ``variant`` is the name of the row, ``task`` is ``overall`` or a
+        family of questions.
 
     Raises:
         InputError: the variant and what it is compared with answered other questions, or come

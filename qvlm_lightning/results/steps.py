@@ -44,7 +44,8 @@ def step_rows(step: Step) -> list[Row]:
         Rows with ``row, against, split, outlier_scale, sink_scale, seeds``, then ``metric``
         (``accuracy``, percentage points, and ``kl``, nats, where log-probabilities were kept),
         ``value``, the mean difference; ``ci_low, ci_high``, the bootstrap's 95 % interval over
-        questions of the differences averaged over seeds; ``low, high``, the extremes of the seeds; and ``n``.
+        questions of the differences averaged over seeds; ``low, high``, the extremes of the seeds;
+        and ``n``.
     """
     first = step.pairs[0][0]
     head = {

@@ -173,7 +173,7 @@ def down_inputs(
             down = layer.get_submodule(source.readers[0])
             hooks.append(
                 down.register_forward_pre_hook(
-                    lambda _, args, name=name: seen.__setitem__(name, args[0])  # type: ignore[misc]
+                    lambda _, args, name=name: seen.__setitem__(name, args[0])
                 )
             )
     try:
