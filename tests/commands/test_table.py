@@ -128,25 +128,19 @@ def test_table_of_a_plan(calibrations, evaluated, tmp_path, capsys):
 
 
 def test_a_table_with_a_sink(calibrations, tmp_path):
-    scales = {"outlier_scales": [1.0, 4.0], "sink_scales": [1.0, 50.0]}
-    steps = [["qvlm w4a4", "rtn w4a4"]]
-    assert table.main(options(tmp_path, steps=steps, **scales)) == 0
+    """Every sink scale with every outlier scale; folders, options, rows and steps apart."""
+    given = {"outlier_scales": [4.0], "sink_scales": [1.0, 50.0], "questions": 4}
+    assert table.main(options(tmp_path, steps=[["qvlm w4a4", "rtn w4a4"]], **given)) == 0
     found = {path.name for path in tmp_path.iterdir() if path.is_dir()}
-    assert found == {"tiny-k1", "tiny-k1-sink50", "tiny-k4", "tiny-k4-sink50"}
+    assert found == {"tiny-k4", "tiny-k4-sink50"}
+    options_of = "--model.init_args.family.init_args"
+    stress = [[o for o in call if "_scale=" in o] for call in calibrations.calls]
+    outlier, sink = f"{options_of}.outlier_scale=4.0", f"{options_of}.sink_scale=50.0"
+    assert stress == [[outlier]] * 2 + [[outlier, sink]] * 2
     written = json.loads((tmp_path / "results.json").read_text())
-    both = {(r["method"], r["outlier_scale"], r["sink_scale"]) for r in written["rows"]}
-    assert len(both) == 3 * 4
-    for outlier in ("", ".outlier_scale=4.0"):
-        for sink in ("", ".sink_scale=50.0"):
-            given = [[o for o in c if "_scale=" in o] for c in calibrations.calls]
-            assert (
-                given.count(
-                    [f"--model.init_args.family.init_args{x}" for x in (outlier, sink) if x]
-                )
-                == 2
-            )
-    pairs = {(r["outlier_scale"], r["sink_scale"]) for r in written["steps"]}
-    assert pairs == {(1, 1), (1, 50), (4, 1), (4, 50)}
+    rows = {(r["method"], r["outlier_scale"], r["sink_scale"]) for r in written["rows"]}
+    assert rows == {(name, 4, sink) for name in ("fp", "rtn", "qvlm") for sink in (1, 50)}
+    assert {(r["outlier_scale"], r["sink_scale"]) for r in written["steps"]} == {(4, 1), (4, 50)}
     assert "stress: norm channels ×4, sink ×50" in (tmp_path / "table.md").read_text()
 
 

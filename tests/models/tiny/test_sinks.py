@@ -71,14 +71,18 @@ def small_batch(small: Any) -> tuple[VLMFamily, nn.Module, dict[str, Tensor]]:
 
 @pytest.mark.parametrize("kind", ["llava", "llava_siglip"])
 def test_logits_stay_where_heads_share_values(make_small: Any, kind: str) -> None:
-    """Two query heads read one value head; Qwen's value projection has a bias."""
-    family, model, batch = small_batch(make_small(kind))
+    """Two query heads read each of two value heads; Qwen's value projection has a bias."""
+    small = make_small(kind)
+    text = small.config.text_config
+    text.num_attention_heads, text.num_key_value_heads = 4, 2
+    family, model, batch = small_batch(small)
     generator = torch.Generator().manual_seed(4)
     for parameter in model.parameters():
         parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     layers = family.decoder_layers(model)
     sources = [family.sources(layer)["o_in"] for _, layer in layers]
     assert [source.repeats for source in sources] == [2, 2]
+    assert [family.attention(layer).kv_heads for _, layer in layers] == [2, 2]
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     before = model(**batch).logits
     sink = inject_sink(model, family, batch, SCALE)
