@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from qvlm_lightning.calibration.massive import MASSIVE
-from qvlm_lightning.calibration.token_peaks import TokenPeaks, positions
+from qvlm_lightning.calibration.token_peaks import TokenPeaks, counted_tokens, positions
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.passes import Passes
 from qvlm_lightning.forward.samples import Batch, by_sample
@@ -191,13 +191,10 @@ class SinkSearch:
         self.peaks.update(site.name, x_BTD, mask, rows, positions(batch, site.route))
 
     def _name(self, batches: Sequence[Batch]) -> None:
-        ids: dict[int, list[int]] = {}
-        text: set[int] = set()
+        ids, text = counted_tokens(batches), set()
         for batch in batches:
-            kinds, mask = self.family.token_kind(batch), batch["attention_mask"].bool()
-            for row, index in enumerate(batch["sample_index"].tolist()):
-                ids[index] = batch["input_ids"][row][mask[row]].tolist()
-            text |= set(batch["input_ids"][(kinds != VISION) & mask].tolist())
+            worded = (self.family.token_kind(batch) != VISION) & batch["attention_mask"].bool()
+            text |= set(batch["input_ids"][worded].tolist())
         massive: dict[int, set[int]] = {index: set() for index in ids}
         for site in self.sites:
             found = massive_positions(self.peaks.of(site.name), self.peaks.places(site.name))

@@ -71,7 +71,6 @@ class Statistics:
         rank, size = world()
         mine = {number: batch for number, batch in enumerate(batches) if number % size == rank}
         tower_of = {s.name: name for name, t in self.structure.towers.items() for s in t.sites}
-        route_of = {s.name: s.route for s in self.structure.sites}
         modules: dict[str, nn.Module] = {s.name: s.leader for s in self.structure.sites}
         failure: str | None = None
         self._ranges.clear()
@@ -79,17 +78,8 @@ class Statistics:
         first_tokens = FirstKeysAndValues(self.structure)
 
         def on_input(number: int, name: str, x: Tensor) -> None:
-            batch = mine[number]
-            rows = rows_and_mask(tower_of[name], batch)[0]
-            first_tokens.update(sites[name], x, batch)
-            route = route_of[name]
-            x, mask = observed(route, *by_sample(tower_of[name], x, batch))
-            try:
-                self.observers[name].update(x, mask, rows)
-                places = positions(batch, route) if tower_of[name] == "language" else None
-                self.peaks.update(name, x, mask, rows, places)
-            except InputError as error:
-                raise InputError(f"calibration activations at {name}: {error}") from error
+            first_tokens.update(sites[name], x, mine[number])
+            self._see(tower_of[name], sites[name], x, mine[number])
 
         def on_unit_done(unit: Unit) -> None:
             self._merge(None, unit)
@@ -111,6 +101,17 @@ class Statistics:
         elif failure:  # the other processes are at the merge of the same unit
             self._merge(failure, Tower("", []))
         first_tokens.store()
+
+    def _see(self, tower: str, site: Site, x: Tensor, batch: Batch) -> None:
+        """Take in the live input of a site in one batch."""
+        rows = rows_and_mask(tower, batch)[0]
+        x, mask = observed(site.route, *by_sample(tower, x, batch))
+        places = positions(batch, site.route) if tower == "language" else None
+        try:
+            self.observers[site.name].update(x, mask, rows)
+            self.peaks.update(site.name, x, mask, rows, places)
+        except InputError as error:
+            raise InputError(f"calibration activations at {site.name}: {error}") from error
 
     def _merge(self, failure: str | None, part: Tower | Unit) -> None:
         """Merge over processes; all of them fail together, so that none waits for ever."""

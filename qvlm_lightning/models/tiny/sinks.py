@@ -32,7 +32,7 @@ SITES = ("o_in", "down_in")
 
 
 @dataclass(frozen=True)
-class Sink:
+class SinkChannel:
     """The channel of one site that is scaled.
 
     Attributes:
@@ -61,7 +61,7 @@ def inject_sink(
     scale: float,
     channels: int = 4,
     seed: int = 0,
-) -> Sink | None:
+) -> SinkChannel | None:
     """Make the first token massive in one decoder layer, and give the others outlier channels.
 
     The channel is the one of :func:`find_sink`: its row of the up projection is multiplied, its
@@ -110,7 +110,7 @@ def inject_sink(
     return sink
 
 
-def find_sink(model: nn.Module, family: VLMFamily, inputs: Mapping[str, Tensor]) -> Sink:
+def find_sink(model: nn.Module, family: VLMFamily, inputs: Mapping[str, Tensor]) -> SinkChannel:
     """Return the channel with the largest ratio of the first token to the others.
 
     The ratio is that of the channel's smallest magnitude at the first tokens to its largest at any
@@ -134,7 +134,9 @@ def find_sink(model: nn.Module, family: VLMFamily, inputs: Mapping[str, Tensor])
         value, channel = (first_C / others_NC.amax(dim=0)).nan_to_num(nan=0).max(dim=0)
         if value > best:
             best, peak = float(value), float(size_BTC[..., channel][first_BT].max())
-            sink = Sink(name, int(channel), peak, median_of_others(size_BTC[real_BT], int(channel)))
+            sink = SinkChannel(
+                name, int(channel), peak, median_of_others(size_BTC[real_BT], int(channel))
+            )
     if sink is None:
         raise InputError(
             "sink_scale needs a channel before a down projection that is largest at the first "

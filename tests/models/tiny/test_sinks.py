@@ -14,7 +14,7 @@ from qvlm_lightning.models import Tiny
 from qvlm_lightning.models.family import VLMFamily, model_inputs
 from qvlm_lightning.models.tiny import generate
 from qvlm_lightning.models.tiny.evaluate import answer_logits
-from qvlm_lightning.models.tiny.sinks import Sink, down_inputs, find_sink, inject_sink
+from qvlm_lightning.models.tiny.sinks import SinkChannel, down_inputs, find_sink, inject_sink
 from qvlm_lightning.nn.folding import folded
 from qvlm_lightning.nn.rotation import random_rotation, rotated, untie
 
@@ -123,7 +123,9 @@ def test_the_channel_is_that_of_plain_loops(make_small: Any) -> None:
     assert (found.layer, found.channel) == best[1:]
 
 
-def sizes(model: nn.Module, batch: dict[str, Tensor], sink: Sink) -> tuple[Tensor, Tensor, Tensor]:
+def sizes(
+    model: nn.Module, batch: dict[str, Tensor], sink: SinkChannel
+) -> tuple[Tensor, Tensor, Tensor]:
     """Largest magnitude at the first token of each sample, at all others [B, T], and that of the
     other channels at every token [N].
     """
