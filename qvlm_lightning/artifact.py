@@ -1,6 +1,8 @@
-"""The exported folder: an ordinary model folder plus the quantizers, in safetensors and JSON.
+"""The exported folder: a model's configuration and processor, its weights, and the quantizers.
 
 It saves no memory yet: weights stay in their floating type and are quantized when the model runs.
+So no other program may take them for the quantized model: their file has a name that nobody else
+looks for, and loading the folder elsewhere fails instead of giving full precision.
 """
 
 import json
@@ -24,14 +26,20 @@ from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.nn.weight_quantizer import WeightQuantizer
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.weights.exported import (
+    CONFIG,
+    FORMAT,
+    MANIFEST,
+    QUANTIZERS,
+    READABLE,
+    WEIGHTS,
+    check_hashes,
+    check_there,
+    sha256_of,
+    weights_file,
+)
 from qvlm_lightning.weights.shards import write_shard
 from qvlm_lightning.weights.streamed import StreamedWeights
-
-MANIFEST, QUANTIZERS = "quantization.json", "quantizers.safetensors"
-WEIGHTS, CONFIG = "model.safetensors", "config.json"
-FORMAT = 2
-READABLE = (1, 2)
-"""Format 1 had the clip ratios of weights in the layers instead of in their quantizers."""
 
 
 @dataclass
@@ -80,13 +88,16 @@ def save_artifact(
     else:
         quantizers = copy_weights(scratch / WEIGHTS, model, weights)
     save_file(quantizers, scratch / QUANTIZERS)
+    files = {}
+    for name in (WEIGHTS, QUANTIZERS):
+        (scratch / name).chmod(0o644)  # safetensors lets nobody else read
+        files[name] = sha256_of(scratch / name)
     processor.save_pretrained(scratch)
     model.config.save_pretrained(scratch)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.save_pretrained(scratch)
-    text = json.dumps(
-        {"format": FORMAT, **manifest, "model_type": config.get("model_type")}, indent=1
-    )
+    own = {"format": FORMAT, "files": files, "model_type": config.get("model_type")}
+    text = json.dumps(manifest | own, indent=1)
     (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     scratch.replace(folder)
@@ -148,16 +159,17 @@ def load_artifact(path: str | Path) -> Artifact:
             version.
     """
     folder = Path(path)
-    for name in (MANIFEST, QUANTIZERS, WEIGHTS, CONFIG):
-        if not (folder / name).is_file():
-            raise InputError(f"{str(path)!r} is not an artifact: it has no {name}")
+    check_there(folder, MANIFEST, QUANTIZERS, CONFIG)
     manifest, config = (_read(folder, name, _read_object) for name in (MANIFEST, CONFIG))
-    weights, quantizers = (_read(folder, name, load_file) for name in (WEIGHTS, QUANTIZERS))
     if manifest.get("format") not in READABLE:
         allowed = ", ".join(map(str, READABLE))
         raise InputError(
             f"artifact {str(path)!r} has format {manifest.get('format')}; allowed: {allowed}"
         )
+    names = weights_file(manifest), QUANTIZERS
+    check_there(folder, *names)
+    check_hashes(folder, manifest, names)
+    weights, quantizers = (_read(folder, name, load_file) for name in names)
     if manifest["format"] == 1:
         quantizers = {_present_name(name): value for name, value in quantizers.items()}
     family = _family(folder, manifest, str(config.get("model_type")))

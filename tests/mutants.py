@@ -666,6 +666,20 @@ SINKS = [
         "tests/artifact/test_sinks.py::test_a_loaded_model_knows_its_sinks",
     ),
     (
+        "qvlm_lightning/weights/exported.py",
+        'WEIGHTS, CONFIG = "weights.simulated", "config.json"',
+        'WEIGHTS, CONFIG = "model.safetensors", "config.json"',
+        "other programs load an artifact as full precision",
+        "tests/artifact/test_artifact.py::test_no_other_program_takes_an_artifact_for_full_precision",
+    ),
+    (
+        "qvlm_lightning/weights/exported.py",
+        "if said != sha256_of(folder / name):",
+        "if said is None:",
+        "a tensor file of another artifact is loaded",
+        "tests/artifact/test_broken.py::test_a_tensor_file_of_another_artifact_is_named",
+    ),
+    (
         "qvlm_lightning/vision/parts.py",
         "[with_sinks(sinks, with_image_rows(family, model, batch)) for batch in batches]",
         "[with_image_rows(family, model, batch) for batch in batches]",

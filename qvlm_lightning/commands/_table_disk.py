@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from qvlm_lightning.artifact import WEIGHTS
+from qvlm_lightning.weights.exported import WEIGHTS
 
 
 def share_weights(artifact: Path, others: Iterable[Path]) -> bool:

@@ -7,7 +7,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from qvlm_lightning.artifact import MANIFEST
 from qvlm_lightning.cli import train_main
 from qvlm_lightning.commands._progress import Progress
 from qvlm_lightning.commands._table_configs import TableConfigs, refuse_other_plan
@@ -42,6 +41,7 @@ from qvlm_lightning.results.rows import Row, figure
 from qvlm_lightning.results.steps import Step, step_grid, step_rows
 from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import file_name
+from qvlm_lightning.weights.exported import MANIFEST
 
 SECONDS = "calibration.json"
 """Wall time of a calibration, in its run folder."""

@@ -233,6 +233,7 @@ def model_name(family: VLMFamily) -> str:
 def _digest(artifact: Path) -> str:
     """Hash an artifact's files, so that answers of an older one are not taken for its own."""
     digest = hashlib.sha256()
+    # of format 3 the manifest has hashes of the tensor files, compared when they are loaded
     for path in sorted(artifact.glob("*.json")) + sorted(artifact.glob("*.safetensors")):
         digest.update(path.name.encode())
         digest.update(path.read_bytes())

@@ -1,11 +1,13 @@
 """The embedded model with ranges, and as an artifact."""
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoProcessor
 
@@ -18,6 +20,7 @@ from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.models.tiny import WEIGHTS, generate
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.weights.exported import MANIFEST, sha256_of
 
 
 def batch_of(split: str, count: int) -> dict[str, Tensor]:
@@ -59,6 +62,20 @@ def export_tiny(folder: Path, model: nn.Module, scheme: Scheme) -> Path:
 @pytest.fixture
 def calibrate() -> Any:
     return calibrate_tiny
+
+
+def store(tensors: dict[str, Tensor], file: Path) -> None:
+    """Put other tensors into an artifact, and their hash into its manifest."""
+    save_file(tensors, file)
+    manifest = json.loads((file.parent / MANIFEST).read_text())
+    manifest["files"][file.name] = sha256_of(file)
+    (file.parent / MANIFEST).write_text(json.dumps(manifest))
+
+
+@pytest.fixture
+def restore() -> Any:
+    """Put other tensors into an artifact."""
+    return store
 
 
 @pytest.fixture

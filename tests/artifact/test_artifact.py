@@ -6,7 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    LlavaForConditionalGeneration,
+)
 
 import qvlm_lightning
 from qvlm_lightning.artifact import load_artifact, save_artifact, split_state
@@ -101,7 +106,7 @@ def test_x6_holds_with_tied_embeddings(tmp_path, questions, calibrate, export, t
     scheme = Scheme.parse("w4a4")
     model, _ = calibrate(scheme, change=tie)
     folder = export(tmp_path / "artifact", model, scheme)
-    stored = load_file(folder / "model.safetensors")
+    stored = load_file(folder / "weights.simulated")
     assert ("lm_head.weight" in stored) + (
         "model.language_model.embed_tokens.weight" in stored
     ) == 1
@@ -138,19 +143,21 @@ def test_an_artifact_can_be_exported_again(stored, tmp_path):
     folder, _ = stored
     artifact = load_artifact(folder)
     save_artifact(tmp_path / "again", artifact.model, artifact.processor, artifact.manifest)
-    for name in ("model.safetensors", "quantizers.safetensors", "quantization.json"):
+    for name in ("weights.simulated", "quantizers.safetensors", "quantization.json"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
-def test_plain_transformers_loads_the_full_precision_weights(folder, questions):
-    """The quantizers lie in a file of their own, which plain transformers does not look at."""
-    model, loading = AutoModelForImageTextToText.from_pretrained(
-        folder, dtype=torch.float32, output_loading_info=True
-    )
-    assert not loading["missing_keys"]
-    assert not loading["unexpected_keys"]
-    exact = Llava(str(WEIGHTS)).load_model()
-    assert torch.equal(model.eval()(**questions).logits, exact(**questions).logits)
+def test_no_other_program_takes_an_artifact_for_full_precision(folder):
+    """Nothing quantizes it elsewhere: whoever scored it there would report full precision."""
+    for load in (AutoModelForImageTextToText, AutoModel, LlavaForConditionalGeneration):
+        with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+            load.from_pretrained(folder)
+    assert [f.name for f in folder.glob("*.safetensors")] == ["quantizers.safetensors"]
+    assert not [*folder.glob("*.bin"), *folder.glob("*.index.json")]
+
+
+def test_anybody_may_read_an_artifact(folder):
+    assert {f.stat().st_mode & 0o777 for f in folder.iterdir()} == {0o644}
 
 
 def test_an_older_artifact_is_replaced_as_a_whole(stored, tmp_path, export):
@@ -176,8 +183,11 @@ def test_a_failed_export_leaves_the_older_artifact(folder, stored, export):
     assert [p.name for p in folder.parent.iterdir()] == ["artifact"]
 
 
-def test_an_artifact_of_format_1_is_read(tmp_path, questions, calibrate, export):
-    """Its clip ratios of weights lay in the layers, and its weights had no stored ranges."""
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_artifact_of_an_older_format_is_read(tmp_path, questions, calibrate, export, version):
+    """Its weights had the name that everybody looks for and no hashes; in format 1 the clip ratios
+    of weights lay in the layers, and weights had no stored ranges.
+    """
     import json
 
     from safetensors.torch import save_file
@@ -187,15 +197,19 @@ def test_an_artifact_of_format_1_is_read(tmp_path, questions, calibrate, export)
     folder = export(tmp_path / "artifact", model, SCHEMES["static_tensor"])
     with torch.no_grad():
         logits = model(**questions).logits
-    quantizers = load_file(folder / "quantizers.safetensors")
-    older = {
-        n.replace(".weight_quantizer.clip_ratio", ".clip_ratio"): x for n, x in quantizers.items()
-    }
-    assert older.keys() != quantizers.keys()
-    save_file(older, folder / "quantizers.safetensors")
+    (folder / "weights.simulated").rename(folder / "model.safetensors")
+    if version == 1:
+        quantizers = load_file(folder / "quantizers.safetensors")
+        older = {
+            n.replace(".weight_quantizer.clip_ratio", ".clip_ratio"): x
+            for n, x in quantizers.items()
+        }
+        assert older.keys() != quantizers.keys()
+        save_file(older, folder / "quantizers.safetensors")
     manifest = json.loads((folder / "quantization.json").read_text())
-    assert manifest["format"] == 2
-    (folder / "quantization.json").write_text(json.dumps(manifest | {"format": 1}))
+    assert manifest.pop("format") == 3
+    del manifest["files"]
+    (folder / "quantization.json").write_text(json.dumps(manifest | {"format": version}))
     with torch.no_grad():
         assert torch.equal(load_artifact(folder).model(**questions).logits, logits)
 

@@ -13,7 +13,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.tiny import WEIGHTS
 from qvlm_lightning.quant.scheme import Scheme
 
-FILES = ["quantization.json", "quantizers.safetensors", "model.safetensors", "config.json"]
+FILES = ["quantization.json", "quantizers.safetensors", "weights.simulated", "config.json"]
 
 
 def refused(folder: Path, *words: str) -> None:
@@ -38,12 +38,25 @@ def test_a_folder_that_is_none_is_named(tmp_path):
     refused(WEIGHTS, "is not an artifact", "quantization.json")
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "quantizers.safetensors"])
+@pytest.mark.parametrize("name", ["weights.simulated", "quantizers.safetensors"])
 @pytest.mark.parametrize("size", [0, 7, 1000, -1])
 def test_a_truncated_tensor_file_is_named(folder, name, size):
     whole = (folder / name).read_bytes()
     (folder / name).write_bytes(whole[:size])
     refused(folder, "is broken", name)
+
+
+@pytest.mark.parametrize("name", ["weights.simulated", "quantizers.safetensors"])
+def test_a_tensor_file_of_another_artifact_is_named(folder, name):
+    tensors = load_file(folder / name)
+    last = sorted(tensors)[-1]
+    save_file(tensors | {last: tensors[last] + 1}, folder / name)
+    refused(folder, "is broken", name, "is not the file that was exported")
+
+
+def test_a_manifest_without_hashes_is_refused(folder):
+    rewrite(folder / "quantization.json", files=None)
+    refused(folder, "is not the file that was exported")
 
 
 @pytest.mark.parametrize("name", ["quantization.json", "config.json", "tokenizer.json"])
@@ -59,8 +72,8 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 
 def test_another_format_is_named(folder):
-    rewrite(folder / "quantization.json", format=3)
-    refused(folder, "format 3", "allowed: 1, 2")
+    rewrite(folder / "quantization.json", format=4)
+    refused(folder, "format 4", "allowed: 1, 2, 3")
 
 
 @pytest.mark.parametrize(
@@ -78,26 +91,28 @@ def test_a_manifest_without_a_usable_scheme_is_refused(folder, scheme, word):
     refused(folder, word)
 
 
-@pytest.mark.parametrize("file", ["model.safetensors", "quantizers.safetensors"])
-def test_tensors_that_do_not_fit_are_named(folder, file):
+@pytest.mark.parametrize("file", ["weights.simulated", "quantizers.safetensors"])
+def test_tensors_that_do_not_fit_are_named(folder, file, restore):
     tensors = load_file(folder / file)
     name = sorted(tensors)[-1]
     less = {k: v for k, v in tensors.items() if k != name}
-    save_file(less, folder / file)
+    restore(less, folder / file)
     refused(folder, name)
-    save_file(less | {"one.more": tensors[name]}, folder / file)
+    restore(less | {"one.more": tensors[name]}, folder / file)
     refused(folder, "does not fit")
-    save_file(less | {name: torch.zeros(3, 1, 4)}, folder / file)
+    restore(less | {name: torch.zeros(3, 1, 4)}, folder / file)
     refused(folder, name)
 
 
-def test_tied_weights_that_are_missing_under_both_names_are_named(tmp_path, calibrate, export, tie):
+def test_tied_weights_that_are_missing_under_both_names_are_named(
+    tmp_path, calibrate, export, tie, restore
+):
     scheme = Scheme.parse("w8a8")
     model, _ = calibrate(scheme, change=tie)
     folder = export(tmp_path / "artifact", model, scheme)
-    tensors = load_file(folder / "model.safetensors")
+    tensors = load_file(folder / "weights.simulated")
     kept = {k: v for k, v in tensors.items() if "lm_head" not in k and "embed_tokens" not in k}
-    save_file(kept, folder / "model.safetensors")
+    restore(kept, folder / "weights.simulated")
     refused(folder, "lm_head.weight")
 
 

@@ -4,14 +4,15 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import AutoProcessor
 
-from qvlm_lightning.artifact import MANIFEST, QUANTIZERS, load_artifact, save_artifact
+from qvlm_lightning.artifact import load_artifact, save_artifact
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.tiny import WEIGHTS
 from qvlm_lightning.nn.sinks import SinkOutput
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.weights.exported import MANIFEST, QUANTIZERS
 
 
 @pytest.fixture(params=["prefix", "bypass"])
@@ -64,13 +65,13 @@ def test_missing_names_of_sinks_are_noticed(stored_sinks):
         load_artifact(folder)
 
 
-def test_missing_keys_are_noticed(stored_sinks):
+def test_missing_keys_are_noticed(stored_sinks, restore):
     _, structure, folder = stored_sinks
     if not structure.sinks.stored:
         pytest.skip("bypass stores no keys")
     tensors = load_file(folder / QUANTIZERS)
     del tensors[next(n for n in tensors if "sink_output" in n)]
-    save_file(tensors, folder / QUANTIZERS)
+    restore(tensors, folder / QUANTIZERS)
     with pytest.raises(InputError, match=r"does not fit its own config.*sink_output"):
         load_artifact(folder)
 

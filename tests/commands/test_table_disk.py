@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from qvlm_lightning.artifact import WEIGHTS
 from qvlm_lightning.commands._table_disk import share_weights
+from qvlm_lightning.weights.exported import WEIGHTS
 
 
 @pytest.fixture
