@@ -1,9 +1,10 @@
 """Forward passes of a model that is larger than memory: layer after layer, all batches at once.
 
-One sweep reads every layer's weights once. A calibration makes one for the statistics, one per
-tower for the dependency (of the layers up to that tower) and one for the search, which also repeats
-the towers in front of the one it searches; the export reads the files once more. A step of the
-visual-encoder optimisation makes two, forwards and backwards.
+One sweep reads every layer's weights once. A calibration makes one for the sink tokens, if it is
+asked to look for them, one for the statistics, one per tower for the dependency (of the layers up
+to that tower) and one for the search, which also repeats the towers in front of the one it
+searches; the export reads the files once more. A step of the visual-encoder optimisation makes two,
+forwards and backwards.
 """
 
 import itertools
