@@ -89,8 +89,9 @@ def warning_lines(structure: Structure, scheme: Scheme, peaks: TokenPeaks) -> li
     return [
         f"note: at {len(names)} sites the largest token exceeds the median token by far, and "
         f"{scheme.activation_mode} has one range for both: {told}{more}.",
-        f"What helps: {sinks}scheme.overrides (report.json proposes some), or activation_mode: "
-        "dynamic_token.",
+        "A search of ranges may clip these tokens, which can cost more than the range of all (see "
+        f"docs/joined.md). What helps: {sinks}scheme.overrides (report.json proposes some), or "
+        "activation_mode: dynamic_token.",
     ]
 
 

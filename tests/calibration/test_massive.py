@@ -117,7 +117,8 @@ def test_a_warning_names_the_five_worst_sites_and_what_helps(build, toy_family, 
     assert named == [(site, f"{factors[site]:,}") for site in worst]
     assert "at 6 sites" in lines[0]
     assert "and 1 more" in lines[0]
-    for what in ("scheme.sink: prefix", "scheme.overrides", "activation_mode: dynamic_token"):
+    helps = ("scheme.sink: prefix", "scheme.overrides", "activation_mode: dynamic_token")
+    for what in ("may clip these tokens", *helps):
         assert what in lines[1]
     assert "sink" not in warning_lines(structure, replace(scheme, sink="bypass"), peaks)[1]
     assert warning_lines(structure, scheme, peaks_of(SITES, 7.0)) == []
