@@ -150,11 +150,11 @@ def test_a_result_folder_below_a_file(refused, tmp_path) -> None:
     [
         ("--variants=[rtn]", "'rtn' is not a method and a scheme, such as 'qvlm w4a4'"),
         ("--variants=[gptq w8a8]", "paper/veo, qvlm, rtn, sequential, veo"),
-        ("--variants=[rtn w3a3]", "allowed are w4a4, w4a4_g128, w6a6, w8a8"),
+        ("--variants=[rtn w3a3]", "allowed are w3a16, w4a16, w4a16_language, w4a4, w4a4_g128"),
         ("--variants=[]", "compares nothing"),
         ("--headline=qvlm w4a4", "allowed are the variants rtn w8a8"),
         ("--pairs=many", "pairs: expected int, got many"),
-        ("--model=llava-7b", "allowed are tiny"),
+        ("--model=llava-7b", "allowed are joined, tiny"),
         ("--nonsense=1", "--nonsense=1"),
         ("--config=nowhere.yaml", "nowhere.yaml"),
     ],

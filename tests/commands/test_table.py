@@ -39,6 +39,9 @@ class Calibrations:
             "method": next(Path(a).stem for a in args if "/methods/" in a),
             "scheme_name": scheme.partition("_")[0],  # groups are not in the name
             "seed": int(options["data.init_args.seed"]),
+            "activation_mode": options.get(
+                "model.init_args.scheme.activation_mode", "static_tensor"
+            ),
             "scales": [
                 float(options.get(f"model.init_args.family.init_args.{name}_scale", 1))
                 for name in ("outlier", "sink")
@@ -53,7 +56,6 @@ class Calibrations:
         family = Tiny(*about["scales"])
         model = family.load_model()
         manifest = {
-            "activation_mode": "static_tensor",
             **about,
             **family.describe(),
             "model": family.fingerprint(model),
@@ -222,7 +224,7 @@ ROW = {"name": "per-layer", "method": "cdm", "scheme": "w4a4", "options": ["--se
         ({"steps": [["rtn w4a4", "veo w4a4"]]}, "allowed are two of the variants rtn w4a4, qvlm"),
         ({"steps": [["rtn w4a4"]]}, "step is \\['rtn w4a4'\\]; allowed are two of the variants"),
         ({"headline": "veo w4a4"}, "headline is 'veo w4a4'; allowed are the variants rtn w4a4"),
-        ({"model": "huge"}, r"huge\.yaml'; allowed are tiny"),
+        ({"model": "huge"}, r"huge\.yaml'; allowed are joined, tiny"),
         ({"configs": "nowhere"}, r"base\.yaml'; allowed are none there"),
     ],
 )

@@ -9,6 +9,7 @@ from PIL import Image
 from qvlm_lightning.commands import table
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.fidelity import FidelityMeter
+from qvlm_lightning.results.stress import Stress
 from tests.commands.test_table import calibrations, evaluated, options, rows_of  # noqa: F401
 
 METRICS = ("text_kl_prompts", "same_tokens", "same_answers", "text_kl_passage", "perplexity")
@@ -168,7 +169,7 @@ def test_a_mode_that_does_not_exist_is_refused(calibrations, tmp_path):  # noqa:
 def test_sources_reach_calibration_and_evaluation(calibrations, tmp_path):  # noqa: F811
     batch = "--data.init_args.evaluation_batch_size=5"
     run = table.TableRun(table.parse_plan(options(tmp_path, sources=[batch])))
-    assert run._evaluation(1.0).datamodule.evaluation_batch_size == 5
+    assert run._evaluation(Stress()).datamodule.evaluation_batch_size == 5
     run.run()
     assert all(batch in call for call in calibrations.calls)
     identity = json.loads((tmp_path / "plan.json").read_text())

@@ -4,7 +4,7 @@ from qvlm_lightning.metrics.intervals import wilson_interval
 from qvlm_lightning.results.render import groups
 from tools.joined.summary import HEADER, OPEN, YES_NO, accuracy_of, summary
 
-HEAD = {"split": "test", "outlier_scale": 1.0, "stress": False, "seed": 0}
+HEAD = {"split": "test", "outlier_scale": 1.0, "sink_scale": 1.0, "stress": False, "seed": 0}
 RTN = {"scheme": "w8a8", "method": "rtn", "variant": "rtn", "activation_mode": "static_tensor"}
 FULL = {"scheme": "fp", "method": "fp", "variant": "fp", "activation_mode": "none", "seed": None}
 KINDS = {"kind/shape": (8, 10), "kind/colour": (5, 20), "kind/yes-no": (30, 40)}
