@@ -50,5 +50,6 @@ class ArtifactExport(Callback):
             write_json(root / "report.json", report(module) | {"sensitivity": sensitivity})
             processor = module.family.load_processor()
             said = manifest(module)
-            save_artifact(root / "artifact", model, processor, said, module.streamed_weights)
+            weights, stored = module.streamed_weights, module.structure.stored
+            save_artifact(root / "artifact", model, processor, said, weights, stored)
         barrier()

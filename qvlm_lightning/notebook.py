@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from qvlm_lightning.artifact import save_as_artifact
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
@@ -16,6 +17,7 @@ from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.models.find import class_at
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.models.loaded import loaded
+from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.quant.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -80,7 +82,7 @@ def quantize(
             that of the model's ``model_type``.
 
     Returns:
-        ``model``, with quantizers on.
+        ``model``, with quantizers on; ``model.save_pretrained(folder)`` writes its artifact.
 
     Raises:
         InputError: an unknown method, objective, scheme or family, impossible candidates, or
@@ -88,6 +90,12 @@ def quantize(
     """
     from lightning.pytorch import Trainer, seed_everything
 
+    from qvlm_lightning.calibration.report import manifest
+
+    if any(isinstance(module, QuantLinear) for module in model.modules()):
+        raise InputError(
+            "the model is quantized already; load it again in full precision and quantize that"
+        )
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
     decides = _method(method, scheme, objective, candidates)
     name = method if isinstance(method, str) else method.name
@@ -114,6 +122,7 @@ def quantize(
             use_distributed_sampler=False,
         )
         trainer.fit(module, datamodule=data)
+    save_as_artifact(model, processor, manifest(module), module.structure.stored)
     # the Trainer leaves what it trained on the CPU
     return model.requires_grad_(False).to(device)
 

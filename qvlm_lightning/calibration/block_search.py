@@ -17,7 +17,7 @@ from qvlm_lightning.forward.stream import StreamedModel
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.models.family import VLMFamily
-from qvlm_lightning.nn.changes import commit
+from qvlm_lightning.nn.changes import as_stored, commit
 from qvlm_lightning.nn.distributed import barrier, from_main, is_main
 from qvlm_lightning.nn.replay import UnitInput, run_unit
 from qvlm_lightning.nn.structure import Tower
@@ -115,6 +115,7 @@ class BlockSearch:
                     one = from_main(self.decisions.read(name, key, index) if is_main() else None)
                     if one is None:
                         one = from_main(decide(block, method, started))
+                        one.decision.tensors = as_stored(one.decision.tensors, block.stored)
                         if is_main():
                             self.decisions.write(name, key, index, one)
                         barrier()
@@ -219,6 +220,7 @@ class BlockSearch:
         }
         block = Block(units, exact, quantized, [], candidates, tables, sources)
         block.objective, block.token_weights = method.objective, method.token_weights
+        block.stored = self.structure.stored
         hidden = [call.hidden for call in exact]
         for index in range(len(units)):
             hidden = block.advance_full_precision(hidden, index)

@@ -90,12 +90,15 @@ class Calibrator:
         self.passes: Passes
         if weights is None:
             self.fingerprint = family.fingerprint(model)
+            stored = family.stored_types(model)
             self.structure = quantize_model(model, family, scheme)
             self.passes = WholeModel(model, self.structure)
         else:
             self.fingerprint = family.fingerprint(model, weights.sample)
+            stored = weights.stored_types()
             self.structure = quantize_model(model, family, scheme, weights.device)
             self.passes = StreamedModel(model, self.structure, weights)
+        self.structure.stored = stored
         self.sink_search = (
             SinkSearch(self.structure, family, self.batches) if self.structure.sinks else None
         )

@@ -7,6 +7,7 @@ from typing import Any
 from qvlm_lightning.calibration.massive import massive_report
 from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.calibration.token_peaks import counted_tokens
+from qvlm_lightning.models.find import family_name
 
 
 def versions() -> dict[str, str]:
@@ -25,11 +26,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-def class_path(kind: type) -> str:
-    """Return the dotted path from which a class can be imported."""
-    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def decided_by(module: QuantModule) -> dict[str, Any]:
@@ -58,7 +54,7 @@ def manifest(module: QuantModule) -> dict[str, Any]:
         "scheme_name": module.scheme.name,
         "activation_mode": module.scheme.activation_mode,
         **module.family.describe(),
-        "class_path": class_path(module.family.of_artifact()),
+        "read_by": family_name(module.family.of_artifact()),
         "model": module.identity()["model"],
         "seed": module.seed,
         "calibration_ids": list(module.calibration_ids),

@@ -190,7 +190,8 @@ def measure(options: Options, folder: Path, data: "RandomPairs") -> dict[str, An
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         fit(options, module, callbacks, data, laps, Path(scratch))
         if module.streamed_weights is not None:
-            copy_weights(Path(scratch) / "copied", module.model, module.streamed_weights)
+            stored = module.structure.stored
+            copy_weights(Path(scratch) / "copied", module.model, module.streamed_weights, stored)
             laps.end("artifact")
     model, state = module.model, module.state
     parameters = sum(p.numel() for n, p in model.named_parameters() if "quantizer" not in n)

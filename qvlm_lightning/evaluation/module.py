@@ -29,6 +29,7 @@ from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.results.predictions import search_facts
 from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import Control, Variant, check_label
+from qvlm_lightning.weights.exported import located
 
 
 class VQAEvaluation(LightningModule):
@@ -89,7 +90,7 @@ class VQAEvaluation(LightningModule):
         if self.artifact is None:
             self.model = self._full_precision()
         else:
-            loaded = load_artifact(self.artifact)
+            loaded = load_artifact(self.artifact, self.family.of_artifact())
             manifest = loaded.manifest
             self._check_model(manifest)
             check_disjoint_ids(manifest["calibration_ids"], data.evaluation_ids)
@@ -97,7 +98,7 @@ class VQAEvaluation(LightningModule):
             loaded.structure.keep_only_quantized()
             self.model, data.processor = loaded.model, loaded.processor
             self.base = manifest["model"]
-            self.source = _digest(Path(self.artifact))
+            self.source = _digest(located(self.artifact))
             self.variant = Variant(
                 model=model_name(self.family),
                 method=manifest["method"],

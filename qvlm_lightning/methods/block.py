@@ -12,6 +12,7 @@ from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.search_cost import Cost
 from qvlm_lightning.methods.token_weights import TokenWeights, Uniform
 from qvlm_lightning.models.family import Source
+from qvlm_lightning.nn.changes import as_stored
 from qvlm_lightning.nn.distributed import all_sum, world
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.replay import UnitInput, run_candidates, run_full_precision, run_unit
@@ -39,6 +40,7 @@ class Block:
         sources: site -> what makes its input, with full names, as far as the family knows.
         objective: how J compares outputs.
         token_weights: how much each token counts in J and in statistics.
+        stored: types in which changed weights will be stored (``Structure.stored``).
         cost: what has been run.
     """
 
@@ -51,6 +53,7 @@ class Block:
     sources: Mapping[str, Source] = field(default_factory=dict)
     objective: Objective = "normalized"
     token_weights: TokenWeights = field(default_factory=Uniform)
+    stored: Mapping[str, torch.dtype] = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
 
     @property
@@ -63,13 +66,14 @@ class Block:
     def tensor(self, name: str, decision: Decision | None = None) -> Tensor:
         """Return a tensor of a layer by its full name, as ``decision`` leaves it.
 
-        The range of a weight that nobody has decided is the one measured from the weight.
+        A decided weight is rounded to the type in which it will be stored. The range of a weight
+        that nobody has decided is the one measured from the weight.
 
         Raises:
             KeyError: no layer of the block has such a tensor.
         """
         if decision is not None and name in decision.tensors:
-            return decision.tensors[name]
+            return as_stored({name: decision.tensors[name]}, self.stored)[name]
         path, _, own = name.rpartition(".")
         value = getattr(self.module(path), own, None)
         if value is None and path.endswith(".weight_quantizer"):
@@ -116,9 +120,10 @@ class Block:
         """
         call = self.x_q[batch]
         hidden = call.hidden if hidden is None else hidden
+        tensors = as_stored(decision.tensors, self.stored) if decision else None
         for unit in self.units[units]:
             self.cost.count(layers=1)
-            hidden = run_unit(unit, hidden, call, tensors=decision.tensors if decision else None)
+            hidden = run_unit(unit, hidden, call, tensors=tensors)
         return hidden
 
     def loss(self, batch: int, decision: Decision) -> Tensor:

@@ -200,6 +200,15 @@ class VLMFamily(ABC):
         """Return the class that reads an artifact of this model, from ``class(folder)``."""
         return type(self)
 
+    def stored_types(self, model: nn.Module) -> dict[str, torch.dtype]:
+        """Return by name the types of the parameters that the model's folder holds in a narrower
+        type than the model; an artifact keeps these types. None by default.
+
+        Args:
+            model: as it was loaded, without quantizers.
+        """
+        return {}
+
     def fingerprint(
         self, model: nn.Module, sample: Callable[[str, int], Tensor] | None = None
     ) -> str:

@@ -36,6 +36,20 @@ def known() -> list[str]:
     return [f.stem for f in files if f'model_types = ("{f.stem}",' in f.read_text("utf-8")]
 
 
+def family_name(family: type) -> str:
+    """Return the name by which an artifact calls a family: the ``model_type`` of one of ours, the
+    dotted path of another, which is told to people and never imported.
+
+    Example:
+        >>> family_name(family_for("qwen2_5_vl"))
+        'qwen2_5_vl'
+    """
+    module = family.__module__.rpartition(".")[2]
+    if f"{__package__}.{module}" == family.__module__ and module in known():
+        return module
+    return f"{family.__module__}.{family.__qualname__}"
+
+
 def class_at(path: str) -> type[HubFamily]:
     """Return the family class at a dotted path.
 

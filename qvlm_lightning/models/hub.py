@@ -17,7 +17,7 @@ from qvlm_lightning.models.family import ANSWER, PAD, PROMPT, VISION, Named, VLM
 from qvlm_lightning.models.find_residual import find_residual
 from qvlm_lightning.models.find_wiring import find_attention, find_sources, norm_source
 from qvlm_lightning.models.towers import tower_path
-from qvlm_lightning.models.weight_map import Place, weight_map, without_weights
+from qvlm_lightning.models.weight_map import Place, stored_types, weight_map, without_weights
 from qvlm_lightning.models.wiring import Attention, Residual, Source
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -143,6 +143,15 @@ class HubFamily(VLMFamily):
         self.check_type(model.config.model_type, repr(self.path))
         self._tower_layers(model)
         return model
+
+    def stored_types(self, model: nn.Module) -> dict[str, torch.dtype]:
+        """Return the narrower types of the folder (see :class:`VLMFamily`); none of a folder that
+        is not in safetensors.
+        """
+        try:
+            return stored_types(model, self.path)
+        except InputError:  # the model has been loaded all the same
+            return {}
 
     def empty_model(self, dtype: torch.dtype) -> nn.Module:
         """Build the model from the folder's configuration (see :class:`VLMFamily`)."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from qvlm_lightning.errors import InputError
@@ -55,6 +56,10 @@ class _InMemory:
         """Return the model itself, frozen; fused experts are un-fused in place."""
         unfuse_experts(self._model)
         return self._model.eval().requires_grad_(False)
+
+    def stored_types(self, model: nn.Module) -> dict[str, torch.dtype]:
+        """Return none: the caller's weights need not be those of a folder any more."""
+        return {}
 
     def of_artifact(self) -> type[HubFamily]:
         """Return the family that reads an artifact of this model."""

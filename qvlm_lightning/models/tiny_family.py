@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
@@ -71,6 +72,11 @@ class Tiny(Llava):
         if self.sink_scale != 1:
             inject_sink(model, self, self._sink_inputs(), self.sink_scale)
         return model
+
+    def stored_types(self, model: nn.Module) -> dict[str, torch.dtype]:
+        """Return the types of the shipped file; none of a stress variant, which no file holds."""
+        as_trained = self.outlier_scale == self.sink_scale == 1
+        return super().stored_types(model) if as_trained else {}
 
     def _sink_inputs(self) -> dict[str, Tensor]:
         """Return training questions, always the same, that the sink's channel is looked for on."""

@@ -1,5 +1,6 @@
 """Models without weights, and where a checkpoint keeps each weight that such a model lacks."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +13,8 @@ from qvlm_lightning.models.checkpoint import WeightReader
 from qvlm_lightning.models.experts import unfused_name
 
 Place = tuple[Path, str]
+
+_HALF = {"F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def without_weights(build: Callable[[], Any], path: str) -> Any:
@@ -89,6 +92,32 @@ def weight_map(model: Any, path: str) -> dict[str, Place]:
                 "streaming reads only weights that are stored as they are used"
             )
     return places
+
+
+def stored_types(model: Any, path: str) -> dict[str, torch.dtype]:
+    """Return by name in ``model`` the types that its checkpoint holds, where they are half types
+    and the model's are wider.
+
+    Args:
+        model: of transformers, with weights.
+        path: its folder, or a repository id on the hub.
+
+    Raises:
+        InputError: see :func:`weight_map`.
+    """
+    from safetensors import safe_open
+
+    keys: dict[Path, list[tuple[str, str]]] = defaultdict(list)
+    for name, (file, key) in weight_map(model, path).items():
+        keys[file].append((name, key))
+    state, found = model.state_dict(), {}
+    for file, names in keys.items():
+        with safe_open(file, framework="pt") as tensors:
+            for name, key in names:
+                kind = _HALF.get(tensors.get_slice(key).get_dtype())
+                if kind is not None and kind.itemsize < state[name].dtype.itemsize:
+                    found[name] = kind
+    return found
 
 
 def _folder(path: str) -> Path:

@@ -23,16 +23,22 @@ class LowRank(nn.Module):
     """
 
     def __init__(
-        self, linear: nn.Linear, rank: int, generator: torch.Generator, device: torch.device
+        self,
+        linear: nn.Linear,
+        rank: int,
+        generator: torch.Generator,
+        device: torch.device,
+        stored: torch.dtype | None = None,
     ) -> None:
         super().__init__()
+        self.stored = stored
         start = torch.randn(rank, linear.in_features, generator=generator) / linear.in_features**0.5
         self.a = nn.Parameter(start.to(device))
         self.b = nn.Parameter(torch.zeros(linear.out_features, rank, device=device))
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Return the changed weight in the type of ``weight``."""
-        return (weight + self.b @ self.a).to(weight.dtype)
+        """Return the changed weight in the type of ``weight``, rounded to that of the artifact."""
+        return (weight + self.b @ self.a).to(self.stored or weight.dtype).to(weight.dtype)
 
 
 class NormShift(nn.Module):
@@ -40,14 +46,21 @@ class NormShift(nn.Module):
     quantizers that read the norm are on.
 
     In float32 it changes the output of the norm, from which the merged weight and bias differ by
-    rounding. In half types, where that is many quantization steps, it runs the norm with the
-    merged ones.
+    rounding. In half types, or where they will be stored in one, that is many quantization steps;
+    there it runs the norm with the merged ones.
     """
 
     reader: QuantLinear
 
-    def __init__(self, norm: Any, reader: QuantLinear, device: torch.device) -> None:
+    def __init__(
+        self,
+        norm: Any,
+        reader: QuantLinear,
+        device: torch.device,
+        stored: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        self.stored = stored
         self.factor = nn.Parameter(torch.ones(norm.weight.shape, device=device))
         self.offset = None
         if getattr(norm, "bias", None) is not None:
@@ -55,18 +68,21 @@ class NormShift(nn.Module):
         object.__setattr__(self, "reader", reader)
 
     def merged(self, norm: Any) -> dict[str, Tensor]:
-        """Return the norm's parameters with what was learned, each in its own type."""
+        """Return the norm's parameters with what was learned, each in its own type and rounded to
+        that of the artifact.
+        """
         weight, bias = norm.weight * self.factor, None
         if self.offset is not None:
             bias = norm.bias * self.factor + self.offset
         named = {"weight": weight, "bias": bias}
-        return {n: x.to(norm.weight.dtype) for n, x in named.items() if x is not None}
+        kind = norm.weight.dtype
+        return {n: x.to(self.stored or kind).to(kind) for n, x in named.items() if x is not None}
 
     def hook(self, norm: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         """Forward hook on the norm."""
         if not self.reader.enabled:
             return None
-        if norm.weight.dtype == torch.float32:
+        if norm.weight.dtype == torch.float32 and self.stored is None:
             changed = output * self.factor
             return (changed if self.offset is None else changed + self.offset).to(output.dtype)
         other = copy(norm)
@@ -91,8 +107,9 @@ def add_lora(structure: Structure, rank: int, seed: int, device: torch.device) -
         raise InputError(f"lora_rank {rank} is not allowed; at least 1")
     generator = torch.Generator().manual_seed(seed)
     for site in structure.towers["vision"].sites:
-        for linear in site.linears.values():
-            linear.adapter = LowRank(linear, rank, generator, device)
+        for name, linear in site.linears.items():
+            stored = structure.stored.get(f"{name}.weight")
+            linear.adapter = LowRank(linear, rank, generator, device, stored)
 
 
 def add_norm_shifts(structure: Structure, device: torch.device) -> None:
@@ -103,15 +120,17 @@ def add_norm_shifts(structure: Structure, device: torch.device) -> None:
     """
     for unit in structure.towers["vision"].units:
         if unit.sites:
-            norms = [m for m in unit.module.modules() if _has_gain(m)]
+            norms = {n: m for n, m in unit.module.named_modules() if _has_gain(m)}
             if not norms:
                 found = {type(m).__name__ for m in unit.module.modules()}
                 raise InputError(
                     "train 'norms' needs LayerNorm, or RMSNorm with its weight as the gain; "
                     f"{unit.name} has {', '.join(sorted(n for n in found if 'Norm' in n)) or None}"
                 )
-            for norm in norms:
-                norm.adapter = NormShift(norm, unit.sites[0].leader, device)
+            norm: Any
+            for name, norm in norms.items():
+                stored = structure.stored.get(f"{unit.name}.{name}.weight")
+                norm.adapter = NormShift(norm, unit.sites[0].leader, device, stored)
                 norm.register_forward_hook(norm.adapter.hook)
 
 

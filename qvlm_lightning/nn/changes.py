@@ -142,6 +142,28 @@ class Changes:
         return present if change is None or change.original is None else change.original
 
 
+def as_stored(
+    tensors: Mapping[str, Tensor], stored: Mapping[str, torch.dtype]
+) -> dict[str, Tensor]:
+    """Return tensors rounded to the types in which they will be stored, each in its own type.
+
+    A half-precision folder gives a half-precision artifact, also of weights that a method has
+    changed; so codes and J are computed from what the artifact will hold. Gradients pass.
+
+    Args:
+        tensors: by their full names.
+        stored: types by name, of those that the model's folder holds in a narrower type.
+
+    Example:
+        >>> float(as_stored({"w": torch.tensor(1 / 3)}, {"w": torch.bfloat16})["w"])
+        0.333984375
+    """
+    return {
+        name: value.to(stored[name]).to(value.dtype) if name in stored else value
+        for name, value in tensors.items()
+    }
+
+
 def _same(value: Tensor) -> Tensor:
     return value
 

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from qvlm_lightning.nn.changes import Changes
@@ -54,8 +55,9 @@ class Tower:
 
 @dataclass
 class Structure:
-    """What was quantized, what was left and why, what methods changed beside quantizers, and which
-    tokens of the decoder are sinks.
+    """What was quantized, what was left and why, what methods changed beside quantizers, which
+    tokens of the decoder are sinks, and which parameters the model's folder holds in a narrower
+    type than the model.
     """
 
     towers: dict[str, Tower]
@@ -64,6 +66,7 @@ class Structure:
     notes: list[str] = field(default_factory=list)
     changes: Changes = field(default_factory=Changes)
     sinks: SinkTokens | None = None
+    stored: dict[str, torch.dtype] = field(default_factory=dict)
 
     @property
     def sites(self) -> list[Site]:

@@ -1,11 +1,17 @@
 """Files of an exported folder: their names, and whether they are what was exported."""
 
 import hashlib
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qvlm_lightning.errors import InputError
+import torch
+from torch import Tensor
+
+from qvlm_lightning.errors import InputError, first_line
 
 MANIFEST, QUANTIZERS = "quantization.json", "quantizers.safetensors"
 WEIGHTS, CONFIG = "weights.simulated", "config.json"
@@ -15,6 +21,10 @@ READABLE = (1, 2, 3)
 """Format 1 had the clip ratios of weights in the layers instead of in their quantizers; formats 1
 and 2 had the weights in ``model.safetensors``, which other programs load in silence, and no hashes
 of the tensor files."""
+
+
+_REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+_FLOATING = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def sha256_of(path: Path) -> str:
@@ -64,3 +74,79 @@ def check_hashes(folder: Path, manifest: dict[str, Any], names: Sequence[str]) -
                 f"artifact {str(folder)!r} is broken: {name} is not the file that was exported "
                 f"(its SHA-256 is not {said})"
             )
+
+
+@dataclass(frozen=True)
+class TensorTypes:
+    """Types in which a model holds its weights, whatever its files hold.
+
+    Attributes:
+        default: of the model.
+        others: by name, those of parameters that have another one.
+    """
+
+    default: torch.dtype
+    others: dict[str, torch.dtype]
+
+
+def named_types(types: Mapping[str, torch.dtype]) -> dict[str, Any]:
+    """Return the types of a model's weights as plain values of a manifest.
+
+    Args:
+        types: by name.
+
+    Example:
+        >>> named_types({"a": torch.float16, "b": torch.float16, "c": torch.float32})
+        {'default': 'float16', 'others': {'c': 'float32'}}
+    """
+    floating = {name: kind for name, kind in types.items() if kind.is_floating_point}
+    default = Counter(floating.values()).most_common(1)[0][0] if floating else torch.float32
+    others = {n: str(kind).partition(".")[2] for n, kind in floating.items() if kind != default}
+    return {"default": str(default).partition(".")[2], "others": others}
+
+
+def types_of(manifest: Mapping[str, Any], weights: Mapping[str, Tensor]) -> TensorTypes:
+    """Return the types in which the model of an artifact holds its weights.
+
+    Args:
+        manifest: of the artifact; an older one does not tell, and the types are those stored.
+        weights: as they are stored.
+
+    Raises:
+        InputError: the manifest names a type that is no floating type of torch.
+    """
+    said = manifest.get("computed_in")
+    if said is None:
+        largest = max(weights.values(), key=Tensor.numel, default=torch.zeros(()))
+        return TensorTypes(largest.dtype, {name: value.dtype for name, value in weights.items()})
+    try:
+        others = {str(name): _FLOATING[kind] for name, kind in dict(said["others"]).items()}
+        return TensorTypes(_FLOATING[said["default"]], others)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"the artifact's computed_in is {str(said)[:100]!r}; allowed are the types "
+            f"{', '.join(_FLOATING)}, as default and by name in others"
+        ) from error
+
+
+def located(path: str | Path) -> Path:
+    """Return the folder of an artifact; one on the hub is downloaded, or taken from its cache.
+
+    Args:
+        path: a folder, or a repository such as ``owner/name``.
+
+    Raises:
+        InputError: there is neither.
+    """
+    folder = Path(path).expanduser()
+    if folder.exists() or not _REPOSITORY.fullmatch(str(path)):
+        return folder
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(str(path)))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"there is no folder {str(path)!r}, and it cannot be had from the hub: "
+            f"{first_line(error)}"
+        ) from error

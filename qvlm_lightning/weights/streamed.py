@@ -86,6 +86,18 @@ class StreamedWeights:
             self._kept[name] = read.pin_memory() if self.device.type == "cuda" else read
         return self._kept[name]
 
+    def stored_types(self) -> dict[str, torch.dtype]:
+        """Return the types of the parameters that the files hold in half types, where the model's
+        are wider.
+        """
+        found = {name: self.shards.entries[name].dtype for name in self.dtypes}
+        return {
+            name: kind
+            for name, kind in found.items()
+            if kind in (torch.float16, torch.bfloat16)
+            and kind.itemsize < self.dtypes[name].itemsize
+        }
+
     def sample(self, name: str, stride: int) -> Tensor:
         """Return every ``stride``-th element of a flattened parameter in the model's type."""
         return self.shards.sample(name, stride).to(self.dtypes[name])

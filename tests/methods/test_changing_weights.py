@@ -177,7 +177,7 @@ def saved(calibrator: Calibrator, folder: Path, method: Method) -> Path:
     calibrator.structure.enable(True)
     said = {
         "scheme": W3.to_dict(),
-        "class_path": "tests.calibration.conftest.InFolder",
+        "read_by": "tests.calibration.conftest.InFolder",
         "method": method.name,
     }
     weights = getattr(calibrator.passes, "weights", None)
@@ -198,7 +198,7 @@ def test_the_artifact_is_the_quantized_model(opened, folder, tmp_path, gptq, mon
             expected = logits(calibrator, quantized=True)
     for name in ("weights.simulated", "quantizers.safetensors"):
         assert (paths[0] / name).read_bytes() == (paths[1] / name).read_bytes()
-    artifact = load_artifact(paths[0])
+    artifact = load_artifact(paths[0], InFolder)
     with torch.no_grad():
         inputs = model_inputs(calibrator.batches[0], torch.device("cpu"))
         assert torch.equal(artifact.model(**inputs).logits, expected)

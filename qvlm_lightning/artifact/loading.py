@@ -1,0 +1,212 @@
+"""Load an artifact: the quantized model with its processor, quantizers on."""
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from qvlm_lightning.artifact.saving import save_as_artifact
+from qvlm_lightning.errors import InputError, first_line
+from qvlm_lightning.models.find import family_for, family_name, known
+from qvlm_lightning.models.hub import HubFamily
+from qvlm_lightning.nn.sinks import SinkOutput
+from qvlm_lightning.nn.structure import Structure
+from qvlm_lightning.nn.surgery import quantize_model
+from qvlm_lightning.nn.weight_quantizer import WeightQuantizer
+from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.weights.exported import (
+    CONFIG,
+    MANIFEST,
+    QUANTIZERS,
+    READABLE,
+    TensorTypes,
+    check_hashes,
+    check_there,
+    located,
+    types_of,
+    weights_file,
+)
+
+
+@dataclass
+class Artifact:
+    """A loaded artifact.
+
+    Attributes:
+        model: quantized model, quantizers on.
+        processor: its processor.
+        manifest: method, scheme, activation_mode, seed, calibration_ids, percentiles, partition,
+            versions ...
+        structure: towers, units and sites.
+    """
+
+    model: nn.Module
+    processor: Any
+    manifest: dict[str, Any]
+    structure: Structure
+
+
+def load_artifact(path: str | Path, family: type[HubFamily] | None = None) -> Artifact:
+    """Load what :func:`save_artifact` wrote.
+
+    Args:
+        path: a folder, or a repository of the hub such as ``owner/name``.
+        family: of an artifact whose family is none of this package.
+
+    Raises:
+        InputError: the folder is not an artifact, is incomplete or broken, or is of another format
+            version or a foreign family.
+    """
+    folder = located(path)
+    check_there(folder, MANIFEST, QUANTIZERS, CONFIG)
+    manifest, config = (_read(folder, name, _read_object) for name in (MANIFEST, CONFIG))
+    if manifest.get("format") not in READABLE:
+        allowed = ", ".join(map(str, READABLE))
+        raise InputError(
+            f"artifact {str(path)!r} has format {manifest.get('format')}; allowed: {allowed}"
+        )
+    names = weights_file(manifest), QUANTIZERS
+    check_there(folder, *names)
+    check_hashes(folder, manifest, names)
+    weights, quantizers = (_read(folder, name, load_file) for name in names)
+    if manifest["format"] == 1:
+        quantizers = {_present_name(name): value for name, value in quantizers.items()}
+    held_by = _family(folder, manifest, str(config.get("model_type")), family)
+    model = _empty_model(held_by, types_of(manifest, weights))
+    try:
+        scheme = Scheme.from_dict(manifest.get("scheme"))
+        structure = quantize_model(model, held_by, scheme, accepted=True)
+        if structure.sinks:
+            structure.sinks.update(manifest.get("sinks"))
+    except InputError as error:
+        raise InputError(f"artifact {str(path)!r} is broken: {error}") from error
+    _fill(model, weights | quantizers, folder)
+    model.requires_grad_(False)
+    structure.enable(True)
+    loaded = Artifact(model, held_by.load_processor(), manifest, structure)
+    stored = {name: w.dtype for name, w in weights.items() if w.is_floating_point()}
+    save_as_artifact(model, loaded.processor, manifest, stored)
+    return loaded
+
+
+def load(path: str | Path, family: type[HubFamily] | None = None) -> tuple[nn.Module, Any]:
+    """Return the quantized model of an artifact, in ``eval()`` mode, and its processor.
+
+    Args:
+        path: an ``artifact/`` folder, or a repository of the hub such as ``owner/name``.
+        family: class of the model's family, where it is none of this package.
+
+    Raises:
+        InputError: see :func:`load_artifact`.
+    """
+    artifact = load_artifact(path, family)
+    return artifact.model, artifact.processor
+
+
+def family_read_by(
+    manifest: Mapping[str, Any], model_type: str, given: type[HubFamily] | None
+) -> type[HubFamily]:
+    """Return the family that reads an artifact.
+
+    Args:
+        manifest: names it by ``read_by``; earlier ones by a class path, of which only those of this
+            package are looked at.
+        model_type: of the artifact's configuration.
+        given: a class that the caller trusts, for a family that is none of this package.
+
+    Raises:
+        InputError: the artifact needs a family that was not given.
+    """
+    named = manifest.get("read_by", manifest.get("class_path"))
+    if given is not None and named in (None, family_name(given), _path_of(given)):
+        return given
+    if named is None:
+        return family_for(model_type)
+    own = re.fullmatch(r"(?:qvlm_lightning\.models\.)?(\w+)(?:\.\w+)?", str(named))
+    if own is None or own[1] not in known():
+        raise InputError(
+            f"its family is {str(named)[:100]!r}, which is none of this package; if you trust that "
+            "class, give it: load(path, family=...)"
+        )
+    return family_for(own[1])
+
+
+def _path_of(family: type) -> str:
+    return f"{family.__module__}.{family.__qualname__}"
+
+
+def _present_name(name: str) -> str:
+    """Return the name of a quantizer's tensor of format 1 in format 2."""
+    path, _, own = name.rpartition(".")
+    return f"{path}.weight_quantizer.{own}" if own == "clip_ratio" else name
+
+
+def _read(folder: Path, name: str, reader: Callable[[Path], Any]) -> Any:
+    try:
+        return reader(folder / name)
+    except (ValueError, SafetensorError) as error:  # wrong JSON and wrong UTF-8 are ValueErrors
+        reason = first_line(error)
+        raise InputError(f"artifact {str(folder)!r} is broken: {name}: {reason}") from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise InputError(f"a JSON object is needed, not {type(value).__name__}")
+    return value
+
+
+def _family(
+    folder: Path, manifest: dict[str, Any], model_type: str, given: type[HubFamily] | None
+) -> HubFamily:
+    """Return the family that an artifact names; nothing is imported because a file says so."""
+    try:
+        found = family_read_by(manifest, model_type, given)
+        found.check_type(model_type, "it")
+    except InputError as error:
+        raise InputError(f"artifact {str(folder)!r} cannot be read: {error}") from error
+    return found(str(folder))
+
+
+def _empty_model(family: HubFamily, types: TensorTypes) -> nn.Module:
+    """Return the model of the folder in the types of an artifact and in ``eval()`` mode."""
+    try:
+        model = family.empty_model(types.default)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = first_line(error)
+        raise InputError(f"artifact {family.path!r} is broken: {CONFIG}: {reason}") from error
+    for name, parameter in model.named_parameters():
+        if name in types.others:
+            parameter.data = parameter.data.to(types.others[name])
+    return model.eval()
+
+
+def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
+    """Copy the stored tensors into the model.
+
+    Raises:
+        InputError: one is missing (under all its names, if it is tied), too many or of another
+            shape.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, WeightQuantizer) and f"{name}.low" in tensors:
+            module.hold_range()
+        if isinstance(module, SinkOutput):
+            outputs = model.get_submodule(name.rpartition(".")[0]).get_parameter("weight")
+            shape = len(module.sinks.prefix), outputs.shape[0]
+            module.hold(shape, outputs.dtype, outputs.device)
+    state = model.state_dict(keep_vars=True)
+    filled = {id(state[name]) for name in tensors if name in state}
+    odd = [name for name in state if id(state[name]) not in filled]
+    odd += [n for n, t in tensors.items() if n not in state or t.shape != state[n].shape]
+    if odd:
+        raise InputError(
+            f"artifact {str(folder)!r} does not fit its own config, for example at {min(odd)}"
+        )
+    model.load_state_dict(tensors, strict=False)

@@ -1,0 +1,159 @@
+"""Write an artifact: a model's configuration and processor, its weights, and the quantizers.
+
+It saves no memory yet: weights stay in their floating type and are quantized when the model runs.
+So no other program may take them for the quantized model: their file has a name that nobody else
+looks for, and loading the folder elsewhere fails instead of giving full precision.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from qvlm_lightning.artifact.card import CARD, license_of, model_card
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.nn.adapters import merged_tensors
+from qvlm_lightning.nn.calibrated import is_learned_beside, is_quantizer_tensor
+from qvlm_lightning.weights.exported import (
+    FORMAT,
+    MANIFEST,
+    QUANTIZERS,
+    WEIGHTS,
+    named_types,
+    sha256_of,
+)
+from qvlm_lightning.weights.shards import write_shard
+from qvlm_lightning.weights.streamed import StreamedWeights
+
+
+def save_artifact(
+    folder: Path,
+    model: Any,
+    processor: Any,
+    manifest: dict[str, Any],
+    weights: StreamedWeights | None = None,
+    stored: Mapping[str, torch.dtype] | None = None,
+) -> None:
+    """Write the artifact; the folder appears as a whole or not at all.
+
+    Args:
+        folder: replaced if it exists.
+        model: quantized model, left as it is; what its adapters learned is stored in the weights.
+        processor: saved beside it.
+        manifest: plain JSON values.
+        weights: of a model without any; they are copied one by one.
+        stored: types by name of weights that are stored in another type than the model's, without
+            a change of value (``Structure.stored``).
+    """
+    import shutil
+
+    scratch = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    config = model.config.to_dict()
+    if weights is None:
+        quantizers, plain = split_state(model)
+        types = {name: value.dtype for name, value in plain.items()}
+        plain = {n: x.to((stored or {}).get(n, x.dtype)) for n, x in plain.items()}
+        save_file(plain, scratch / WEIGHTS, metadata={"format": "pt"})
+    else:
+        quantizers, types = copy_weights(scratch / WEIGHTS, model, weights, stored or {})
+    save_file(quantizers, scratch / QUANTIZERS)
+    files = {}
+    for name in (WEIGHTS, QUANTIZERS):
+        (scratch / name).chmod(0o644)  # safetensors lets nobody else read
+        files[name] = sha256_of(scratch / name)
+    processor.save_pretrained(scratch)
+    model.config.save_pretrained(scratch)
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.save_pretrained(scratch)
+    own = {"format": FORMAT, "files": files, "model_type": config.get("model_type")}
+    own["computed_in"] = named_types(types)
+    text = json.dumps(manifest | own, indent=1)
+    (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    base = str(manifest.get("path") or getattr(model.config, "_name_or_path", "") or "a model")
+    card = model_card(manifest, base, license_of(Path(base)))
+    (scratch / CARD).write_text(card, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    scratch.replace(folder)
+
+
+def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return (quantizer tensors, weights) of a quantized model, by their names in it; ties are kept
+    once.
+    """
+    quantizers: dict[str, Tensor] = {}
+    weights: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in (model.state_dict() | merged_tensors(model)).items():
+        place = value.data_ptr()  # of the model's own tensor: copies are never in the same place
+        value = value.detach().cpu().contiguous()
+        if is_quantizer_tensor(name):
+            quantizers[name] = value
+        elif not is_learned_beside(name) and (place not in seen or value.numel() == 0):
+            seen.add(place)
+            weights[name] = value
+    return quantizers, weights
+
+
+def copy_weights(
+    path: Path, model: nn.Module, weights: StreamedWeights, stored: Mapping[str, torch.dtype]
+) -> tuple[dict[str, Tensor], dict[str, torch.dtype]]:
+    """Write the weights of a quantized model that has none, one after another, and return its
+    quantizer tensors and the types of the weights in the model; the file is that of the model in
+    memory, byte for byte.
+    """
+    quantizers: dict[str, Tensor] = {}
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    with weights.held(_changed(model)):
+        merged = merged_tensors(model)
+    for name, value in (model.state_dict(keep_vars=True) | merged).items():
+        if is_quantizer_tensor(name):
+            quantizers[name] = value.detach().cpu().contiguous()
+        elif not is_learned_beside(name) and id(value) not in seen:  # ties are kept once
+            seen.add(id(value))
+            plain[name] = value
+
+    def read(name: str) -> Tensor:
+        value = weights.read(name) if plain[name].is_meta else plain[name]
+        return value.to(stored.get(name, value.dtype))
+
+    kinds = {n: (stored.get(n, v.dtype), tuple(v.shape)) for n, v in plain.items()}
+    write_shard(path, kinds, read)
+    return quantizers, {name: value.dtype for name, value in plain.items()}
+
+
+def _changed(model: nn.Module) -> list[str]:
+    """Return the parameters that adapters change."""
+    named = [name for name, m in model.named_modules() if getattr(m, "adapter", None) is not None]
+    owners = [(name, model.get_submodule(name)) for name in named]
+    return [f"{name}.{own}" for name, m in owners for own in m._parameters]
+
+
+def save_as_artifact(
+    model: Any, processor: Any, manifest: dict[str, Any], stored: Mapping[str, torch.dtype]
+) -> None:
+    """Let ``model.save_pretrained(folder)`` write the artifact: what transformers would write is
+    the full-precision model, or nothing that loads.
+
+    Args:
+        model: quantized model.
+        processor: saved beside it.
+        manifest: of the artifact.
+        stored: see :func:`save_artifact`.
+    """
+
+    def save_pretrained(save_directory: str | Path, **unused: Any) -> None:
+        if unused:
+            given = ", ".join(map(str, unused))
+            raise InputError(
+                f"save_pretrained of a quantized model was given {given}; allowed is a folder"
+            )
+        save_artifact(Path(save_directory), model, processor, manifest, stored=stored)
+
+    model.save_pretrained = save_pretrained
