@@ -1,6 +1,7 @@
 """The model card of an artifact: ``README.md``, as people and the hub read it."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -112,6 +113,23 @@ def with_results(card: str, table: str) -> str:
     before, start, rest = card.partition(_RESULTS[0])
     _, end, after = rest.partition(_RESULTS[1])
     return card if not end else f"{before}{start}\n{table.strip()}\n{end}{after}"
+
+
+def put_results(folder: Path, table: str) -> None:
+    """Write results into the card of an artifact; without a card, or where nothing may be written,
+    everything stays as it is.
+
+    Args:
+        folder: the artifact.
+        table: Markdown.
+    """
+    card = folder / CARD
+    if not card.is_file() or not os.access(card, os.W_OK) or not os.access(folder, os.W_OK):
+        return
+    text = card.read_text(encoding="utf-8", errors="replace")
+    scratch = card.with_name(f".{CARD}.part")
+    scratch.write_text(with_results(text, table), encoding="utf-8")
+    scratch.replace(card)
 
 
 def _plain(value: Any) -> str:

@@ -15,6 +15,7 @@ import qvlm_lightning.data.chat
 import qvlm_lightning.data.tiny
 import qvlm_lightning.models  # noqa: F401  short class names in YAML
 from qvlm_lightning.arguments import OneSentenceParser, check_trainer_precision
+from qvlm_lightning.artifact.card import put_results
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.progress import QuestionBar
@@ -23,6 +24,7 @@ from qvlm_lightning.exits import user_faults
 from qvlm_lightning.results.render import grids, markdown, show
 from qvlm_lightning.results.report import load_answers, report_rows, write_results
 from qvlm_lightning.results.scores import score_grids
+from qvlm_lightning.weights.exported import located
 
 CONFIG = "eval.yaml"
 """What was evaluated, in the run folder: ``compare`` finds the questions by it."""
@@ -120,7 +122,10 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         rows = report_rows(known)
         write_results(root / "results.json", rows)
         drawn = [*grids(rows), *score_grids(known)]
-        (root / "results.md").write_text("\n\n".join(map(markdown, drawn)) + "\n")
+        tables = "\n\n".join(map(markdown, drawn)) + "\n"
+        (root / "results.md").write_text(tables)
+        if cli.model.artifact is not None:
+            put_results(located(cli.model.artifact), tables)
         for grid in drawn:
             show(grid)
         print(f"rows: {root / 'results.json'}")

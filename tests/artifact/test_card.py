@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from qvlm_lightning.artifact.card import CARD, license_of, model_card, with_results
+from qvlm_lightning.artifact.card import CARD, license_of, model_card, put_results, with_results
 
 MANIFEST = {
     "method": "sequential",
@@ -73,3 +73,12 @@ def test_results_take_the_place_of_earlier_ones():
     assert "Not evaluated" not in once
     assert with_results(once, "| b |") == with_results(card, "| b |")
     assert with_results("someone's own card", "| b |") == "someone's own card"
+
+
+def test_results_are_put_into_the_card_of_an_artifact(tmp_path):
+    put_results(tmp_path, "| a |")  # an artifact of an earlier version has no card
+    assert not list(tmp_path.iterdir())
+    (tmp_path / CARD).write_text(model_card(MANIFEST, "owner/name", None))
+    put_results(tmp_path, "| a |")
+    assert "| a |" in (tmp_path / CARD).read_text()
+    assert [file.name for file in tmp_path.iterdir()] == [CARD]
