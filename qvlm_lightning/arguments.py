@@ -4,7 +4,8 @@ import inspect
 import pkgutil
 import re
 import sys
-from typing import NoReturn
+from collections.abc import Mapping
+from typing import Any, NoReturn
 
 import torch
 from lightning.pytorch.cli import LightningArgumentParser
@@ -72,6 +73,51 @@ def check_trainer_precision(precision: int | str | None) -> None:
             f"trainer.precision is {precision!r}; allowed is '32-true', because quantizers compute "
             "in float32; the type of the model is family.dtype, such as --model.family.dtype "
             "bfloat16"
+        )
+
+
+_CHANGES_RESULTS = {
+    "limit_train_batches": ((None, 1, 1.0), "use fewer data.calibration_pairs"),
+    "overfit_batches": ((None, 0, 0.0), "use fewer data.calibration_pairs"),
+    "max_steps": ((None, -1), "the number of steps follows from model.epochs and the data"),
+    "min_steps": ((None,), "the number of steps follows from model.epochs and the data"),
+    "max_epochs": ((None,), "epochs of visual-encoder optimisation are model.epochs"),
+    "min_epochs": ((None,), "epochs of visual-encoder optimisation are model.epochs"),
+    "max_time": ((None,), "a run that is stopped resumes with --ckpt_path last"),
+    "accumulate_grad_batches": ((None, 1), "a step's batch is data.batch_size"),
+    "gradient_clip_val": ((None,), "gradients are clipped by model.grad_clip"),
+    "gradient_clip_algorithm": ((None,), "gradients are clipped by model.grad_clip"),
+    "reload_dataloaders_every_n_epochs": ((None, 0), "calibration batches are fixed"),
+    "enable_checkpointing": ((None, True), "a stopped run resumes from its checkpoint"),
+    "barebones": ((None, False), "a run keeps what it resumes from"),
+}
+"""Arguments of the Trainer that would change a result in silence -> what is allowed, and why."""
+
+
+def check_trainer_options(given: Mapping[str, Any]) -> None:
+    """Refuse arguments of the Trainer that would change a calibration's result in silence.
+
+    Args:
+        given: the Trainer's arguments.
+
+    Raises:
+        InputError: such an argument, a precision that is not float32's, or no device.
+
+    Example:
+        >>> check_trainer_options({"max_epochs": None, "devices": 1})
+    """
+    check_trainer_precision(given.get("precision"))
+    for name, (allowed, reason) in _CHANGES_RESULTS.items():
+        if (value := given.get(name)) not in allowed:
+            raise InputError(
+                f"trainer.{name} is {value!r}; allowed is {allowed[-1]!r}, because {reason}"
+            )
+    devices = given.get("devices", 1)
+    if devices in (0, "0", "", [], ()):
+        raise InputError(f"trainer.devices is {devices!r}; allowed are 1 and more, auto, or -1")
+    if given.get("fast_dev_run") not in (None, False, True, 1):
+        raise InputError(
+            f"trainer.fast_dev_run is {given['fast_dev_run']!r}; allowed are true and false"
         )
 
 

@@ -15,7 +15,7 @@ import qvlm_lightning.methods
 import qvlm_lightning.models  # noqa: F401  short class names in YAML
 from qvlm_lightning.arguments import (
     OneSentenceParser,
-    check_trainer_precision,
+    check_trainer_options,
     usable_accelerator,
 )
 from qvlm_lightning.calibration.module import QuantModule
@@ -57,6 +57,13 @@ class CalibrationCLI(LightningCLI):
             args=args,
         )
 
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Return the one subcommand: an artifact is evaluated by ``eval.py``, not by the Trainer's
+        ``validate``, ``test`` or ``predict``.
+        """
+        return {"fit": LightningCLI.subcommands()["fit"]}
+
     def add_arguments_to_parser(self, parser: Any) -> None:
         """One model for both, one seed for both, and one epoch more than the optimisation has."""
         parser.link_arguments(
@@ -67,12 +74,14 @@ class CalibrationCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Resolve the accelerator ``auto``, refuse a precision, take callbacks given twice once."""
         trainer = self.config[self.subcommand]["trainer"]
-        check_trainer_precision(trainer["precision"])
+        check_trainer_options(trainer)
         trainer["accelerator"] = usable_accelerator(trainer["accelerator"])
         # configs/base.yaml has them; older method files append them again
         given = trainer["callbacks"] or []
         own = {c["class_path"]: c for c in given if c["class_path"].startswith(_OURS)}
         others = [c for c in given if c["class_path"] not in own]
+        if trainer["enable_progress_bar"] is False:  # configs/base.yaml names a bar
+            others = [c for c in others if not c["class_path"].endswith("ProgressBar")]
         trainer["callbacks"] = others + list(own.values())
 
     def _parse_ckpt_path(self) -> None:

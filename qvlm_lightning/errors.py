@@ -1,5 +1,7 @@
 """The one exception that means "the user can mend this"."""
 
+import math
+
 
 class InputError(ValueError):
     """A user fault: one sentence that names what was given and what is allowed.
@@ -16,3 +18,24 @@ def first_line(error: BaseException) -> str:
         ('not this', 'EOFError')
     """
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def check_numbers(least: float, strictly: bool = False, **given: float) -> None:
+    """Refuse numbers that are too small, infinite or no numbers.
+
+    Args:
+        least: the smallest allowed.
+        strictly: whether numbers must be above it.
+        given: by their names.
+
+    Raises:
+        InputError: one of them is.
+
+    Example:
+        >>> check_numbers(0, strictly=True, lr=0.01)
+    """
+    for name, value in given.items():
+        enough = value > least if strictly else value >= least
+        if not enough or not math.isfinite(value):
+            kind = "more than" if strictly else "at least"
+            raise InputError(f"{name} {value} is not allowed; {kind} {least}, and finite")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from qvlm_lightning.calibration import monitoring
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.checkpoint import check_checkpoint
-from qvlm_lightning.calibration.schedule import PassSettings, kept_candidates
+from qvlm_lightning.calibration.schedule import PassSettings, kept_candidates, note_idle_search
 from qvlm_lightning.calibration.sensitivity import sensitivity_report
 from qvlm_lightning.calibration.state import CalibrationState
 from qvlm_lightning.calibration.stream_run import Streaming, open_model, prepare, ram_for_weights
@@ -205,6 +205,7 @@ class QuantModule(LightningModule):
             weights=weights,
         )
         check_memory(self, trainer)
+        note_idle_search(self.method, self.structure, trainer.is_global_zero)
         self.percentiles = (
             kept_candidates(self.method, self.passes_of.values(), self.scheme.activation_mode)
             if self.streaming

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from qvlm_lightning.methods.base import Method
+from qvlm_lightning.nn.structure import Structure
+from qvlm_lightning.progress import say
+from qvlm_lightning.quant.scheme import OFF
 
 
 @dataclass(frozen=True)
@@ -35,3 +38,24 @@ def kept_candidates(
     methods = [method, *(settings.method for settings in passes)]
     kept = {c for one in methods if one is not None for c in one.candidates(activation_mode)}
     return sorted(kept, reverse=True)
+
+
+def note_idle_search(method: Method | None, structure: Structure, speaks: bool) -> None:
+    """Say that a method has nothing to search where no activation is quantized, in the notes of the
+    report and to the user.
+
+    Args:
+        method: of the run.
+        structure: of the model.
+        speaks: whether this process tells the user.
+    """
+    if method is None or not method.searches_activations:
+        return
+    if all(site.quantizer.num_bits >= OFF for site in structure.sites):
+        idle = (
+            f"{method.name} searches ranges of activations, and none is quantized: there is "
+            "nothing to search, and the result is that of rtn"
+        )
+        structure.notes.append(idle)
+        if speaks:
+            say(idle)

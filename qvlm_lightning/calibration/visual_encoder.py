@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.calibration.stream_run import Streaming
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import check_numbers
 from qvlm_lightning.forward.passes import WholeModel
 from qvlm_lightning.forward.samples import Batch, batch_number
 from qvlm_lightning.methods.base import Method
@@ -87,18 +87,16 @@ class VisualEncoderOptimization(QuantModule):
         sensitivity: bool = False,
     ) -> None:
         super().__init__(family, scheme, method, seed, every_n_epochs, streaming, name, sensitivity)
-        counts = {
-            "epochs": epochs,
-            "micro_batches": micro_batches,
-            "measure_every_n_epochs": measure_every_n_epochs,
-        }
-        for option, value in counts.items():
-            if value < 1:
-                raise InputError(f"{option} {value} is not allowed; at least 1")
-        if isinstance(temperature, float | int) and temperature <= 0:
-            raise InputError(
-                f"temperature {temperature} is not allowed; a positive number or 'paper'"
-            )
+        check_numbers(
+            1,
+            epochs=epochs,
+            micro_batches=micro_batches,
+            measure_every_n_epochs=measure_every_n_epochs,
+            entropy_samples=entropy_samples,
+        )
+        check_numbers(0, strictly=True, lr=lr, grad_clip=grad_clip)
+        if temperature != "paper":
+            check_numbers(0, strictly=True, temperature=temperature)
         self.epochs, self.lr, self.grad_clip = epochs, lr, grad_clip
         self.measure_every_n_epochs = measure_every_n_epochs
         self.weights = weights or LossWeights()

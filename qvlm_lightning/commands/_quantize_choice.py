@@ -169,8 +169,15 @@ def data_of(path: str, family: HubFamily, seed: int) -> tuple[VQADataModule, int
     if count == 0:
         raise InputError(f"--data {path!r} holds no samples; at least one with an image is needed")
     pairs = min(PAIRS, count)
-    sizes = {"search_pairs": min(SEARCH_PAIRS, pairs), "batch_size": min(BATCH, pairs)}
-    return ChatData(family, Source(path), calibration_pairs=pairs, seed=seed, **sizes), count
+    data = ChatData(
+        family,
+        Source(path),
+        calibration_pairs=pairs,
+        search_pairs=min(SEARCH_PAIRS, pairs),
+        batch_size=min(BATCH, pairs),
+        seed=seed,
+    )
+    return data, count
 
 
 def choose(family: HubFamily, data: VQADataModule, options: Sequence[str]) -> Choice:

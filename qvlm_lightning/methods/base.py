@@ -27,11 +27,14 @@ class Method(ABC):
         name: in tables and reports, unless a run has a name of its own.
         pairs: which calibration pairs a block is decided on: those of the ``search`` or ``all``.
         changes_weights: whether decisions name other tensors than those of quantizers.
+        searches_activations: whether all it searches are ranges of activations, so that there is
+            nothing to do where only weights are quantized.
     """
 
     name: ClassVar[str]
     pairs: Literal["search", "all"] = "search"
     changes_weights: ClassVar[bool] = False
+    searches_activations: ClassVar[bool] = False
 
     def __init__(
         self, objective: Objective = "normalized", token_weights: TokenWeights | None = None

@@ -54,6 +54,7 @@ class SequentialSearch(Method):
     """
 
     name = "sequential"
+    searches_activations = True
 
     def __init__(
         self,
@@ -170,6 +171,7 @@ class JointSearch(Method):
     """
 
     name = "joint"
+    searches_activations = True
 
     def __init__(
         self,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qvlm_lightning.errors import check_numbers
 from qvlm_lightning.forward.passes import Passes
 from qvlm_lightning.forward.samples import Batch, counted, model_inputs
 from qvlm_lightning.losses import (
@@ -48,6 +49,9 @@ class LossWeights:
     """lambda_2, weight of the discretisation error."""
     eta: float = 1.0
     """Weight of the last hidden state's error against the visual features' (eq. 9)."""
+
+    def __post_init__(self) -> None:
+        check_numbers(0, lambda_ent=self.lambda_ent, lambda_err=self.lambda_err, eta=self.eta)
 
 
 class TowerLoss:
