@@ -68,6 +68,8 @@ class VQADataModule(LightningDataModule, ABC):
         self.evaluation_count = evaluation_count
         self.evaluation_batch_size = evaluation_batch_size
         self.seed = seed
+        self.notes: list[str] = []
+        self.evaluation_notes: list[str] = []
         self._collated: dict[tuple[int, int, int, int], Batch] = {}
 
     # --- what a dataset supplies ------------------------------------------------------------------
@@ -142,14 +144,16 @@ class VQADataModule(LightningDataModule, ABC):
     def calibration(self) -> list[Sample]:
         """The calibration pairs, checked."""
         samples = self.calibration_samples()[: self.calibration_pairs]
-        check_samples(samples, "calibration", self.calibration_pairs, self.answers_needed)
+        need = self.calibration_pairs
+        self.notes += check_samples(samples, "calibration", need, self.answers_needed)
         return samples
 
     @cached_property
     def evaluation(self) -> list[Sample]:
         """The evaluation questions, checked."""
         samples = self.evaluation_samples()[: self.evaluation_count]
-        check_samples(samples, "evaluation", self.evaluation_count or 1, answers=False)
+        need = self.evaluation_count or 1
+        self.evaluation_notes += check_samples(samples, "evaluation", need, answers=False)
         return samples
 
     @property

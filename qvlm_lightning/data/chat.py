@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from qvlm_lightning.data.base import VQADataModule
-from qvlm_lightning.data.image import LazyImage
+from qvlm_lightning.data.image import LazyImage, inside
 from qvlm_lightning.data.messages import read_exchange
 from qvlm_lightning.data.sample import Sample
-from qvlm_lightning.data.source import Rows, Source
+from qvlm_lightning.data.source import ALLOW, Rows, Source
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.family import VLMFamily
 
@@ -106,15 +106,23 @@ class ChatData(VQADataModule):
     ) -> list[Sample]:
         if source is None:
             raise InputError(f"there is no {what} set; give data.{what}.path, {_HINT}")
-        return [self._sample(*found, max_turns) for found in _rows(source, split)]
+        anywhere = source.allow_outside
+        return [self._sample(*found, max_turns, anywhere) for found in _rows(source, split)]
 
     def _sample(
-        self, row: Mapping[str, Any], where: str, name: str, folder: Path, max_turns: int
+        self,
+        row: Mapping[str, Any],
+        where: str,
+        name: str,
+        folder: Path,
+        max_turns: int,
+        anywhere: bool,
     ) -> Sample:
         found = read_exchange(row, where, max_turns)
         image = found.image
         if isinstance(image, str):
-            path = Path(self.image_folder or folder).expanduser() / image
+            root = Path(self.image_folder or folder).expanduser()
+            path = root / image if anywhere else inside(root, image, where, ALLOW)
             image = self._files.setdefault(path, LazyImage.of(path))
         return Sample(
             id=str(row["id"]) if row.get("id") is not None else name,
@@ -122,7 +130,7 @@ class ChatData(VQADataModule):
             question=found.question,
             choices=found.choices,
             answer=found.answer,
-            family=str(row.get("family") or ""),
+            family="" if row.get("family") is None else str(row["family"]),
             further=found.further,
         )
 

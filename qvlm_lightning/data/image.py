@@ -1,5 +1,10 @@
-"""Images that stay encoded until a batch needs them, and what is wrong with those that cannot."""
+"""Images that stay encoded until a batch needs them, and what is wrong with those that cannot.
 
+What a model sees is what transformers' ``load_image`` shows: RGB, turned as EXIF says. Only grey
+images of 16 bits differ: there everything above 255 would be white; here they are scaled.
+"""
+
+import hashlib
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,12 +12,26 @@ from io import BytesIO
 from pathlib import Path
 from typing import IO
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from qvlm_lightning.errors import InputError
 
-# What PIL raises for files that are cut off, mislabelled or absurdly large.
-_UNDECODABLE = (OSError, SyntaxError, ValueError, struct.error, Image.DecompressionBombError)
+# What PIL raises for files that are cut off, mislabelled, absurdly large or have broken EXIF data.
+_UNDECODABLE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    Image.DecompressionBombError,
+)
+_SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
+_TO_EIGHT_BITS = 257  # 65535 / 255
+_NO_RANGE = {"I": "32-bit integers", "F": "floating-point numbers"}
 
 Encoded = str | Path | bytes
 
@@ -46,21 +65,30 @@ class LazyImage:
         Raises:
             InputError: the file is missing or cannot be decoded.
         """
-        return _read(self.encoded(), self.name, lambda image: image.convert("RGB"))
+        return _read(self.encoded(), self.name, lambda image: shown(image, self._called))
 
-    def check(self) -> None:
+    def check(self) -> bool:
         """Read the whole file, at the smallest size that its format can be decoded to.
 
+        Returns:
+            Whether its grey values have 16 bits, and are scaled to 8.
+
         Raises:
-            InputError: the file is missing or cannot be decoded.
+            InputError: the file is missing or cannot be decoded, or has pixels of no known range.
         """
+        deep: list[bool] = []
 
         def smallest(image: Image.Image) -> Image.Image:
             image.draft("RGB", (1, 1))  # JPEG: an eighth of the size at a fraction of the time
-            image.load()
-            return image
+            deep.append(is_deep(image))
+            return shown(image, self._called)
 
         _read(self.encoded(), self.name, smallest)
+        return deep[0]
+
+    @property
+    def _called(self) -> str:
+        return f"image {self.name!r}"
 
 
 def open_image(path: str | Path) -> Image.Image:
@@ -79,15 +107,63 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def decoded(image: Image.Image | LazyImage) -> Image.Image:
-    """Return an image's pixels, whichever kind it is.
+    """Return an image's pixels as a model sees them (:func:`shown`), whichever kind it is.
 
     Args:
-        image: an image in memory, returned as it is, or one that is decoded now.
+        image: an image in memory, or one that is decoded now.
+
+    Raises:
+        InputError: it cannot be decoded, or has pixels of no known range.
+    """
+    return image.open() if isinstance(image, LazyImage) else shown(image, "an image in memory")
+
+
+def shown(image: Image.Image, what: str) -> Image.Image:
+    """Return an image as a model sees it: upright, RGB, 8 bits per channel.
+
+    Args:
+        image: with or without an EXIF orientation; one that is upright and RGB is returned itself.
+        what: what messages call it.
+
+    Raises:
+        InputError: its pixels are 32-bit integers or floating-point numbers: nothing says which of
+            them is white.
+    """
+    image.load()  # the file may be closed before anybody looks at the pixels
+    if is_deep(image):
+        eight = np.rint(np.asarray(image).astype(np.float32) / _TO_EIGHT_BITS)
+        grey = Image.fromarray(eight.astype(np.uint8))
+        grey.getexif().update(image.getexif())
+        image = grey
+    elif image.mode in _NO_RANGE:
+        raise InputError(
+            f"{what} has pixels that are {_NO_RANGE[image.mode]}, of which nothing says what white "
+            "is; convert it to 8 or 16 bits per channel"
+        )
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+        image = ImageOps.exif_transpose(image)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def is_deep(image: Image.Image) -> bool:
+    """Return whether an image has grey values of 16 bits."""
+    # decoders of these two formats say "I" for 16 bits, some versions of them
+    return image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM"))
+
+
+def pixel_digest(image: Image.Image | LazyImage | None) -> str:
+    """Return a hash of what a model sees of an image, the same however the image is stored.
+
+    Args:
+        image: the image, or None.
 
     Raises:
         InputError: it cannot be decoded.
     """
-    return image.open() if isinstance(image, LazyImage) else image
+    if image is None:
+        return ""
+    pixels = decoded(image)
+    return hashlib.blake2b(f"{pixels.size}".encode() + pixels.tobytes(), digest_size=16).hexdigest()
 
 
 def content_of(image: Image.Image | LazyImage | None) -> bytes:
@@ -103,28 +179,58 @@ def content_of(image: Image.Image | LazyImage | None) -> bytes:
     return b"" if image is None else image.tobytes()
 
 
-def check_image(image: object, what: str) -> None:
+def check_image(image: object, what: str) -> bool:
     """Check that something is an image that can be decoded.
 
     Args:
         image: anything.
         what: whose image it is, for messages.
 
+    Returns:
+        Whether its grey values have 16 bits, and are scaled to 8.
+
     Raises:
-        InputError: it is no image, or cannot be decoded.
+        InputError: it is no image, or cannot be decoded, or has pixels of no known range.
     """
     if isinstance(image, LazyImage):
         try:
-            image.check()
+            return image.check()
         except InputError as error:
             raise InputError(f"{what}: {error}") from error
-        return
     if not isinstance(image, Image.Image):
         raise InputError(f"{what} is a {type(image).__name__}; allowed is a PIL image or None")
     try:
         image.load()
+        shown(image, what)
+    except InputError:
+        raise
     except _UNDECODABLE as error:
         raise InputError(f"{what} cannot be decoded ({error}); give a readable image") from error
+    return is_deep(image)
+
+
+def inside(root: Path, name: str | Path, where: str, hint: str = "") -> Path:
+    """Return the path of an image that a row of data names, inside the folder of the data.
+
+    Links inside the folder are followed; a name with ``..`` or an absolute one may not leave it.
+
+    Args:
+        root: the folder.
+        name: as the row has it.
+        where: the row's place, for messages.
+        hint: how to allow it all the same, for messages.
+
+    Raises:
+        InputError: it lies outside.
+    """
+    path, given = root / name, Path(name)
+    plain = not given.is_absolute() and ".." not in given.parts
+    if not plain and not path.resolve().is_relative_to(root.resolve()):
+        raise InputError(
+            f"{where} names the image {str(name)!r}, which is not in {str(root)!r}; allowed are "
+            f"files inside that folder{hint}"
+        )
+    return path
 
 
 def _read(encoded: Encoded, name: str, use: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -132,6 +238,8 @@ def _read(encoded: Encoded, name: str, use: Callable[[Image.Image], Image.Image]
     try:
         with Image.open(file) as image:
             return use(image)
+    except InputError:
+        raise
     except FileNotFoundError as error:
         raise InputError(f"image {name!r} does not exist") from error
     except _UNDECODABLE as error:

@@ -6,7 +6,7 @@ from itertools import takewhile
 from string import ascii_uppercase
 from typing import Any
 
-from qvlm_lightning.data.image import LazyImage
+from qvlm_lightning.data.image_names import IMAGE_KEYS, ImageName, image_of, stray_image
 from qvlm_lightning.errors import InputError
 
 PLACEHOLDER = "<image>"
@@ -14,8 +14,8 @@ PLACEHOLDER = "<image>"
 _ASKS = ("user", "human")
 _ANSWERS = ("assistant", "gpt")
 _FORMS = "messages, conversations, or question"
-
-ImageName = str | LazyImage
+_READ = ("messages", "conversations", "question", "answer", "choices", "id", "family")
+_SPELLINGS = "name its file as image of the line, or as image, path or url of a part of the message"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,9 @@ def read_exchange(row: Mapping[str, Any], where: str, max_turns: int = 1) -> Exc
 
     Three forms are read: ``messages`` with ``role`` and ``content`` (a text, or a list of parts of
     type ``text`` and ``image``); ``conversations`` with ``from`` and ``value``; or ``question``
-    with ``answer``. The image is ``image``, the one of ``images``, or a part of the message.
+    with ``answer``. The image is ``image``, the one of ``images``, or a part of the message: the
+    name of its file, a data URI, or an image (``image_names.image_of``). Whatever looks like an
+    image under another key is refused, not left out.
 
     Args:
         row: the row.
@@ -52,7 +54,7 @@ def read_exchange(row: Mapping[str, Any], where: str, max_turns: int = 1) -> Exc
 
     Raises:
         InputError: the row has none of these forms, several images, an image after the first
-            question, or a message that is not understood.
+            question or under a key that is not read, or a message that is not understood.
 
     Example:
         >>> read_exchange({"question": "What?", "answer": "A cat.", "image": "1.png"}, "line 1")
@@ -65,12 +67,16 @@ def read_exchange(row: Mapping[str, Any], where: str, max_turns: int = 1) -> Exc
     elif row.get("conversations") is not None:
         turns = [_turn(x, "from", "value", where) for x in _list(row["conversations"], where)]
     elif isinstance(row.get("question"), str):
-        answer = row.get("answer") or ""
+        answer = "" if row.get("answer") is None else row["answer"]
         turns = [("user", row["question"])]
     else:
         raise InputError(f"{where} has {', '.join(row) or 'nothing'}; needed is {_FORMS}")
-    text, own = _asked(turns, where)
+    text, own, empty = _asked(turns, where)
+    if empty > len(images):
+        raise InputError(f"{where} has a part of type image without an image; {_SPELLINGS}")
     images += own
+    if not images and (key := stray_image(row, _READ)) is not None:
+        raise InputError(f"{where} has its image under {key!r}, which is not read; {_SPELLINGS}")
     if len(images) > 1:
         raise InputError(f"{where} has {len(images)} images; allowed is one, or none")
     question, holes = _without_placeholders(text)
@@ -102,8 +108,8 @@ def _follows(turn: tuple[str, Any], place: int, where: str) -> str:
         raise InputError(
             f"{where} has a message {place + 1} of {role!r}; allowed is {' or '.join(roles)}"
         )
-    text, images = _parts(content, where)
-    if images or PLACEHOLDER in text:
+    text, images, empty = _parts(content, where)
+    if images or empty or PLACEHOLDER in text:
         raise InputError(
             f"{where} has an image in message {place + 1}; allowed is one in the first"
         )
@@ -121,21 +127,18 @@ def _list(value: Any, where: str) -> list[Any]:
 def _images(row: Mapping[str, Any], where: str) -> list[ImageName]:
     many = row.get("images")
     given = [row.get("image"), *(many if isinstance(many, list) else [many])]
-    found = [x for x in given if x is not None and x != ""]
-    for image in found:
-        if not isinstance(image, str | LazyImage):
-            kind = type(image).__name__
-            raise InputError(f"{where} has an image of type {kind}; needed is the name of its file")
-    return found
+    return [image_of(x, where) for x in given if x is not None and x != ""]
 
 
 def _turn(message: Any, role: str, content: str, where: str) -> tuple[str, Any]:
     if not isinstance(message, Mapping) or not {role, content} <= set(message):
         raise InputError(f"{where} has a message without {role!r} and {content!r}")
+    if (key := stray_image(message, (role, content))) is not None:
+        raise InputError(f"{where} has an image under {key!r} of a message; {_SPELLINGS}")
     return str(message[role]), message[content]
 
 
-def _asked(turns: list[tuple[str, Any]], where: str) -> tuple[str, list[ImageName]]:
+def _asked(turns: list[tuple[str, Any]], where: str) -> tuple[str, list[ImageName], int]:
     role, content = turns[0]
     if role not in _ASKS:
         advice = "; put its text into the question" if role == "system" else ""
@@ -151,32 +154,42 @@ def _answered(turn: tuple[str, Any], where: str) -> str:
         raise InputError(
             f"{where} has a second message of {role!r}; allowed is {' or '.join(_ANSWERS)}"
         )
-    text, images = _parts(content, where)
-    if images:
+    text, images, empty = _parts(content, where)
+    if images or empty:
         raise InputError(f"{where} answers with an image; allowed is text")
     return text
 
 
-def _parts(content: Any, where: str) -> tuple[str, list[ImageName]]:
-    """Return the text of a message and the images it names."""
+def _parts(content: Any, where: str) -> tuple[str, list[ImageName], int]:
+    """Return the text of a message, the images it names, and how many parts stand for an image that
+    is named elsewhere.
+    """
     if isinstance(content, str):
-        return content, []
-    texts, images = [], []
+        return content, [], 0
+    texts, images, empty = [], [], 0
     for item in content if isinstance(content, list) else [None]:
         part = item if isinstance(item, Mapping) else {}
         kind = part.get("type")
         if kind == "text" and isinstance(part.get("text"), str):
             texts.append(part["text"])
-        elif kind == "image":
+            read: tuple[str, ...] = ("type", "text")
+        elif kind in ("image", "image_url"):
             # datasets fills the keys that other rows have with None
-            named = [part[k] for k in ("image", "path") if part.get(k) is not None]
-            images += [name for name in named if isinstance(name, str | LazyImage)]
+            named = [(key, part[key]) for key in IMAGE_KEYS if part.get(key) is not None]
+            images += [image_of(value, where, key) for key, value in named]
+            # beside an image, other keys are settings of it
+            read = tuple(part) if named else ("type", "text")
+            empty += not named
         else:
             raise InputError(
                 f"{where} has a part of type {kind!r} in a message; allowed are text, and image "
                 "with the path of a file"
             )
-    return "\n".join(texts), images
+        if (key := stray_image(part, read)) is not None:
+            raise InputError(
+                f"{where} has an image under {key!r} of a part of type {kind}; {_SPELLINGS}"
+            )
+    return "\n".join(texts), images, empty
 
 
 def _without_placeholders(text: str) -> tuple[str, int]:
@@ -185,7 +198,7 @@ def _without_placeholders(text: str) -> tuple[str, int]:
 
 
 def _choices(row: Mapping[str, Any], answer: str, where: str) -> tuple[str, ...]:
-    given = row.get("choices") or []
+    given = [] if row.get("choices") is None else row["choices"]
     if not isinstance(given, list) or not all(isinstance(choice, str) for choice in given):
         raise InputError(f"{where} has choices that are no list of texts")
     choices = tuple(given)

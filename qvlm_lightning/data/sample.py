@@ -2,7 +2,6 @@
 work starts.
 """
 
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from PIL import Image
 from tqdm import tqdm
 
-from qvlm_lightning.data.image import LazyImage, check_image, decoded
+from qvlm_lightning.data.image import LazyImage, check_image, pixel_digest
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.metrics.target import Target
 
@@ -38,7 +37,7 @@ class Sample:
     first question only."""
 
 
-def check_samples(samples: Sequence[Sample], what: str, need: int, answers: bool) -> None:
+def check_samples(samples: Sequence[Sample], what: str, need: int, answers: bool) -> list[str]:
     """Check that samples can be used, so that a fault shows before long work.
 
     Args:
@@ -47,12 +46,16 @@ def check_samples(samples: Sequence[Sample], what: str, need: int, answers: bool
         need: how many are needed.
         answers: whether every sample must have an answer.
 
+    Returns:
+        What to tell the user of their images, one sentence each.
+
     Raises:
-        InputError: too few samples, repeated ids, a missing answer, an empty text in a dialogue or
-            an undecodable image.
+        InputError: too few samples, repeated ids, a missing answer, an empty text in a dialogue, a
+            text that is none, half a character or an undecodable image.
 
     Example:
         >>> check_samples([Sample("a", None, "why?", answer="so")], "calibration", 1, answers=True)
+        []
     """
     if len(samples) < need:
         found = f"{len(samples)} samples" if samples else "no samples (it is empty)"
@@ -63,6 +66,7 @@ def check_samples(samples: Sequence[Sample], what: str, need: int, answers: bool
             f"the {what} set has the id {repeated[0]!r} twice; every sample needs its own"
         )
     for sample in samples:
+        _check_texts(sample, f"{what} sample {sample.id!r}")
         if answers and not sample.answer.strip():
             raise InputError(f"{what} sample {sample.id!r} has no answer; every one needs a text")
         texts = (sample.answer, *(text for pair in sample.further for text in pair))
@@ -76,8 +80,56 @@ def check_samples(samples: Sequence[Sample], what: str, need: int, answers: bool
         if sample.image is not None:
             first.setdefault(id(sample.image), sample)
     # a bar only for what takes long: large sets from disk
-    for sample in tqdm(first.values(), f"checking {what} images", delay=5, leave=False):
-        check_image(sample.image, f"image of {what} sample {sample.id!r}")
+    deep = [
+        sample.id
+        for sample in tqdm(first.values(), f"checking {what} images", delay=5, leave=False)
+        if check_image(sample.image, f"image of {what} sample {sample.id!r}")
+    ]
+    if not deep:
+        return []
+    return [
+        f"{len(deep)} {what} images have grey values of 16 bits, such as that of {deep[0]!r}; they "
+        "are divided by 257, where transformers would cut them off at 255"
+    ]
+
+
+def _check_texts(sample: Sample, whose: str) -> None:
+    """Refuse texts that are none, or hold half of a character that JSON writes in two parts."""
+    texts = {"id": sample.id, "question": sample.question, "answer": sample.answer}
+    texts |= {f"choice {place + 1}": text for place, text in enumerate(sample.choices)}
+    for place, (question, answer) in enumerate(sample.further, 2):
+        texts |= {f"question {place}": question, f"answer {place}": answer}
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            raise InputError(f"{name} of {whose} is of type {type(text).__name__}; needed is text")
+        if not text.isascii():
+            check_characters(text, f"{name} of {whose}")
+
+
+def check_characters(text: str, what: str) -> None:
+    r"""Check that a text is made of whole characters, which a tokenizer can read.
+
+    Args:
+        text: any text.
+        what: whose text it is, for messages.
+
+    Raises:
+        InputError: it holds half of a pair of surrogates.
+
+    Example:
+        >>> check_characters("\ud83d", "question of 'a'")
+        Traceback (most recent call last):
+            ...
+        qvlm_lightning.errors.InputError: question of 'a' has half a character, ...
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise InputError(
+            f"{what} has half a character, {half!r}, at place {error.start + 1}; allowed is text "
+            "that can be written as UTF-8"
+        ) from error
 
 
 def check_disjoint(calibration: Sequence[Sample], evaluation: Sequence[Sample]) -> None:
@@ -99,8 +151,7 @@ def check_disjoint(calibration: Sequence[Sample], evaluation: Sequence[Sample]) 
     def digest(sample: Sample) -> str:
         key = id(sample.image)
         if key not in digests:
-            pixels = b"" if sample.image is None else decoded(sample.image).tobytes()
-            digests[key] = hashlib.blake2b(pixels, digest_size=16).hexdigest()
+            digests[key] = pixel_digest(sample.image)
         return digests[key]
 
     asked = [(text, s) for s in calibration for text in (s.question, *(q for q, _ in s.further))]

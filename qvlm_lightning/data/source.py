@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qvlm_lightning.data.image import LazyImage
+from qvlm_lightning.data.image import LazyImage, inside
 from qvlm_lightning.errors import InputError
 
 Row = dict[str, Any]
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _OTHER_WORD = {"val": "validation", "valid": "validation", "validation": "val"}
+ALLOW = ", or allow_outside: true beside the path of the data"
 _SHUFFLED_AT_ONCE = 1000  # rows of a stream in memory, their images encoded
 
 
@@ -37,6 +38,9 @@ class Source:
     """``hub`` for a folder of parquet or JSON files named by split, ``release`` for the files that
     the authors of a benchmark give out; ``auto`` takes a folder for the former if it holds parquet
     files."""
+
+    allow_outside: bool = False
+    """Whether the names of image files in rows may lead out of the folder of the data."""
 
     @property
     def here(self) -> Path | None:
@@ -145,7 +149,9 @@ class Rows:
                     f"column {column!r} of {self.source} holds paths such as {path!r} instead of "
                     "images; give a folder that holds the files"
                 )
-            file = (folder if folder.is_dir() else folder.parent) / path
+            root = folder if folder.is_dir() else folder.parent
+            where = f"column {column!r} of {self.source}"
+            file = root / path if self.source.allow_outside else inside(root, path, where, ALLOW)
             return self._known.setdefault(str(file).encode(), LazyImage.of(file))
         key = hashlib.blake2b(data, digest_size=16).digest()
         if key not in self._known:

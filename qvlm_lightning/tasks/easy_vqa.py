@@ -11,6 +11,7 @@ from qvlm_lightning.tasks.files import read_json
 from qvlm_lightning.tasks.prompts import bare, short_answer
 from qvlm_lightning.tasks.release import (
     find_file,
+    image_file,
     image_folder,
     rows_of,
 )
@@ -48,7 +49,9 @@ class EasyVQA(Task):
         with rows_of(found, self.layout):
             rows = [dict(zip(("question", "answer", "image_id"), r, strict=True)) for r in content]
             return [
-                _question(r | {"id": f"{name}:{i}"}, images and images / f"{r['image_id']}.png")
+                _question(
+                    r | {"id": f"{name}:{i}"}, images and image_file(images, f"{r['image_id']}.png")
+                )
                 for i, r in enumerate(rows)
             ]
 

@@ -11,6 +11,7 @@ from qvlm_lightning.tasks.files import read_json
 from qvlm_lightning.tasks.prompts import short_answer
 from qvlm_lightning.tasks.release import (
     find_file,
+    image_file,
     image_folder,
     rows_of,
 )
@@ -77,7 +78,7 @@ class GQA(Task):
         content = read_json(found, self.layout)
         with rows_of(found, self.layout):
             return [
-                _question(r | {"id": id_}, images and images / f"{r['imageId']}.jpg")
+                _question(r | {"id": id_}, images and image_file(images, f"{r['imageId']}.jpg"))
                 for id_, r in content.items()
                 if r["isBalanced"]
             ]

@@ -13,6 +13,7 @@ from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
 from qvlm_lightning.tasks.files import read_json_lines
 from qvlm_lightning.tasks.prompts import ANSWER_SHORT
+from qvlm_lightning.tasks.release import image_file
 
 _YES_NO = re.compile(r"\W*([Yy][Ee][Ss]|[Nn][Oo])\b")
 _HATEFUL, _BENIGN = "yes", "no"
@@ -65,7 +66,7 @@ class HatefulMemes(Task):
             missing = [key for key in ("id", "text", "label") if row.get(key) is None]
             if missing:
                 raise InputError(f"a line of {str(file)!r} has no {missing[0]!r}")
-            image = file.parent / row.get("img", f"img/{row['id']}.png")
+            image = image_file(file.parent, row.get("img", f"img/{row['id']}.png"))
             questions.append(_question(row, image if image.is_file() else None))
         if not questions:
             raise InputError(f"{str(file)!r} holds no memes; needed is {self.layout}")

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
 from qvlm_lightning.tasks.files import read_json_lines
-from qvlm_lightning.tasks.release import find_file, image_folder, rows_of
+from qvlm_lightning.tasks.release import find_file, image_file, image_folder, rows_of
 
 _WORDS = re.compile(r"[a-z]+")
 _LABELS = frozenset({"true", "false"})
@@ -43,7 +43,7 @@ class NLVR(Task):
         images = image_folder(found.parent, ["images"])
         rows = read_json_lines(found, self.layout)
         with rows_of(found, self.layout):
-            return [_question(r, images and images / _image(r, name)) for r in rows]
+            return [_question(r, images and image_file(images, _image(r, name))) for r in rows]
 
     def from_hub(self, row: Row) -> Question:
         """Make a question of the release's columns and ``image``; see :meth:`Task.from_hub`."""

@@ -12,6 +12,7 @@ from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
 from qvlm_lightning.tasks.files import read_json_lines
 from qvlm_lightning.tasks.prompts import short_answer
+from qvlm_lightning.tasks.release import image_file
 
 _CATEGORIES = ("adversarial", "popular", "random")
 _NO = {"No", "not", "no"}
@@ -89,7 +90,7 @@ class POPE(Task):
                 missing = [key for key in ("image", "text", "label") if row.get(key) is None]
                 if missing:
                     raise InputError(f"a line of {str(file)!r} has no {missing[0]!r}")
-                image = images / row["image"] if images else None
+                image = image_file(images, row["image"]) if images else None
                 image = image if image and image.is_file() else None
                 questions.append(
                     _question(category, row["image"], row["text"], row["label"], image)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from qvlm_lightning.data.image import inside
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.metrics.annotators import ANNOTATORS
 
@@ -39,6 +40,19 @@ def sibling(folder: Path, names: Sequence[str]) -> Path | None:
 def image_folder(folder: Path, names: Sequence[str]) -> Path | None:
     """Return the first of some folders that exists, or None where no images lie."""
     return next((folder / name for name in names if (folder / name).is_dir()), None)
+
+
+def image_file(folder: Path, name: str | Path) -> Path:
+    """Return the path of an image that a row names.
+
+    Args:
+        folder: that images lie in.
+        name: the row's name of the file.
+
+    Raises:
+        InputError: the name leads out of the folder.
+    """
+    return inside(folder, name, "a question")
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from qvlm_lightning.metrics.target import WHOLE, Judgement, Target
 from qvlm_lightning.tasks.base import Prompt, Question, Row, Task
 from qvlm_lightning.tasks.files import read_json
 from qvlm_lightning.tasks.prompts import ANSWER_LETTER, bracketed, lettered
-from qvlm_lightning.tasks.release import rows_of
+from qvlm_lightning.tasks.release import image_file, rows_of
 
 _SUBJECTS = {"natural science": "NAT", "social science": "SOC", "language science": "LAN"}
 _GRADES = {f"grade{i}": "G1-6" if i <= 6 else "G7-12" for i in range(1, 13)}
@@ -225,7 +225,7 @@ class _Release:
         if not problem["image"]:
             return None
         inner = Path(problem["split"], pid, problem["image"])
-        files = (self.folder / "images" / inner, self.folder / inner)
+        files = (image_file(folder, inner) for folder in (self.folder / "images", self.folder))
         return next((file for file in files if file.is_file()), None)
 
     def _labelled(self, pid: str, label: Row) -> Question:

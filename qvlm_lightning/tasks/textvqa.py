@@ -13,6 +13,7 @@ from qvlm_lightning.tasks.prompts import ANSWER_SHORT
 from qvlm_lightning.tasks.release import (
     annotators_of,
     find_file,
+    image_file,
     image_folder,
     rows_of,
     sibling,
@@ -73,7 +74,7 @@ class TextVQA(Task):
             return [
                 _question(
                     {"ocr_tokens": tokens.get(r["image_id"])} | r,
-                    images and images / f"{r['image_id']}.jpg",
+                    images and image_file(images, f"{r['image_id']}.jpg"),
                 )
                 for r in content["data"]
             ]

@@ -15,6 +15,7 @@ from qvlm_lightning.tasks.prompts import ANSWER_SHORT
 from qvlm_lightning.tasks.release import (
     annotators_of,
     find_file,
+    image_file,
     image_folder,
     rows_of,
 )
@@ -60,7 +61,9 @@ class VizWiz(Task):
         images = image_folder(found.parent, [name, "images", f"../{name}", f"../Images/{name}"])
         content = read_json(found, self.layout)
         with rows_of(found, self.layout):
-            return [_question(r, r["image"], images and images / r["image"]) for r in content]
+            return [
+                _question(r, r["image"], images and image_file(images, r["image"])) for r in content
+            ]
 
     def from_hub(self, row: Row) -> Question:
         """Make a question of a row of the hub's copy; see :meth:`Task.from_hub`.

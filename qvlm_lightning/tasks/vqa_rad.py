@@ -13,6 +13,7 @@ from qvlm_lightning.tasks.files import read_json
 from qvlm_lightning.tasks.prompts import bare, short_answer
 from qvlm_lightning.tasks.release import (
     find_file,
+    image_file,
     image_folder,
     rows_of,
 )
@@ -42,7 +43,7 @@ class VQARad(Task):
             if found.name == _PUBLIC:
                 wanted = name == "test"
                 content = [r for r in content if r["phrase_type"].startswith("test") == wanted]
-            return [_question(r, images and images / r["image_name"]) for r in content]
+            return [_question(r, images and image_file(images, r["image_name"])) for r in content]
 
     def from_hub(self, row: Row) -> Question:
         """Make a question of a row of the hub's copy; see :meth:`Task.from_hub`.

@@ -1,3 +1,4 @@
+import base64
 import json
 from pathlib import Path
 
@@ -206,3 +207,42 @@ def test_too_few_and_overlapping_samples(folder):
     nameless = [{k: v for k, v in row.items() if k != "id"} for row in rows("train")]
     with pytest.raises(InputError, match="has question and image of calibration sample"):
         data(source, write(folder / "b.jsonl", nameless)).setup("fit")
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_images_stay_inside_their_folder(folder, absolute):
+    (folder / "inner").mkdir()
+    name = str(folder / "train-red.png") if absolute else "../train-red.png"
+    line = {"id": "x", "image": name, "question": "what?", "answer": "red"}
+    source = write(folder / "inner" / "a.jsonl", [line])
+    one = {"calibration_pairs": 1, "search_pairs": 1}
+    with pytest.raises(InputError, match=r"^line 1 of .* which is not in .*allow_outside: true"):
+        _ = data(source, **one).calibration
+    image = data(source | {"allow_outside": True}, **one).calibration[0].image
+    assert image.open().getpixel((0, 0)) == (255, 0, 0)
+    if absolute:
+        assert data(source, image_folder=str(folder), **one).calibration[0].image.open()
+
+
+def test_a_line_with_the_bytes_of_its_image(folder):
+    text = base64.b64encode((folder / "train-red.png").read_bytes()).decode()
+    line = {"image": f"data:image/png;base64,{text}", "question": "what?", "answer": "red"}
+    found = data(write(folder / "a.jsonl", [line]), calibration_pairs=1, search_pairs=1)
+    assert found.calibration[0].image.open().getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_images_of_sixteen_bits_are_noted(folder):
+    for number in range(3):
+        Image.new("I;16", (8, 8), 700 * number).save(folder / f"{number}.png")
+    lines = [{"id": f"{n}", "image": f"{n}.png", "question": "what?"} for n in range(3)]
+    made = data(write(folder / "a.jsonl", lines), write(folder / "b.jsonl", lines))
+    assert (len(made.calibration), len(made.evaluation)) == (3, 3)
+    note = "3 calibration images have grey values of 16 bits, such as that of "
+    assert [n[: len(note)] for n in made.notes] == [note]
+    assert [n[:20] for n in made.evaluation_notes] == ["3 evaluation images "]
+
+
+def test_half_a_character_is_named_with_its_sample(folder):
+    lines = [{"id": "x", "question": "what \ud83d is it?"}]
+    with pytest.raises(InputError, match=r"^question of calibration sample 'x' has half a char"):
+        _ = data(write(folder / "a.jsonl", lines), calibration_pairs=1, search_pairs=1).calibration

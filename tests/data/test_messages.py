@@ -1,3 +1,4 @@
+import base64
 import json
 import re
 from pathlib import Path
@@ -5,6 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from qvlm_lightning.data.image import LazyImage
 from qvlm_lightning.data.messages import Exchange, read_exchange
@@ -35,6 +37,16 @@ ANSWER = assistant([{"type": "text", "text": "A cat."}])
         {"images": ["a.png"], "messages": [user([{"type": "image"}, TEXT]), ANSWER]},
         {"messages": [user([{"type": "image", "image": "a.png"}, TEXT]), ANSWER]},
         {"messages": [user([TEXT, {"type": "image", "path": "a.png", "text": None}]), ANSWER]},
+        {"messages": [user([{"type": "image", "url": "a.png", "image": None}, TEXT]), ANSWER]},
+        {"messages": [user([{"type": "image_url", "image_url": {"url": "a.png"}}, TEXT]), ANSWER]},
+        {"messages": [user([{"type": "image", "image": "a.png", "max_pixels": 9}, TEXT]), ANSWER]},
+        {
+            "image": "a.png",
+            "image_id": 7,
+            "file": "b.png",
+            "question": "What is it?",
+            "answer": "A cat.",
+        },
         {
             "image": "a.png",
             "conversations": [
@@ -56,6 +68,84 @@ def test_the_lines_of_the_document_say_the_same():
     found = [read_exchange(json.loads(line), "here") for line in block.splitlines()]
     bus = Exchange("What color is the bus?", "Red", "images/0001.jpg")
     assert found == [bus] * 4
+
+
+PNG = base64.b64encode(b"bytes of a file").decode()
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"question": "Q", "image": f"data:image/png;base64,{PNG}"},
+        {"messages": [user([{"type": "image", "base64": PNG}, TEXT])]},
+        {"messages": [user([{"type": "image", "url": f"data:image/png;base64,{PNG}"}, TEXT])]},
+        {"messages": [user([{"type": "image", "image": b"bytes of a file"}, TEXT])]},
+    ],
+)
+def test_the_bytes_of_an_image_are_read(row):
+    image = read_exchange(row, "line 7").image
+    assert image.encoded() == b"bytes of a file"
+    assert image.name == "of line 7"
+
+
+def test_a_file_has_an_address_too():
+    row = {"question": "Q", "image": "file:///my/a%20b.png"}
+    assert read_exchange(row, "here").image == "/my/a b.png"
+    picture = Image.new("RGB", (2, 2))
+    assert read_exchange({"question": "Q", "image": picture}, "here").image is picture
+
+
+LOST = [
+    *({"question": "Q", key: "a.png"} for key in ("img", "picture", "image_path", "file_name")),
+    {"question": "Q", "photo": LAZY},
+    {"question": "Q", "image": None, "photo": LAZY},
+    {"question": "Q", "views": ["a.png", "b.png"]},
+    {"question": "Q", "encoded": f"data:image/png;base64,{PNG}"},
+    {"question": "Q", "image_id": 7},
+    {"messages": [user([{"type": "image"}, TEXT])]},
+    {"messages": [user([{"type": "image", "text": None, "image": None}, TEXT])]},
+    {"messages": [user([{"type": "image", "source": {"data": PNG}}, TEXT])]},
+    {"messages": [user([{"type": "image", "image": "a.png"}, {"type": "image"}, TEXT])]},
+    {"image": "a.png", "messages": [user([{"type": "image"}, {"type": "image"}, TEXT])]},
+    {"messages": [user([{"type": "image", "image_path": "a.png"}, TEXT])]},
+    {"messages": [user([TEXT | {"image": "a"}])]},
+    {"messages": [user("Q") | {"images": ["a.png"]}]},
+    {"conversations": [{"from": "human", "value": "Q", "image": "a.png"}]},
+]
+
+
+@pytest.mark.parametrize("row", LOST, ids=str)
+def test_an_image_is_never_left_out_in_silence(row):
+    with pytest.raises(InputError, match=r"^line 7 has .*image.*; name its file as image"):
+        read_exchange(row, "line 7")
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("https://host/a.png", "'https://host/a.png'; nothing is fetched from a network"),
+        ("s3://bucket/a.png", "nothing is fetched"),
+        ("file://host/a.png", "nothing is fetched"),
+        ("data:image/png;base64,?", "not in base64"),
+    ],
+)
+def test_an_address_that_is_not_read_is_named(value, words):
+    for row in (
+        {"question": "Q", "image": value},
+        {"messages": [user([{"type": "image", "url": value}, TEXT])]},
+    ):
+        with pytest.raises(InputError, match=rf"^line 7 has .*{words}"):
+            read_exchange(row, "line 7")
+
+
+def test_what_is_no_image_is_left_alone():
+    for row in (
+        {"question": "Q", "image": None, "image_id": 7},
+        {"question": "Q", "images": [], "image_size": 9},
+        {"question": "Q", "img": None, "photo": "", "has_image": False},
+        {"question": "Q", "source": "web", "note": "see a.pdf"},
+    ):
+        assert read_exchange(row, "here") == Exchange("Q")
 
 
 def test_answer_and_image_are_optional():
@@ -142,6 +232,10 @@ def test_choices_want_a_letter():
         ({"question": 3}, "has question; needed is"),
         ({"question": " "}, "empty question"),
         ({"question": "Q", "answer": 3}, "answer of type int"),
+        ({"question": "Q", "answer": 0}, "answer of type int"),
+        ({"question": "Q", "answer": False}, "answer of type bool"),
+        ({"question": "Q", "answer": []}, "answer of type list"),
+        ({"question": "Q", "choices": 0}, "choices that are no list of texts"),
         ({"question": "Q", "choices": True}, "choices that are no list of texts"),
         ({"question": "Q", "image": 3}, "image of type int"),
         ({"question": "Q", "images": ["a", "b"]}, "2 images; allowed is one"),

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from PIL import Image
 
@@ -79,3 +81,37 @@ def test_answers_are_only_demanded_where_they_are_needed():
 def test_same_question_about_another_image_is_no_overlap():
     check_disjoint([Sample("a", image(), "q")], [Sample("z", image("blue"), "q")])
     check_disjoint([Sample("a", image(), "q")], [Sample("z", image(), "other")])
+
+
+@pytest.mark.parametrize(
+    ("change", "name"),
+    [
+        ({"question": "a \ud83d"}, "question"),
+        ({"answer": "\udc00 b"}, "answer"),
+        ({"choices": ("x", "\ud83d")}, "choice 2"),
+        ({"further": (("q", "a"), ("q", "\ud83d"))}, "answer 3"),
+        ({"id": "\ud83d"}, "id"),
+    ],
+)
+def test_half_a_character_is_refused(change, name):
+    sample = replace(Sample("7", None, "what?", answer="x"), **change)
+    with pytest.raises(InputError, match=f"^{name} of calibration sample .* half a character, '"):
+        check_samples([sample], "calibration", 1, answers=False)
+    whole = replace(sample, **{key: Sample("7", None, "é 🙂").__dict__[key] for key in change})
+    assert check_samples([whole], "calibration", 1, answers=False) == []
+
+
+def test_a_text_is_a_text():
+    with pytest.raises(InputError, match=r"answer of calibration sample '7' is of type int; "):
+        check_samples([Sample("7", None, "what?", answer=3)], "calibration", 1, answers=True)
+
+
+def test_one_picture_stored_twice_is_one(tmp_path):
+    image = Image.effect_noise((8, 8), 50).convert("RGB")
+    for kind in ("png", "bmp"):
+        image.save(tmp_path / f"a.{kind}")
+    first, second = (LazyImage.of(tmp_path / f"a.{kind}") for kind in ("png", "bmp"))
+    with pytest.raises(InputError, match="'b' has question and image of calibration sample 'a'"):
+        check_disjoint([Sample("a", first, "what?")], [Sample("b", second, "what?")])
+    turned = image.transpose(Image.Transpose.ROTATE_90)
+    check_disjoint([Sample("a", first, "what?")], [Sample("b", turned, "what?")])

@@ -1,8 +1,10 @@
 """Rows through ``datasets``, from files that are written here."""
 
 import json
+from dataclasses import replace
 
 import datasets
+import pyarrow.parquet
 import pytest
 from datasets import Dataset, Features, List, Value
 from PIL import Image
@@ -100,6 +102,24 @@ def test_json_lines_name_image_files(tmp_path, single):
     path = tmp_path / "test.jsonl" if single else tmp_path
     rows = list(Rows(Source(str(path), "test", layout="hub")))
     assert colors(rows) == [PIXELS["blue"], None]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_row_names_no_image_outside_its_folder(tmp_path, streaming):
+    """A path in a parquet file is data, also where the column is one of images."""
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "a.png")
+    (tmp_path / "data").mkdir()
+    file = tmp_path / "data" / "train.parquet"
+    for name in ("../a.png", str(tmp_path / "a.png")):
+        columns = {"image": [{"path": name, "bytes": None}]}
+        stored = Features(image={"path": Value("string"), "bytes": Value("binary")})
+        rows = Dataset.from_dict(columns, features=stored).cast_column("image", datasets.Image())
+        pyarrow.parquet.write_table(rows.data.table, file)  # to_parquet would store the file
+        source = Source(str(file.parent), "train", streaming=streaming)
+        with pytest.raises(InputError, match=r"^column 'image' of .* which is not in .*allow_outs"):
+            next(iter(Rows(source)))
+        allowed = replace(source, allow_outside=True)
+        assert colors(Rows(allowed)) == [PIXELS["red"]]
 
 
 def test_one_parquet_file(folder):
