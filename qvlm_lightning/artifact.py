@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError, first_line
+from qvlm_lightning.files import write_json, writing_folder
 from qvlm_lightning.models.find import class_at, family_for
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.nn.adapters import merged_tensors
@@ -26,6 +27,7 @@ from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.nn.weight_quantizer import WeightQuantizer
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.tensor_files import put_tensors, write_shard
 from qvlm_lightning.weights.exported import (
     CONFIG,
     FORMAT,
@@ -38,7 +40,6 @@ from qvlm_lightning.weights.exported import (
     sha256_of,
     weights_file,
 )
-from qvlm_lightning.weights.shards import write_shard
 from qvlm_lightning.weights.streamed import StreamedWeights
 
 
@@ -75,32 +76,27 @@ def save_artifact(
         processor: saved beside it.
         manifest: plain JSON values.
         weights: of a model without any; they are copied one by one.
-    """
-    import shutil
 
-    scratch = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    config = model.config.to_dict()
-    if weights is None:
-        quantizers, plain = split_state(model)
-        save_file(plain, scratch / WEIGHTS, metadata={"format": "pt"})
-    else:
-        quantizers = copy_weights(scratch / WEIGHTS, model, weights)
-    save_file(quantizers, scratch / QUANTIZERS)
-    files = {}
-    for name in (WEIGHTS, QUANTIZERS):
-        (scratch / name).chmod(0o644)  # safetensors lets nobody else read
-        files[name] = sha256_of(scratch / name)
-    processor.save_pretrained(scratch)
-    model.config.save_pretrained(scratch)
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.save_pretrained(scratch)
-    own = {"format": FORMAT, "files": files, "model_type": config.get("model_type")}
-    text = json.dumps(manifest | own, indent=1)
-    (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.replace(folder)
+    Raises:
+        InputError: the system refuses to write; the folder is what it was.
+    """
+    with writing_folder(folder) as scratch:
+        if weights is None:
+            quantizers, plain = split_state(model)
+            put_tensors(scratch / WEIGHTS, plain)
+        else:
+            quantizers = copy_weights(scratch / WEIGHTS, model, weights)
+        put_tensors(scratch / QUANTIZERS, quantizers, metadata=None)
+        processor.save_pretrained(scratch)
+        model.config.save_pretrained(scratch)
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(scratch)
+        own = {
+            "format": FORMAT,
+            "files": {name: sha256_of(scratch / name) for name in (WEIGHTS, QUANTIZERS)},
+            "model_type": model.config.to_dict().get("model_type"),
+        }
+        write_json(scratch / MANIFEST, manifest | own)
 
 
 def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

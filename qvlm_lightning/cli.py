@@ -24,6 +24,7 @@ from qvlm_lightning.callbacks.between_epochs import BetweenEpochs
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.exits import user_faults
+from qvlm_lightning.files import writing
 
 _OURS = "qvlm_lightning.callbacks."
 
@@ -35,10 +36,8 @@ class RunConfig(SaveConfigCallback):
         """Write the file as a whole."""
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / self.config_filename
-            scratch = path.with_name(f".{path.name}.part")
-            scratch.unlink(missing_ok=True)
-            self.parser.save(self.config, scratch, skip_none=False, overwrite=True, multifile=False)
-            scratch.replace(path)
+            with writing(path) as scratch:
+                self.parser.save(self.config, scratch, skip_none=False, multifile=False)
 
 
 class CalibrationCLI(LightningCLI):

@@ -1,24 +1,14 @@
 """How the programs end: a user fault is one sentence and exit code 2, never a traceback."""
 
 import contextlib
-import errno
 import sys
 from collections.abc import Iterator
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import REASONS
 
 USER_FAULT = 2
 INTERRUPTED = 130
-
-# Faults of the machine that the user can mend; any other OSError is ours and keeps its traceback.
-_STORAGE = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-    errno.ENOTDIR: "a file stands where a folder is needed",
-}
 
 
 @contextlib.contextmanager
@@ -40,8 +30,8 @@ def user_faults() -> Iterator[None]:
     except ValueError as fault:
         _end(str(_input_error(fault)), USER_FAULT)
     except OSError as fault:
-        reason = _STORAGE.get(fault.errno or 0)
-        if reason is None:
+        reason = REASONS.get(fault.errno or 0)
+        if reason is None:  # any other is ours and keeps its traceback
             raise
         place = f" ({fault.filename})" if fault.filename else ""
         _end(f"cannot read or write{place}: {reason}", USER_FAULT)

@@ -31,6 +31,8 @@ ROWS = [
     {"models"},
     {"arguments"},
     {"exits"},
+    {"tensor_files"},
+    {"files"},
     {"names"},
     {"errors"},
 ]

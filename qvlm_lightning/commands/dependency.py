@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import writing
 
 
 @dataclass
@@ -59,7 +60,8 @@ def main(argv: list[str]) -> int:
         write_json(options.json, {"options": plain, "edges": values, "spearman_with_ded": table})
     if options.figure is not None:
         options.figure.parent.mkdir(parents=True, exist_ok=True)
-        draw(values).savefig(options.figure, dpi=120)
+        with writing(options.figure) as scratch:
+            draw(values).savefig(scratch, dpi=120, format=options.figure.suffix[1:] or "png")
     return 0
 
 

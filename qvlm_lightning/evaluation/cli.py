@@ -20,6 +20,7 @@ from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.progress import QuestionBar
 from qvlm_lightning.evaluation.run import evaluate
 from qvlm_lightning.exits import user_faults
+from qvlm_lightning.files import write_whole, writing
 from qvlm_lightning.results.render import grids, markdown, show
 from qvlm_lightning.results.report import load_answers, report_rows, write_results
 from qvlm_lightning.results.scores import score_grids
@@ -94,9 +95,8 @@ class EvaluationCLI(LightningCLI):
     def save(self) -> None:
         """Write the configuration into the run folder, as a whole."""
         path = Path(self.trainer.default_root_dir) / CONFIG
-        scratch = path.with_name(f".{path.name}.part")
-        self.parser.save(self.config, scratch, skip_none=False, overwrite=True, multifile=False)
-        scratch.replace(path)
+        with writing(path) as scratch:
+            self.parser.save(self.config, scratch, skip_none=False, overwrite=True, multifile=False)
 
 
 def eval_main(args: ArgsType = None) -> EvaluationCLI:
@@ -120,7 +120,7 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         rows = report_rows(known)
         write_results(root / "results.json", rows)
         drawn = [*grids(rows), *score_grids(known)]
-        (root / "results.md").write_text("\n\n".join(map(markdown, drawn)) + "\n")
+        write_whole(root / "results.md", "\n\n".join(map(markdown, drawn)) + "\n")
         for grid in drawn:
             show(grid)
         print(f"rows: {root / 'results.json'}")
