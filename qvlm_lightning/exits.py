@@ -1,22 +1,29 @@
-"""How the programs end: a user fault is one sentence and exit code 2, never a traceback."""
+"""How the programs end: a user fault is one sentence and exit code 2, never a traceback; a signal
+is one that tells how to go on.
+"""
 
 import contextlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.files import REASONS
+from qvlm_lightning.stopping import command_line, stoppable
 
 USER_FAULT = 2
 INTERRUPTED = 130
 
 
 @contextlib.contextmanager
-def user_faults() -> Iterator[None]:
+def user_faults(again: Callable[[], str] = command_line) -> Iterator[None]:
     """Turn user faults inside the block into one sentence on stderr and an exit code.
 
-    ``InputError`` and storage that cannot be read or written end with code 2, Ctrl-C with 130;
-    everything else passes unchanged. Serves as a decorator too: ``@user_faults()``.
+    ``InputError`` and storage that cannot be read or written end with code 2, a signal with 128 and
+    its number (see :func:`~qvlm_lightning.stopping.stoppable`), everything else passes unchanged.
+    Serves as a decorator too: ``@user_faults()``.
+
+    Args:
+        again: gives the command with which the user goes on after a signal.
 
     Example:
         >>> with user_faults():
@@ -26,7 +33,8 @@ def user_faults() -> Iterator[None]:
         SystemExit: 2
     """
     try:
-        yield
+        with stoppable(again):
+            yield
     except ValueError as fault:
         _end(str(_input_error(fault)), USER_FAULT)
     except OSError as fault:

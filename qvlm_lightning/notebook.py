@@ -86,6 +86,7 @@ def quantize(
         InputError: an unknown method, objective, scheme or family, impossible candidates, or
             unusable samples.
     """
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.pytorch import Trainer, seed_everything
 
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
@@ -112,6 +113,7 @@ def quantize(
             enable_checkpointing=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
+            plugins=LightningEnvironment(),  # what a scheduler says is not about a notebook
         )
         trainer.fit(module, datamodule=data)
     # the Trainer leaves what it trained on the CPU

@@ -71,7 +71,7 @@ def write_shard(
         for name in widest_first:
             value = read(name).detach().to("cpu").contiguous()
             assert (value.dtype, tuple(value.shape)) == tensors[name], name
-            file.write(value.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+            file.write(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def put_tensors(

@@ -1,4 +1,4 @@
-"""Whatever the system does while files are written, the old state or the new is there as a whole."""
+"""Whatever the system does while files are written, the old state or the new is there whole."""
 
 import errno
 import json
@@ -104,18 +104,27 @@ def test_the_file_is_on_the_disk_before_its_name_is(tmp_path, monkeypatch):
 def test_a_disk_that_fills_up_in_the_middle(tmp_path):
     """``/dev/full`` takes nothing: the buffer is refused when the file is closed."""
     write_whole(tmp_path / "a", "old")
-    with pytest.raises(InputError, match="the disk is full"), writing(tmp_path / "a") as scratch:
-        scratch.symlink_to("/dev/full")
-        with scratch.open("wb") as file:
-            file.write(b"new")
+
+    def write() -> None:
+        with writing(tmp_path / "a") as scratch:
+            scratch.symlink_to("/dev/full")
+            scratch.write_text("new")
+
+    with pytest.raises(InputError, match="the disk is full"):
+        write()
     assert contents(tmp_path) == {"a": b"old"}
 
 
 def test_what_interrupts_leaves_nothing(tmp_path):
     write_whole(tmp_path / "a", "old")
-    with pytest.raises(KeyboardInterrupt), writing(tmp_path / "a") as scratch:
-        scratch.write_text("half")
-        raise KeyboardInterrupt
+
+    def write() -> None:
+        with writing(tmp_path / "a") as scratch:
+            scratch.write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
     assert contents(tmp_path) == {"a": b"old"}
 
 

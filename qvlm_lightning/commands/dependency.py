@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.files import writing
+from qvlm_lightning.files import write_json, writing
 
 
 @dataclass
@@ -42,7 +42,6 @@ def main(argv: list[str]) -> int:
         raise InputError("seeds is empty; at least one calibration seed is needed")
 
     from qvlm_lightning.calibration.correlation import correlate, draw, measure
-    from qvlm_lightning.calibration.state import write_json
     from qvlm_lightning.data import TinyVQA
     from qvlm_lightning.models import Tiny
     from qvlm_lightning.quant.scheme import Scheme

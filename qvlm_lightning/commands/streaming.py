@@ -263,6 +263,7 @@ def fit(
         laps: the clock.
         root: what the run writes.
     """
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.pytorch import Trainer
 
     steps = {"EntropyRepartition": "dependency", "PercentileSearch": "search"}
@@ -279,6 +280,7 @@ def fit(
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        plugins=LightningEnvironment(),
     )
     trainer.fit(module, datamodule=data)
     laps.end("optimisation" if module.epochs else "search")

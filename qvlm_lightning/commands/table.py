@@ -42,6 +42,7 @@ from qvlm_lightning.results.rows import Row, figure
 from qvlm_lightning.results.steps import Step, step_grid, step_rows
 from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import file_name
+from qvlm_lightning.run_lock import run_lock
 from qvlm_lightning.weights.exported import MANIFEST
 
 SECONDS = "calibration.json"
@@ -97,8 +98,16 @@ class TableRun:
         self.progress = Progress(self._kinds())
 
     def run(self) -> None:
-        """Calibrate, evaluate, write and print."""
-        self._lock()
+        """Calibrate, evaluate, write and print.
+
+        Raises:
+            InputError: another process is at it.
+        """
+        with run_lock(self.root):
+            self._lock()
+            self._make()
+
+    def _make(self) -> None:
         for stress in self.stresses:
             program = self._evaluation(stress)
             self._evaluate(program, None)

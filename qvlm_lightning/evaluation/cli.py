@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from qvlm_lightning.evaluation.progress import QuestionBar
 from qvlm_lightning.evaluation.run import evaluate
 from qvlm_lightning.exits import user_faults
 from qvlm_lightning.files import write_whole, writing
+from qvlm_lightning.ranks import RankWatch, check_scheduler
 from qvlm_lightning.results.render import grids, markdown, show
 from qvlm_lightning.results.report import load_answers, report_rows, write_results
 from qvlm_lightning.results.scores import score_grids
+from qvlm_lightning.run_lock import run_lock
 
 CONFIG = "eval.yaml"
 """What was evaluated, in the run folder: ``compare`` finds the questions by it."""
@@ -80,8 +82,9 @@ class EvaluationCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a precision that is not the model's own."""
+        """Refuse another precision than the model's, and other processes than a scheduler's."""
         check_trainer_precision(self.config["trainer"]["precision"])
+        check_scheduler(self.config["trainer"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Count questions instead of batches, unless the configuration has a bar of its own."""
@@ -90,7 +93,9 @@ class EvaluationCLI(LightningCLI):
         if given["enable_progress_bar"] is not False:
             own = any(isinstance(callback, ProgressBar) for callback in callbacks)
             callbacks += [] if own else [QuestionBar()]
-        return super().instantiate_trainer(**(kwargs | {"callbacks": callbacks}))
+        trainer: Any = super().instantiate_trainer(**(kwargs | {"callbacks": callbacks}))
+        trainer.callbacks.insert(0, RankWatch(trainer))
+        return trainer
 
     def save(self) -> None:
         """Write the configuration into the run folder, as a whole."""
@@ -106,11 +111,14 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         args: command line without the program's name; that of the process by default.
 
     Raises:
-        SystemExit: code 2 on a user fault, printed as one sentence.
+        SystemExit: code 2 on a user fault, printed as one sentence; 128 and its number after a
+            signal. Answers so far are kept.
     """
-    with user_faults(), quiet():
+    with user_faults(), quiet(), ExitStack() as held:
         cli = EvaluationCLI(args)
         options = {key: cli.config[key] for key in ("reference", "controls")}
+        if cli.trainer.is_global_zero:
+            held.enter_context(run_lock(Path(cli.trainer.default_root_dir)))
         evaluate(cli.trainer, cli.model, cli.datamodule, **options)
         if not cli.trainer.is_global_zero:
             return cli
