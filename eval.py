@@ -4,7 +4,10 @@ Without an artifact the model answers in full precision. The same command resume
 evaluation; ``--trainer.strategy ddp --trainer.devices 2`` shares it between processes.
 """
 
-from qvlm_lightning.evaluation.cli import eval_main
+from qvlm_lightning.exits import user_faults
 
 if __name__ == "__main__":
-    eval_main()
+    with user_faults():  # a signal may come during the seconds of imports
+        from qvlm_lightning.evaluation.cli import eval_main
+
+        eval_main()

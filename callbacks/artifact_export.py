@@ -8,8 +8,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from qvlm_lightning.artifact import save_artifact
 from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.calibration.report import manifest, report
-from qvlm_lightning.calibration.state import write_json
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import write_json
 from qvlm_lightning.names import checked_name
 from qvlm_lightning.nn.distributed import barrier, is_main
 

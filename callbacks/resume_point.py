@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Any, cast
 
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from qvlm_lightning.calibration.checkpoint import LAST, CheckpointFiles
 from qvlm_lightning.errors import InputError
 
 
@@ -13,9 +15,9 @@ class ResumePoint(ModelCheckpoint):
     """Writes ``<default_root_dir>/checkpoints/last.ckpt`` every few steps and at the end of every
     epoch.
 
-    A ``ModelCheckpoint`` so that ``--ckpt_path last`` finds the file. Unlike its parent it also
-    saves an
-    epoch in which no optimiser step was taken (the final pass; methods without training).
+    A ``ModelCheckpoint`` so that ``--ckpt_path last`` finds the file; the one before it stays as
+    ``last.previous.ckpt``. Unlike its parent it also saves an epoch in which no optimiser step was
+    taken (the final pass; methods without training).
 
     Args:
         every_n_steps: optimiser steps between checkpoints.
@@ -29,7 +31,9 @@ class ResumePoint(ModelCheckpoint):
         self._saved_at = -1
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Put the folder under the run folder."""
+        """Put the folder under the run folder, and Lightning's own writer of files out of use."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:  # another one is the user's
+            trainer.strategy.checkpoint_io = CheckpointFiles()
         self.dirpath = str(Path(trainer.default_root_dir).resolve() / "checkpoints")
         super().setup(trainer, pl_module, stage)
 
@@ -53,5 +57,5 @@ class ResumePoint(ModelCheckpoint):
             return
         self._saved_at = trainer.global_step
         assert self.dirpath is not None
-        self.last_model_path = str(Path(self.dirpath) / "last.ckpt")
+        self.last_model_path = str(Path(self.dirpath) / LAST)
         trainer.save_checkpoint(self.last_model_path)

@@ -1,11 +1,10 @@
 """The calibration program: a LightningCLI whose faults are one sentence and exit code 2."""
 
-import pickle
-import zipfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
 
 import qvlm_lightning.callbacks
@@ -18,12 +17,18 @@ from qvlm_lightning.arguments import (
     check_trainer_options,
     usable_accelerator,
 )
+from qvlm_lightning.calibration.checkpoint import latest, read_checkpoint
 from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.callbacks import ArtifactExport, PercentileSearch
 from qvlm_lightning.callbacks.between_epochs import BetweenEpochs
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.exits import user_faults
+from qvlm_lightning.files import storage_faults, writing
+from qvlm_lightning.progress import say
+from qvlm_lightning.ranks import RankWatch, check_scheduler, requeued
+from qvlm_lightning.run_lock import run_lock
+from qvlm_lightning.stopping import command_line
 
 _OURS = "qvlm_lightning.callbacks."
 
@@ -35,16 +40,30 @@ class RunConfig(SaveConfigCallback):
         """Write the file as a whole."""
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / self.config_filename
-            scratch = path.with_name(f".{path.name}.part")
-            scratch.unlink(missing_ok=True)
-            self.parser.save(self.config, scratch, skip_none=False, overwrite=True, multifile=False)
-            scratch.replace(path)
+            with writing(path) as scratch:
+                self.parser.save(self.config, scratch, skip_none=False, multifile=False)
+
+
+class RunFolder(ExitStack):
+    """What a program holds of its run folder, once it knows which that is."""
+
+    path: Path | None = None
+
+    def again(self) -> str:
+        """Return the command that goes on with the run."""
+        begun = self.path is not None and (self.path / "config.yaml").exists()
+        return f"{command_line()} --ckpt_path last" if begun else command_line()
+
+    def hold(self, path: Path) -> None:
+        """Lock the folder against other processes."""
+        self.enter_context(run_lock(path))
 
 
 class CalibrationCLI(LightningCLI):
     """``python train.py fit --config ...``."""
 
-    def __init__(self, args: ArgsType = None) -> None:
+    def __init__(self, args: ArgsType = None, folder: RunFolder | None = None) -> None:
+        self.folder = folder or RunFolder()
         super().__init__(
             QuantModule,
             VQADataModule,
@@ -75,6 +94,7 @@ class CalibrationCLI(LightningCLI):
         """Resolve the accelerator ``auto``, refuse a precision, take callbacks given twice once."""
         trainer = self.config[self.subcommand]["trainer"]
         check_trainer_options(trainer)
+        check_scheduler(trainer)
         trainer["accelerator"] = usable_accelerator(trainer["accelerator"])
         # configs/base.yaml has them; older method files append them again
         given = trainer["callbacks"] or []
@@ -84,52 +104,75 @@ class CalibrationCLI(LightningCLI):
             others = [c for c in others if not c["class_path"].endswith("ProgressBar")]
         trainer["callbacks"] = others + list(own.values())
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Let the processes of the run end together."""
+        trainer: Any = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.insert(0, RankWatch(trainer))
+        return trainer
+
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is; Lightning would put the checkpoint's in its place."""
 
     def before_fit(self) -> None:
         """Refuse what cannot work while nothing is written; add an epoch for the final pass."""
         trainer: Any = self.trainer  # sets fast_dev_run on itself, undeclared
-        root = Path(trainer.default_root_dir)
+        root = self.folder.path = Path(trainer.default_root_dir)
+        holds = trainer.is_global_zero and not trainer.fast_dev_run
+        if holds and root.is_dir():
+            self.folder.hold(root)
         checkpoint = None if trainer.fast_dev_run else self._checkpoint(root)
         self.datamodule.setup("fit")
         register_callbacks(self.model, trainer)
         self.model.build(self.datamodule, trainer)
         if checkpoint is not None:
-            self.model.check(_read(checkpoint))
-        self.config_init["fit"]["ckpt_path"] = checkpoint and str(checkpoint)
+            self.model.check(checkpoint[1])
+        self.config_init["fit"]["ckpt_path"] = checkpoint and str(checkpoint[0])
         if not trainer.fast_dev_run:
             trainer.fit_loop.max_epochs = self.model.epochs + 1
-            try:
-                root.mkdir(parents=True, exist_ok=True)
-                (root / "checkpoints").mkdir(exist_ok=True)
-            except OSError as error:
-                raise InputError(
-                    f"run folder {str(root)!r} cannot be written: {error.strerror}"
-                ) from error
+            with storage_faults(root):
+                (root / "checkpoints").mkdir(parents=True, exist_ok=True)
+            if holds:
+                self.folder.hold(root)
 
-    def _checkpoint(self, root: Path) -> Path | None:
-        """Return the file to resume from, and refuse the folder of another run.
+    def _checkpoint(self, root: Path) -> tuple[Path, dict[str, Any]] | None:
+        """Return the file to resume from and what it holds; refuse the folder of another run.
 
-        ``last`` in a run that was stopped before its first checkpoint starts that run afresh.
+        ``last`` in a run that was stopped before its first checkpoint starts that run afresh; what
+        its search has decided is taken over.
         """
-        asked = self.config["fit"].get("ckpt_path")
-        if asked is None and self.trainer.is_global_zero and (root / "config.yaml").exists():
-            raise InputError(
-                f"run folder {str(root)!r} already holds a run; resume it with --ckpt_path last or "
-                "choose another --trainer.default_root_dir"
-            )
-        if asked is None or asked == "last":
-            last = root / "checkpoints" / "last.ckpt"
-            return last if asked and last.is_file() else None
+        asked, begun = self.config["fit"].get("ckpt_path"), (root / "config.yaml").exists()
+        if asked is None and begun and requeued():
+            asked = "last"  # the scheduler gives the same command again
+        if asked is None:
+            if begun and self.trainer.is_global_zero:
+                raise InputError(
+                    f"run folder {str(root)!r} already holds a run; resume it with --ckpt_path "
+                    "last or choose another --trainer.default_root_dir"
+                )
+            return None
+        if asked == "last":
+            return self._last(root, begun)
         if not Path(asked).is_file():
             raise InputError(f"checkpoint {asked!r} does not exist; give a file, or the word last")
-        if (root / "config.yaml").exists() and root.resolve() not in Path(asked).resolve().parents:
+        if begun and root.resolve() not in Path(asked).resolve().parents:
             raise InputError(
                 f"checkpoint {asked!r} is not of the run that {str(root)!r} holds; resume that one "
                 "with --ckpt_path last or choose another --trainer.default_root_dir"
             )
-        return Path(asked)
+        return Path(asked), read_checkpoint(Path(asked))
+
+    def _last(self, root: Path, begun: bool) -> tuple[Path, dict[str, Any]] | None:
+        found = latest(root / "checkpoints")
+        if found is None and not begun:
+            raise InputError(
+                f"--ckpt_path last is given, but run folder {str(root)!r} holds no checkpoint and "
+                "no run; leave it out to start one, or give the folder of the run"
+            )
+        note = "no checkpoint yet: the run starts from its beginning, with what its search decided"
+        path, contents, note = found or (None, {}, note)
+        if note and self.trainer.is_global_zero:
+            say(note)
+        return None if path is None else (path, contents)
 
 
 def register_callbacks(module: QuantModule, trainer: Any) -> None:
@@ -150,16 +193,6 @@ def register_callbacks(module: QuantModule, trainer: Any) -> None:
         )
 
 
-def _read(checkpoint: Path) -> dict[str, Any]:
-    fault = InputError(f"checkpoint {str(checkpoint)!r} cannot be read; give one of this program")
-    if not zipfile.is_zipfile(checkpoint):
-        raise fault
-    try:
-        return torch.load(checkpoint, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError) as error:
-        raise fault from error
-
-
 def train_main(args: ArgsType = None) -> CalibrationCLI:
     """Run the calibration program.
 
@@ -167,7 +200,10 @@ def train_main(args: ArgsType = None) -> CalibrationCLI:
         args: command line without the program's name; default ``sys.argv``.
 
     Raises:
-        SystemExit: code 2 on a user fault, printed as one sentence.
+        SystemExit: code 2 on a user fault, printed as one sentence; 128 and its number after a
+            signal.
     """
-    with user_faults():
-        return CalibrationCLI(args)
+    folder = RunFolder()
+    # inside another program its command goes on
+    with user_faults(folder.again if args is None else command_line), folder:
+        return CalibrationCLI(args, folder)

@@ -1,32 +1,29 @@
-"""How the programs end: a user fault is one sentence and exit code 2, never a traceback."""
+"""How the programs end: a user fault is one sentence and exit code 2, never a traceback; a signal
+is one that tells how to go on.
+"""
 
 import contextlib
-import errno
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import REASONS
+from qvlm_lightning.stopping import command_line, stoppable
 
 USER_FAULT = 2
 INTERRUPTED = 130
 
-# Faults of the machine that the user can mend; any other OSError is ours and keeps its traceback.
-_STORAGE = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the disk quota is used up",
-    errno.EROFS: "the file system is read-only",
-    errno.EACCES: "permission denied",
-    errno.EPERM: "permission denied",
-    errno.ENOTDIR: "a file stands where a folder is needed",
-}
-
 
 @contextlib.contextmanager
-def user_faults() -> Iterator[None]:
+def user_faults(again: Callable[[], str] = command_line) -> Iterator[None]:
     """Turn user faults inside the block into one sentence on stderr and an exit code.
 
-    ``InputError`` and storage that cannot be read or written end with code 2, Ctrl-C with 130;
-    everything else passes unchanged. Serves as a decorator too: ``@user_faults()``.
+    ``InputError`` and storage that cannot be read or written end with code 2, a signal with 128 and
+    its number (see :func:`~qvlm_lightning.stopping.stoppable`), everything else passes unchanged.
+    Serves as a decorator too: ``@user_faults()``.
+
+    Args:
+        again: gives the command with which the user goes on after a signal.
 
     Example:
         >>> with user_faults():
@@ -36,12 +33,13 @@ def user_faults() -> Iterator[None]:
         SystemExit: 2
     """
     try:
-        yield
+        with stoppable(again):
+            yield
     except ValueError as fault:
         _end(str(_input_error(fault)), USER_FAULT)
     except OSError as fault:
-        reason = _STORAGE.get(fault.errno or 0)
-        if reason is None:
+        reason = REASONS.get(fault.errno or 0)
+        if reason is None:  # any other is ours and keeps its traceback
             raise
         place = f" ({fault.filename})" if fault.filename else ""
         _end(f"cannot read or write{place}: {reason}", USER_FAULT)

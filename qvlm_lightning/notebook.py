@@ -88,6 +88,7 @@ def quantize(
         InputError: an unknown method, objective, scheme or family, impossible candidates, or
             unusable samples.
     """
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.pytorch import Trainer, seed_everything
 
     from qvlm_lightning.calibration.report import manifest
@@ -120,6 +121,7 @@ def quantize(
             enable_checkpointing=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
+            plugins=LightningEnvironment(),  # what a scheduler says is not about a notebook
         )
         trainer.fit(module, datamodule=data)
     save_as_artifact(model, processor, manifest(module), module.structure.stored)

@@ -29,8 +29,10 @@ ROWS = [
     {"data"},
     {"metrics", "plots", "progress"},
     {"models"},
-    {"arguments"},
+    {"arguments", "ranks"},
     {"exits"},
+    {"tensor_files", "run_lock", "stopping"},
+    {"files"},
     {"names"},
     {"errors"},
 ]
@@ -53,6 +55,7 @@ ONLY_FOR = {
     "tasks": {"commands", "cli", "notebook", "evaluation", "results"},
     "metrics": {"commands", "calibration", "evaluation", "results", "tasks", "data"},
     "arguments": {"cli", "evaluation", "commands"},
+    "ranks": {"cli", "evaluation", "commands"},
     "plots": {"commands", "callbacks", "evaluation", "results"},
 }
 # These know a family by its interface only, never a concrete one.
@@ -60,6 +63,7 @@ FAMILY_BY_INTERFACE = {"calibration", "estimate", "forward", "methods", "nn", "v
 WITHOUT_MODELS = {"quant", "losses", "metrics", "plots"}
 WITH_LIGHTNING = {
     "arguments",
+    "ranks",
     "commands",
     "cli",
     "notebook",

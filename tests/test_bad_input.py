@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import qvlm_lightning.calibration.state
 from qvlm_lightning.cli import train_main
 from qvlm_lightning.data import TinyVQA
 from qvlm_lightning.models.tiny import WEIGHTS
@@ -279,7 +278,7 @@ def test_a_full_disk(refused, monkeypatch, code: int) -> None:
     def fail(file: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(qvlm_lightning.calibration.state.os, "fsync", fail)
+    monkeypatch.setattr(os, "fsync", fail)
     assert "disk" in refused(written=True) or code == errno.EROFS
 
 

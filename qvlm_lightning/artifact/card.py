@@ -10,6 +10,8 @@ from typing import Any
 import yaml
 from jinja2 import Environment, StrictUndefined
 
+from qvlm_lightning.files import write_whole
+
 CARD = "README.md"
 _RESULTS = ("<!-- results -->", "<!-- end of results -->")
 _NOT_EVALUATED = "Not evaluated yet; `eval.py` writes its table here."
@@ -127,9 +129,7 @@ def put_results(folder: Path, table: str) -> None:
     if not card.is_file() or not os.access(card, os.W_OK) or not os.access(folder, os.W_OK):
         return
     text = card.read_text(encoding="utf-8", errors="replace")
-    scratch = card.with_name(f".{CARD}.part")
-    scratch.write_text(with_results(text, table), encoding="utf-8")
-    scratch.replace(card)
+    write_whole(card, with_results(text, table))
 
 
 def _plain(value: Any) -> str:

@@ -5,19 +5,19 @@ So no other program may take them for the quantized model: their file has a name
 looks for, and loading the folder elsewhere fails instead of giving full precision.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from qvlm_lightning.artifact.card import CARD, license_of, model_card
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import write_json, write_whole, writing_folder
 from qvlm_lightning.nn.adapters import merged_tensors
 from qvlm_lightning.nn.calibrated import is_learned_beside, is_quantizer_tensor
+from qvlm_lightning.tensor_files import put_tensors, write_shard
 from qvlm_lightning.weights.exported import (
     FORMAT,
     MANIFEST,
@@ -26,7 +26,6 @@ from qvlm_lightning.weights.exported import (
     named_types,
     sha256_of,
 )
-from qvlm_lightning.weights.shards import write_shard
 from qvlm_lightning.weights.streamed import StreamedWeights
 
 
@@ -48,38 +47,32 @@ def save_artifact(
         weights: of a model without any; they are copied one by one.
         stored: types by name of weights that are stored in another type than the model's, without
             a change of value (``Structure.stored``).
-    """
-    import shutil
 
-    scratch = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    config = model.config.to_dict()
-    if weights is None:
-        quantizers, plain = split_state(model)
-        types = {name: value.dtype for name, value in plain.items()}
-        plain = {n: x.to((stored or {}).get(n, x.dtype)) for n, x in plain.items()}
-        save_file(plain, scratch / WEIGHTS, metadata={"format": "pt"})
-    else:
-        quantizers, types = copy_weights(scratch / WEIGHTS, model, weights, stored or {})
-    save_file(quantizers, scratch / QUANTIZERS)
-    files = {}
-    for name in (WEIGHTS, QUANTIZERS):
-        (scratch / name).chmod(0o644)  # safetensors lets nobody else read
-        files[name] = sha256_of(scratch / name)
-    processor.save_pretrained(scratch)
-    model.config.save_pretrained(scratch)
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.save_pretrained(scratch)
-    own = {"format": FORMAT, "files": files, "model_type": config.get("model_type")}
-    own["computed_in"] = named_types(types)
-    text = json.dumps(manifest | own, indent=1)
-    (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    base = str(manifest.get("path") or getattr(model.config, "_name_or_path", "") or "a model")
-    card = model_card(manifest, base, license_of(Path(base)))
-    (scratch / CARD).write_text(card, encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    scratch.replace(folder)
+    Raises:
+        InputError: the system refuses to write; the folder is what it was.
+    """
+    with writing_folder(folder) as scratch:
+        if weights is None:
+            quantizers, plain = split_state(model)
+            types = {name: value.dtype for name, value in plain.items()}
+            plain = {n: x.to((stored or {}).get(n, x.dtype)) for n, x in plain.items()}
+            put_tensors(scratch / WEIGHTS, plain)
+        else:
+            quantizers, types = copy_weights(scratch / WEIGHTS, model, weights, stored or {})
+        put_tensors(scratch / QUANTIZERS, quantizers, metadata=None)
+        processor.save_pretrained(scratch)
+        model.config.save_pretrained(scratch)
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(scratch)
+        own = {
+            "format": FORMAT,
+            "files": {name: sha256_of(scratch / name) for name in (WEIGHTS, QUANTIZERS)},
+            "model_type": model.config.to_dict().get("model_type"),
+            "computed_in": named_types(types),
+        }
+        write_json(scratch / MANIFEST, manifest | own)
+        base = str(manifest.get("path") or getattr(model.config, "_name_or_path", "") or "a model")
+        write_whole(scratch / CARD, model_card(manifest, base, license_of(Path(base))))
 
 
 def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -2,25 +2,25 @@
 
 import hashlib
 import json
-import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, first_line
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.decision import Decision
-from qvlm_lightning.nn.distributed import all_sum
+from qvlm_lightning.nn.distributed import all_sum, is_main
+from qvlm_lightning.progress import say
+from qvlm_lightning.tensor_files import write_tensors
 
-_FORMAT = 3
+_FORMAT = 4
 """Of the files: counts the changes of what a decision holds."""
 
 
@@ -56,19 +56,26 @@ class Decisions:
         return f"{name}-{index:03d}.safetensors"
 
     def read(self, name: str, key: str, index: int) -> Decided | None:
-        """Return the decision stored for ``key``; ``None`` if there is none that can be used."""
+        """Return the decision stored for ``key``; ``None`` if there is none that can be used.
+
+        A damaged file is named, and the block decided again.
+        """
         path = None if self.folder is None else self.folder / self.file(name, index)
         if path is None or not path.is_file():
             return None
         try:
             with safe_open(path, framework="pt") as stored:
                 said = stored.metadata() or {}
-                if said.get("key") != key:
-                    return None
                 tensors = {n: stored.get_tensor(n) for n in stored.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError):
-            return None  # it is decided again
-        return Decided(Decision(tensors, json.loads(said["scores"])), json.loads(said["cost"]))
+            if said.get("key") != key:
+                return None
+            if said["sha256"] != _digest(tensors):
+                raise ValueError("its tensors are not those that were written")
+            return Decided(Decision(tensors, json.loads(said["scores"])), json.loads(said["cost"]))
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            if is_main():
+                say(f"{path} is damaged ({first_line(error)}); the block is decided again")
+            return None
 
     def tensor(self, file: str, name: str) -> Tensor:
         """Return one tensor of a stored decision.
@@ -92,21 +99,23 @@ class Decisions:
         """Store the decision of a block."""
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / self.file(name, index)
-        scratch = path.with_name(f".{path.name}.part")
-        decision = decided.decision
+        tensors = {n: x.detach().cpu().contiguous() for n, x in decided.decision.tensors.items()}
         said = {
             "key": key,
-            "scores": json.dumps(decision.scores),
+            "scores": json.dumps(decided.decision.scores),
             "cost": json.dumps(decided.cost),
+            "sha256": _digest(tensors),
         }
-        # of their own: a file holds no tensor twice
-        tensors = {n: x.detach().cpu().clone().contiguous() for n, x in decision.tensors.items()}
-        save_file(tensors, scratch, metadata=said)
-        with scratch.open("rb") as file:
-            os.fsync(file.fileno())
-        scratch.replace(path)
+        write_tensors(self.folder / self.file(name, index), tensors, said)
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """Return a hash of names and values."""
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+    return digest.hexdigest()
 
 
 def search_key(

@@ -1,9 +1,6 @@
 """What a calibration has decided so far: plain data, stored in checkpoints and reports."""
 
-import json
-import os
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 
@@ -60,18 +57,3 @@ class CalibrationState:
         """Take over what :meth:`to_dict` returned."""
         for name, value in values.items():
             setattr(self, name, value)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that a reader sees either the old file or the whole new one.
-
-    What a killed process had written of it is overwritten.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".{path.name}.part")
-    with scratch.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    scratch.replace(path)

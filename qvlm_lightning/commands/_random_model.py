@@ -13,10 +13,11 @@ from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.data.collate import Batch
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import write_json
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.models.weight_map import without_weights
-from qvlm_lightning.weights.shards import write_shard
+from qvlm_lightning.tensor_files import write_shard
 
 
 class RandomPairs(VQADataModule):
@@ -207,7 +208,7 @@ def make_folder(folder: Path, config: Any, device: str = "cpu") -> None:
         write_shard(folder / f"{part}.safetensors", tensors, draw)
         where |= dict.fromkeys(tensors, f"{part}.safetensors")
     index = {"metadata": {}, "weight_map": where}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    write_json(folder / "model.safetensors.index.json", index)
     config.save_pretrained(folder)  # last: its presence says that the folder is complete
 
 

@@ -5,6 +5,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import writing
 from qvlm_lightning.weights.exported import WEIGHTS
 
 
@@ -26,12 +28,10 @@ def share_weights(artifact: Path, others: Iterable[Path]) -> bool:
         if theirs.samefile(mine):
             return True
         if filecmp.cmp(mine, theirs, shallow=False):
-            scratch = mine.with_name(f".{mine.name}.part")
-            scratch.unlink(missing_ok=True)
             try:
-                os.link(theirs, scratch)
-            except OSError:  # a disk without hard links keeps both
+                with writing(mine) as scratch:
+                    os.link(theirs, scratch)
+            except (InputError, OSError):  # a disk without hard links keeps both
                 return False
-            scratch.replace(mine)
             return True
     return False

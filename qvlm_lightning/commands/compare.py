@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qvlm_lightning.commands._parser import PlainParser
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import write_whole
 
 
 def main(argv: Sequence[str]) -> int:
@@ -32,7 +33,6 @@ def main(argv: Sequence[str]) -> int:
     from qvlm_lightning.results.compare_tables import comparison_grids
     from qvlm_lightning.results.entries import load_entries
     from qvlm_lightning.results.html import comparison_html
-    from qvlm_lightning.results.predictions import write_whole
     from qvlm_lightning.results.render import markdown, show
     from qvlm_lightning.results.report import write_rows
 

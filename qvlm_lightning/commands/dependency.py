@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import write_json, writing
 
 
 @dataclass
@@ -41,7 +42,6 @@ def main(argv: list[str]) -> int:
         raise InputError("seeds is empty; at least one calibration seed is needed")
 
     from qvlm_lightning.calibration.correlation import correlate, draw, measure
-    from qvlm_lightning.calibration.state import write_json
     from qvlm_lightning.data import TinyVQA
     from qvlm_lightning.models import Tiny
     from qvlm_lightning.quant.scheme import Scheme
@@ -59,7 +59,8 @@ def main(argv: list[str]) -> int:
         write_json(options.json, {"options": plain, "edges": values, "spearman_with_ded": table})
     if options.figure is not None:
         options.figure.parent.mkdir(parents=True, exist_ok=True)
-        draw(values).savefig(options.figure, dpi=120)
+        with writing(options.figure) as scratch:
+            draw(values).savefig(scratch, dpi=120, format=options.figure.suffix[1:] or "png")
     return 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from qvlm_lightning.commands._parser import PlainParser
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import write_json
 
 _WIDTH_OF_FILES = 125
 
@@ -32,7 +33,6 @@ def main(argv: Sequence[str]) -> int:
     import torch
     from rich.console import Console
 
-    from qvlm_lightning.calibration.state import write_json
     from qvlm_lightning.commands._plan_massive import MassiveSites
     from qvlm_lightning.commands._plan_tables import Plan
     from qvlm_lightning.commands._plan_workload import read

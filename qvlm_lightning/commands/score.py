@@ -11,6 +11,7 @@ from typing import Any
 
 from qvlm_lightning.commands._parser import PlainParser
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import write_whole
 from qvlm_lightning.metrics.grouped import OVERALL, UNPARSED, plain_scores
 from qvlm_lightning.tasks.base import Question, Task
 from qvlm_lightning.tasks.find import find_task, task_names
@@ -70,9 +71,8 @@ def main(argv: Sequence[str]) -> int:
     questions = task.read(options.annotations, options.split)
     score = score_predictions(task, questions, predictions)
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(plain_scores(score.values), indent=1, allow_nan=False)
-        options.json.write_text(f"{text}\n", encoding="utf-8")
+        write_whole(options.json, f"{text}\n")
     for what, ids in (
         ("without a prediction, counted as wrong", score.missing),
         ("with several predictions, of which the first counts", score.duplicate),

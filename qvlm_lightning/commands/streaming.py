@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import write_json
 
 if TYPE_CHECKING:
     from qvlm_lightning.commands._laps import Laps
@@ -107,8 +108,7 @@ def main(argv: list[str]) -> int:
     figures = measure(options, folder, data)
     print(json.dumps(figures, indent=1))
     if options.json is not None:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        options.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        write_json(options.json, figures)
     return 0
 
 
@@ -264,6 +264,7 @@ def fit(
         laps: the clock.
         root: what the run writes.
     """
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
     from lightning.pytorch import Trainer
 
     steps = {"EntropyRepartition": "dependency", "PercentileSearch": "search"}
@@ -280,6 +281,7 @@ def fit(
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
+        plugins=LightningEnvironment(),
     )
     trainer.fit(module, datamodule=data)
     laps.end("optimisation" if module.epochs else "search")

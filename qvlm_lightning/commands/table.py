@@ -26,10 +26,11 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.cli import EvaluationCLI, quiet
 from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.run import evaluate
+from qvlm_lightning.files import write_json, write_whole, writing
 from qvlm_lightning.metrics.grouped import OVERALL
 from qvlm_lightning.results.fidelity_tables import fidelity_grids
 from qvlm_lightning.results.figure import results_figure
-from qvlm_lightning.results.predictions import Predictions, is_stored, write_whole
+from qvlm_lightning.results.predictions import Predictions, is_stored
 from qvlm_lightning.results.render import grids, markdown, show
 from qvlm_lightning.results.report import (
     load_answers,
@@ -41,6 +42,7 @@ from qvlm_lightning.results.rows import Row, figure
 from qvlm_lightning.results.steps import Step, step_grid, step_rows
 from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import file_name
+from qvlm_lightning.run_lock import run_lock
 from qvlm_lightning.weights.exported import MANIFEST
 
 SECONDS = "calibration.json"
@@ -96,8 +98,16 @@ class TableRun:
         self.progress = Progress(self._kinds())
 
     def run(self) -> None:
-        """Calibrate, evaluate, write and print."""
-        self._lock()
+        """Calibrate, evaluate, write and print.
+
+        Raises:
+            InputError: another process is at it.
+        """
+        with run_lock(self.root):
+            self._lock()
+            self._make()
+
+    def _make(self) -> None:
         for stress in self.stresses:
             program = self._evaluation(stress)
             self._evaluate(program, None)
@@ -152,7 +162,7 @@ class TableRun:
         refuse_other_plan(self.root, theirs, identity)
         identity["variants"] = theirs.get("variants", {}) | identity["variants"]
         self.root.mkdir(parents=True, exist_ok=True)
-        write_whole(path, json.dumps(identity, indent=1) + "\n")
+        write_json(path, identity)
 
     def _calibrate(self, calibration: Calibration) -> None:
         with self.progress.step(f"calibrate {calibration.label}") as step:
@@ -171,8 +181,7 @@ class TableRun:
                 f"the calibration in {str(calibration.folder)!r} stopped before its end; "
                 "give the same command again to resume"
             )
-        about = json.dumps({"seconds": round(seconds, 3)})
-        write_whole(calibration.folder / SECONDS, about + "\n")
+        write_json(calibration.folder / SECONDS, {"seconds": round(seconds, 3)})
         share_weights(calibration.artifact, [other.artifact for other in self.calibrations])
 
     def _evaluation(self, stress: Stress) -> EvaluationCLI:
@@ -275,7 +284,8 @@ class TableRun:
             drawn.append(step_grid(steps))
             write_results(self._file("results.json"), self.rows, steps)
         write_whole(self._file("table.md"), "\n\n".join(map(markdown, drawn)) + "\n")
-        results_figure(self.rows).savefig(self._file("table.png"), dpi=160)
+        with writing(self._file("table.png")) as scratch:
+            results_figure(self.rows).savefig(scratch, dpi=160, format="png")
         for grid in drawn:
             show(grid)
         files = [self._file(name).name for name in ("results.json", "table.md", "table.png")]

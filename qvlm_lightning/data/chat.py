@@ -139,7 +139,7 @@ def _rows(source: Source, split: str) -> Iterator[tuple[Mapping[str, Any], str, 
     """Yield rows with their place for messages, an id, and the folder that images lie in."""
     path = source.here
     if path is not None and path.is_file() and source.is_release:
-        for number, row in _json_rows(path):
+        for number, row in json_rows(path):
             unit = "entry" if path.suffix == ".json" else "line"
             place = f"{unit} {number} of {str(path)!r}"
             if not isinstance(row, dict):
@@ -153,7 +153,7 @@ def _rows(source: Source, split: str) -> Iterator[tuple[Mapping[str, Any], str, 
         yield row, f"row {number} of {chosen}", f"{chosen.split}:{number}", path or Path()
 
 
-def _json_rows(path: Path) -> Iterable[tuple[int, Any]]:
+def json_rows(path: Path) -> Iterable[tuple[int, Any]]:
     """Read JSON lines, or one list; by hand, so that a fault has a line number."""
     try:
         with path.open(encoding="utf-8-sig") as file:

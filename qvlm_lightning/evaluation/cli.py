@@ -3,7 +3,7 @@
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.progress import QuestionBar
 from qvlm_lightning.evaluation.run import evaluate
 from qvlm_lightning.exits import user_faults
+from qvlm_lightning.files import write_whole, writing
+from qvlm_lightning.ranks import RankWatch, check_scheduler
 from qvlm_lightning.results.render import grids, markdown, show
 from qvlm_lightning.results.report import load_answers, report_rows, write_results
 from qvlm_lightning.results.scores import score_grids
+from qvlm_lightning.run_lock import run_lock
 from qvlm_lightning.weights.exported import located
 
 CONFIG = "eval.yaml"
@@ -81,8 +84,9 @@ class EvaluationCLI(LightningCLI):
         )
 
     def before_instantiate_classes(self) -> None:
-        """Refuse a precision that is not the model's own."""
+        """Refuse another precision than the model's, and other processes than a scheduler's."""
         check_trainer_precision(self.config["trainer"]["precision"])
+        check_scheduler(self.config["trainer"])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Count questions instead of batches, unless the configuration has a bar of its own."""
@@ -91,14 +95,15 @@ class EvaluationCLI(LightningCLI):
         if given["enable_progress_bar"] is not False:
             own = any(isinstance(callback, ProgressBar) for callback in callbacks)
             callbacks += [] if own else [QuestionBar()]
-        return super().instantiate_trainer(**(kwargs | {"callbacks": callbacks}))
+        trainer: Any = super().instantiate_trainer(**(kwargs | {"callbacks": callbacks}))
+        trainer.callbacks.insert(0, RankWatch(trainer))
+        return trainer
 
     def save(self) -> None:
         """Write the configuration into the run folder, as a whole."""
         path = Path(self.trainer.default_root_dir) / CONFIG
-        scratch = path.with_name(f".{path.name}.part")
-        self.parser.save(self.config, scratch, skip_none=False, overwrite=True, multifile=False)
-        scratch.replace(path)
+        with writing(path) as scratch:
+            self.parser.save(self.config, scratch, skip_none=False, overwrite=True, multifile=False)
 
 
 def eval_main(args: ArgsType = None) -> EvaluationCLI:
@@ -108,11 +113,14 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         args: command line without the program's name; that of the process by default.
 
     Raises:
-        SystemExit: code 2 on a user fault, printed as one sentence.
+        SystemExit: code 2 on a user fault, printed as one sentence; 128 and its number after a
+            signal. Answers so far are kept.
     """
-    with user_faults(), quiet():
+    with user_faults(), quiet(), ExitStack() as held:
         cli = EvaluationCLI(args)
         options = {key: cli.config[key] for key in ("reference", "controls")}
+        if cli.trainer.is_global_zero:
+            held.enter_context(run_lock(Path(cli.trainer.default_root_dir)))
         evaluate(cli.trainer, cli.model, cli.datamodule, **options)
         if not cli.trainer.is_global_zero:
             return cli
@@ -123,7 +131,7 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         write_results(root / "results.json", rows)
         drawn = [*grids(rows), *score_grids(known)]
         tables = "\n\n".join(map(markdown, drawn)) + "\n"
-        (root / "results.md").write_text(tables)
+        write_whole(root / "results.md", tables)
         if cli.model.artifact is not None:
             put_results(located(cli.model.artifact), tables)
         for grid in drawn:

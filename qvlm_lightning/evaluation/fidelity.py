@@ -8,7 +8,6 @@ with full precision's, token by token.
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qvlm_lightning.data.collate import Batch, collate, prompt_text
@@ -29,11 +28,12 @@ from qvlm_lightning.evaluation.generate import (
     image_token_of,
     positions,
 )
+from qvlm_lightning.files import write_json, writing_folder
 from qvlm_lightning.metrics.fidelity import agreement, perplexity, token_kl, token_loss
 from qvlm_lightning.models.family import model_inputs
 from qvlm_lightning.progress import bar
 from qvlm_lightning.results.fidelity import Fidelity
-from qvlm_lightning.results.predictions import write_whole
+from qvlm_lightning.tensor_files import put_tensors
 
 ABOUT, PASSAGE = "reference.json", "passage"
 STORED = torch.float16
@@ -106,31 +106,27 @@ class FidelityMeter:
             model: the full-precision model.
 
         Raises:
-            InputError: the passage is too short.
+            InputError: the passage is too short, or the system refuses to write.
         """
         if self.is_stored:
             return
-        scratch = self.folder.with_name(f".{self.folder.name}.part")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir(parents=True)
         answers: list[list[int]] = []
-        for number, prompts in self._batches("full precision"):
-            told = self._answer(model, prompts)
-            answers += told
-            logits, mask = self._read(model, prompts, told)
-            _save(scratch / f"{number}", logits[mask])
-        logits, tokens = self._passage(model)
-        _save(scratch / PASSAGE, logits[0])
-        losses = token_loss(logits, tokens, torch.ones_like(tokens))
-        about = {
-            "key": self.key,
-            "answers": answers,
-            "perplexity": perplexity(losses),
-            "passage_tokens": tokens.shape[1],
-        }
-        write_whole(scratch / ABOUT, json.dumps(about) + "\n")
-        shutil.rmtree(self.folder, ignore_errors=True)
-        scratch.replace(self.folder)
+        with writing_folder(self.folder) as scratch:
+            for number, prompts in self._batches("full precision"):
+                told = self._answer(model, prompts)
+                answers += told
+                logits, mask = self._read(model, prompts, told)
+                _save(scratch / f"{number}", logits[mask])
+            logits, tokens = self._passage(model)
+            _save(scratch / PASSAGE, logits[0])
+            losses = token_loss(logits, tokens, torch.ones_like(tokens))
+            about = {
+                "key": self.key,
+                "answers": answers,
+                "perplexity": perplexity(losses),
+                "passage_tokens": tokens.shape[1],
+            }
+            write_json(scratch / ABOUT, about)
 
     def reference_perplexity(self) -> tuple[float, int]:
         """Return full precision's perplexity of the passage, and the tokens of the passage."""
@@ -257,7 +253,7 @@ def followed(batch: Batch, answers: Sequence[Sequence[int]], processor: Any) -> 
 
 def _save(path: Path, logits_NV: Tensor) -> None:
     stored = logits_NV.float().log_softmax(-1).to(STORED).cpu().contiguous()
-    save_file({"log_probs": stored}, path.with_suffix(".safetensors"))
+    put_tensors(path.with_suffix(".safetensors"), {"log_probs": stored}, metadata=None)
 
 
 def _compared(path: Path, logits_NV: Tensor) -> Tensor:

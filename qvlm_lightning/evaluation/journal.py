@@ -7,9 +7,11 @@ another: a process that outlives its own does no harm, and what it still writes 
 """
 
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from qvlm_lightning.results.predictions import write_whole
+from qvlm_lightning.files import storage_faults, write_json
 
 KEY = "asked.json"
 _WIDTH = np.dtype("<i8")
@@ -70,7 +72,7 @@ class Journal:
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         if stored_key != key:
-            write_whole(self.folder / KEY, json.dumps(key, indent=1) + "\n")
+            write_json(self.folder / KEY, key)
         return 1 + max((int(p.stem.partition("-")[0]) for p in self._files()), default=-1), note
 
     def texts(self) -> dict[str, str]:
@@ -137,8 +139,11 @@ class Record:
 
     def __init__(self, journal: Journal, session: int, process: int, log_probs: bool) -> None:
         path = journal.folder / f"{session:04d}-{process}.jsonl"
-        self._lines = path.open("xb")
-        self._table = path.with_suffix(".f32").open("xb") if log_probs else None
+        self._folder = journal.folder
+        with storage_faults(self._folder):
+            # without a buffer: what a full disk refused would be tried again at the very end
+            self._lines = path.open("xb", buffering=0)
+            self._table = path.with_suffix(".f32").open("xb", buffering=0) if log_probs else None
 
     def add(self, ids: Sequence[str], texts: Sequence[str], log_probs: Tensor, at: float) -> None:
         """Append answers.
@@ -148,23 +153,34 @@ class Record:
             texts: what was answered.
             log_probs: [B, V] of the first answer tokens.
             at: seconds since the session began.
+
+        Raises:
+            InputError: the system refuses to write; earlier answers stay.
         """
-        if self._table is not None:
-            # first: an answer counts once its line is there
-            if self._table.tell() == 0:
-                self._table.write(np.array(log_probs.shape[1], _WIDTH).tobytes())
-            self._table.write(log_probs.cpu().numpy().astype(_VALUE).tobytes())
-            self._table.flush()
         rows = zip(ids, texts, strict=True)
         lines = [{"id": name, "text": text, "seconds": round(at, 3)} for name, text in rows]
-        self._lines.write("".join(f"{json.dumps(line)}\n" for line in lines).encode())
-        self._lines.flush()
+        with storage_faults(self._folder):
+            if self._table is not None:
+                # first: an answer counts once its line is there
+                width = np.array(log_probs.shape[1], _WIDTH).tobytes()
+                head = width if self._table.tell() == 0 else b""
+                _append(self._table, head + log_probs.cpu().numpy().astype(_VALUE).tobytes())
+            _append(self._lines, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
 
     def close(self) -> None:
-        """Close the files."""
-        for file in (self._lines, self._table):
-            if file is not None:
-                file.close()
+        """Close the files, synced: answers that are not stored yet lie nowhere else."""
+        with storage_faults(self._folder):
+            for file in (self._lines, self._table):
+                if file is not None:
+                    with file:
+                        os.fsync(file.fileno())
+
+
+def _append(file: RawIOBase, data: bytes) -> None:
+    """Write all of ``data``; one write may take less than it is given."""
+    view = memoryview(data)
+    while len(view):
+        view = view[file.write(view) or 0 :]
 
 
 def differences(before: EvaluationKey, now: EvaluationKey) -> str:

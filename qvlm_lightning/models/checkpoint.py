@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from qvlm_lightning.errors import InputError, first_line
+from qvlm_lightning.files import write_json
+from qvlm_lightning.tensor_files import put_tensors
 
 SHARD_BYTES = 2 * 1024**3
 _FORMS = (
@@ -144,9 +146,7 @@ class WeightWriter:
             self._write()
 
     def _write(self) -> None:
-        from safetensors.torch import save_file
-
-        save_file(self._held, self._part(len(self._shards)), metadata={"format": "pt"})
+        put_tensors(self._part(len(self._shards)), self._held)
         self._shards.append(list(self._held))
         self._held, self._held_bytes = {}, 0
 
@@ -167,5 +167,4 @@ class WeightWriter:
             self._part(number).replace(self.folder / file)
             where |= dict.fromkeys(names, file)
         index = {"metadata": {"total_size": self.total}, "weight_map": dict(sorted(where.items()))}
-        text = json.dumps(index, indent=1)
-        (self.folder / "model.safetensors.index.json").write_text(text + "\n", encoding="utf-8")
+        write_json(self.folder / "model.safetensors.index.json", index)

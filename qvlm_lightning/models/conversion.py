@@ -1,7 +1,6 @@
 """From an authors' checkpoint folder to one that transformers loads, tensor by tensor."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from torch import nn
 
 from qvlm_lightning.errors import InputError, first_line
+from qvlm_lightning.files import writing_folder
 from qvlm_lightning.models.checkpoint import SHARD_BYTES, WeightWriter
 from qvlm_lightning.models.original_layout import Layout, Settings, layout_of, mixture_of
 from qvlm_lightning.models.original_parts import (
@@ -88,10 +88,7 @@ def convert(
     pieces.check()
 
     result = Converted(config.model_type, notes=_notes(single, added, tower, image_token))
-    scratch = target.with_name(f".{target.name}.part")
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir(parents=True)
-    try:
+    with writing_folder(target) as scratch:
         writer = WeightWriter(scratch, shard_bytes)
         for name, tensor in pieces:
             if name in VOCABULARY:
@@ -111,9 +108,6 @@ def convert(
         config.save_pretrained(scratch)
         _generation(config).save_pretrained(scratch)
         make_processor(settings, layout, tower, words, image_token).save_pretrained(scratch)
-        scratch.replace(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return result
 
 

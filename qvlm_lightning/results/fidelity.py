@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from qvlm_lightning.results.predictions import write_whole
+from qvlm_lightning.files import write_whole
 
 
 @dataclass(frozen=True)

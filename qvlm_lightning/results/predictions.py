@@ -5,21 +5,23 @@ token's log-probabilities) and ``<name>.json``, written last: where it lies, the
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import write_json, write_whole, writing
 from qvlm_lightning.metrics.answers import is_correct, parse_answer
 from qvlm_lightning.metrics.target import WHOLE, Judgement
 from qvlm_lightning.results.variant import Control, Variant, file_name
+from qvlm_lightning.tensor_files import put_tensors
 
 
 @dataclass
@@ -116,20 +118,14 @@ class Predictions:
         return file_name(self.variant, self.control, self.split)
 
     def save(self, folder: Path) -> None:
-        """Write the files into a folder, the one that marks them whole last."""
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.name}.json").unlink(missing_ok=True)
+        """Write the files into a folder, the one that marks them whole last.
+
+        Raises:
+            InputError: the system refuses to write; what is stored there stays.
+        """
         columns = [getattr(self, name) for name in COLUMNS.values()]
         rows = (dict(zip(COLUMNS, row, strict=True)) for row in zip(*columns, strict=True))
         lines = "".join(f"{json.dumps(row)}\n" for row in rows)
-        write_whole(folder / f"{self.name}.jsonl", lines)
-        tensors = folder / f"{self.name}.safetensors"
-        if self.log_probs is None:
-            tensors.unlink(missing_ok=True)
-        else:
-            scratch = tensors.with_name(f".{tensors.name}.part")
-            save_file({"log_probs": self.log_probs.contiguous()}, scratch)
-            os.replace(scratch, tensors)
         about = {
             "variant": asdict(self.variant),
             "control": self.control,
@@ -145,7 +141,18 @@ class Predictions:
             "n": len(self.ids),
             "log_probs": self.log_probs is not None,
         }
-        write_whole(folder / f"{self.name}.json", json.dumps(about, indent=1) + "\n")
+        mark, tensors, texts = (
+            folder / f"{self.name}.{e}" for e in ("json", "safetensors", "jsonl")
+        )
+        with ExitStack() as renamed:  # the last one first, and none before all are written
+            write_json(renamed.enter_context(writing(mark)), about)
+            if self.log_probs is not None:
+                scratch = renamed.enter_context(writing(tensors))
+                put_tensors(scratch, {"log_probs": self.log_probs}, metadata=None)
+            write_whole(renamed.enter_context(writing(texts)), lines)
+            mark.unlink(missing_ok=True)
+            if self.log_probs is None:
+                tensors.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: Path, name: str) -> "Predictions":
@@ -245,10 +252,3 @@ def is_stored(
     answered = Predictions.load(folder, name)
     same = key is None or answered.asked == key
     return same and answered.source == source and answered.ids == list(ids)
-
-
-def write_whole(path: Path, content: str | bytes) -> None:
-    """Write a file so that readers see the old content or the new, never a part."""
-    scratch = path.with_name(f".{path.name}.part")
-    scratch.write_bytes(content.encode() if isinstance(content, str) else content)
-    os.replace(scratch, path)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import write_whole
 from qvlm_lightning.metrics.grouped import OVERALL
 from qvlm_lightning.results.means import seed_means
 from qvlm_lightning.results.measures import (
@@ -18,7 +19,7 @@ from qvlm_lightning.results.measures import (
     paired_measures,
     score_measures,
 )
-from qvlm_lightning.results.predictions import Predictions, search_facts, stored, write_whole
+from qvlm_lightning.results.predictions import Predictions, search_facts, stored
 from qvlm_lightning.results.rows import Row as Row
 from qvlm_lightning.results.rows import mean
 from qvlm_lightning.results.stress import Stress
@@ -137,22 +138,17 @@ def write_results(path: Path, rows: Sequence[Row], steps: Sequence[Row] = ()) ->
     """
     lists = {"rows": rows, "means": seed_means(rows), "steps": steps}
     body = ",\n".join(f'"{name}": {_lines(listed)}' for name, listed in lists.items())
-    _write(path, f"{{\n{body}\n}}\n")
+    write_whole(path, f"{{\n{body}\n}}\n")
 
 
 def write_rows(path: Path, rows: Sequence[Row]) -> None:
     """Write a list of rows as JSON, as a whole or not at all."""
-    _write(path, f"{_lines(rows)}\n")
+    write_whole(path, f"{_lines(rows)}\n")
 
 
 def _lines(rows: Sequence[Row]) -> str:
     lines = ",\n".join(json.dumps(row, allow_nan=False) for row in rows)
     return f"[\n{lines}\n]"
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, text)
 
 
 def _against_rtn(

@@ -1,4 +1,4 @@
-"""Single tensors of safetensors files, read and written without the rest of their file.
+"""Single tensors of safetensors files, read without the rest of their file.
 
 Plain reads into fresh memory: of a mapped file every page that was ever touched would count as this
 process's memory until the file is closed.
@@ -6,7 +6,7 @@ process's memory until the file is closed.
 
 import json
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -16,22 +16,7 @@ import torch
 from torch import Tensor
 
 from qvlm_lightning.errors import InputError
-
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_ORDER = ["BOOL", "U8", "I8", "I16", "F16", "BF16", "I32", "F32", "F64", "I64"]
-_LENGTH = struct.Struct("<Q")  # a file begins with the length of its header
+from qvlm_lightning.tensor_files import DTYPES, LENGTH
 
 Place = tuple[Path, str]
 
@@ -98,55 +83,21 @@ class Shards:
         return raw.view(entry.dtype)
 
 
-def write_shard(
-    path: Path,
-    tensors: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-    read: Callable[[str], Tensor],
-) -> None:
-    """Write a safetensors file with one tensor in memory at a time, in the order that safetensors
-    itself would choose.
-
-    Args:
-        path: the file.
-        tensors: name -> (type, shape).
-        read: gives the tensor of a name, of that type and shape.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    widest_first = sorted(tensors, key=lambda n: (-_ORDER.index(_NAMES[tensors[n][0]]), n))
-    for name in widest_first:
-        dtype, shape = tensors[name]
-        start, end = end, end + prod(shape) * dtype.itemsize
-        header[name] = {
-            "dtype": _NAMES[dtype],
-            "shape": list(shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(_LENGTH.pack(len(text)) + text)
-        for name in widest_first:
-            value = read(name).detach().to("cpu").contiguous()
-            assert (value.dtype, tuple(value.shape)) == tensors[name], name
-            file.write(value.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
-
-
 def _header(path: Path) -> dict[str, Entry]:
     """Return what a file says it holds, after checking that it can."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
-            (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+            (length,) = LENGTH.unpack(file.read(LENGTH.size))
             if length > size:
                 raise ValueError("its header is longer than the file")
             values = json.loads(file.read(length))
-        begin = _LENGTH.size + length
+        begin = LENGTH.size + length
         found = {
             key: Entry(
                 path,
                 begin + value["data_offsets"][0],
-                _DTYPES[value["dtype"]],
+                DTYPES[value["dtype"]],
                 tuple(value["shape"]),
             )
             for key, value in values.items()

@@ -7,6 +7,7 @@ import torch
 
 from qvlm_lightning.data import Sample
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.files import write_whole
 from qvlm_lightning.metrics.grouped import plain_scores
 from qvlm_lightning.metrics.target import Judgement, Target
 from qvlm_lightning.results.predictions import (
@@ -14,7 +15,6 @@ from qvlm_lightning.results.predictions import (
     is_stored,
     search_facts,
     stored,
-    write_whole,
 )
 from qvlm_lightning.results.variant import check_label
 

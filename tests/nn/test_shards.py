@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.weights.shards import Shards, write_shard
+from qvlm_lightning.tensor_files import write_shard
+from qvlm_lightning.weights.shards import Shards
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from qvlm_lightning.commands.table import TableRun
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.cli import quiet
 from qvlm_lightning.exits import user_faults
+from qvlm_lightning.files import write_whole
 from qvlm_lightning.models.llava import Llava
-from qvlm_lightning.results.predictions import write_whole
 from qvlm_lightning.results.render import markdown, show
 from tools.joined import estimate, summary
 
