@@ -4,7 +4,12 @@ Without an artifact the model answers in full precision. The same command resume
 evaluation; ``--trainer.strategy ddp --trainer.devices 2`` shares it between processes.
 """
 
-from qvlm_lightning.evaluation.cli import eval_main
+import sys
 
 if __name__ == "__main__":
+    if sys.stderr.isatty():  # several seconds in which nothing else can speak
+        print("loading libraries ...", end="\r", file=sys.stderr)
+
+    from qvlm_lightning.evaluation.cli import eval_main
+
     eval_main()

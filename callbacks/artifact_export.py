@@ -30,6 +30,7 @@ class ArtifactExport(Callback):
             raise InputError(
                 f"ArtifactExport works on a QuantModule, not on {type(pl_module).__name__}"
             )
+        pl_module.reported = True
         if self.method is not None:
             pl_module.name = checked_name(self.method, "method")
 
@@ -42,13 +43,17 @@ class ArtifactExport(Callback):
         if not module.finished:
             steps = module.state.steps
             raise RuntimeError(f"the final epoch ended after only {steps} optimiser steps")
-        sensitivity = module.sensitivity_report()
+        with module.phases("sensitivity" if module.sensitivity else "measurements"):
+            sensitivity = module.sensitivity_report()
         if is_main():
             root = Path(trainer.default_root_dir)
             model = module.model
             assert model is not None
-            write_json(root / "report.json", report(module) | {"sensitivity": sensitivity})
-            processor = module.family.load_processor()
-            said = manifest(module)
-            save_artifact(root / "artifact", model, processor, said, module.streamed_weights)
+            told = report(module) | {"sensitivity": sensitivity}
+            write_json(root / "report.json", told | {"spent": module.phases.spent})
+            with module.phases("export"):
+                processor = module.family.load_processor()
+                said = manifest(module)
+                save_artifact(root / "artifact", model, processor, said, module.streamed_weights)
+            write_json(root / "report.json", told | {"spent": module.phases.spent})
         barrier()

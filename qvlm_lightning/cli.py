@@ -6,7 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 import qvlm_lightning.callbacks
 import qvlm_lightning.data.chat
@@ -19,11 +22,12 @@ from qvlm_lightning.arguments import (
     usable_accelerator,
 )
 from qvlm_lightning.calibration.module import QuantModule
-from qvlm_lightning.callbacks import ArtifactExport, PercentileSearch
+from qvlm_lightning.callbacks import ArtifactExport, CalibrationBar, PercentileSearch
 from qvlm_lightning.callbacks.between_epochs import BetweenEpochs
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.exits import user_faults
+from qvlm_lightning.foreign_notes import without_foreign_notes
 
 _OURS = "qvlm_lightning.callbacks."
 
@@ -75,6 +79,20 @@ class CalibrationCLI(LightningCLI):
         others = [c for c in given if c["class_path"] not in own]
         trainer["callbacks"] = others + list(own.values())
 
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Add the bar and the logger that a run has unless the configuration says otherwise."""
+        given = self.config_init["fit"]["trainer"]
+        callbacks = list(given["callbacks"] or [])
+        if given["enable_progress_bar"] is not False:
+            own = any(isinstance(callback, ProgressBar) for callback in callbacks)
+            callbacks += [] if own else [CalibrationBar()]
+        kwargs |= {"callbacks": callbacks}
+        if given["logger"] in (None, True):
+            # always the same folder: a resumed run goes on in it
+            root = given["default_root_dir"] or "."
+            kwargs["logger"] = TensorBoardLogger(root, version=0, default_hp_metric=False)
+        return super().instantiate_trainer(**kwargs)
+
     def _parse_ckpt_path(self) -> None:
         """Leave the configuration as it is; Lightning would put the checkpoint's in its place."""
 
@@ -85,7 +103,8 @@ class CalibrationCLI(LightningCLI):
         checkpoint = None if trainer.fast_dev_run else self._checkpoint(root)
         self.datamodule.setup("fit")
         register_callbacks(self.model, trainer)
-        self.model.build(self.datamodule, trainer)
+        with self.model.phases("loading the model"):
+            self.model.build(self.datamodule, trainer)
         if checkpoint is not None:
             self.model.check(_read(checkpoint))
         self.config_init["fit"]["ckpt_path"] = checkpoint and str(checkpoint)
@@ -160,5 +179,5 @@ def train_main(args: ArgsType = None) -> CalibrationCLI:
     Raises:
         SystemExit: code 2 on a user fault, printed as one sentence.
     """
-    with user_faults():
+    with user_faults(), without_foreign_notes():
         return CalibrationCLI(args)

@@ -1,7 +1,6 @@
 """The evaluation program."""
 
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,21 +19,13 @@ from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.progress import QuestionBar
 from qvlm_lightning.evaluation.run import evaluate
 from qvlm_lightning.exits import user_faults
+from qvlm_lightning.foreign_notes import without_foreign_notes
 from qvlm_lightning.results.render import grids, markdown, show
 from qvlm_lightning.results.report import load_answers, report_rows, write_results
 from qvlm_lightning.results.scores import score_grids
 
 CONFIG = "eval.yaml"
 """What was evaluated, in the run folder: ``compare`` finds the questions by it."""
-
-_NOTES = (
-    r"isinstance\(treespec, LeafSpec\)",
-    "does not have many workers",
-    "this fit will run with no optimizer",  # searches have nothing to optimise
-    "LightningCLI's args parameter is intended",  # the table runs programs in its own process
-    r"It is recommended to use `self.log",  # the metric has summed over processes by itself
-    r"Found \d+ module\(s\) in eval mode",  # a calibrated model stays in eval mode on purpose
-)
 
 
 class EvaluationCLI(LightningCLI):
@@ -130,21 +121,13 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
 @contextmanager
 def quiet() -> Iterator[None]:
     """Mute notes of the libraries that tell an evaluation nothing: hardware, loaders, weights."""
-    from transformers.utils import logging as transformers_logging
-
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
-    bars = transformers_logging.is_progress_bar_enabled()
     for logger in loggers:
         logger.setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            for note in _NOTES:
-                warnings.filterwarnings("ignore", message=f".*{note}")
+        with without_foreign_notes():
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
