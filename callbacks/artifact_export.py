@@ -1,4 +1,4 @@
-"""Writes ``report.json`` and ``artifact/`` when everything is decided."""
+"""Writes ``report.json``, ``artifact/`` and ``report.html`` when everything is decided."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ from qvlm_lightning.calibration.state import write_json
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.names import checked_name
 from qvlm_lightning.nn.distributed import barrier, is_main
+from qvlm_lightning.results.run_report import write_run_page
 
 
 class ArtifactExport(Callback):
@@ -57,3 +58,9 @@ class ArtifactExport(Callback):
                 save_artifact(root / "artifact", model, processor, said, module.streamed_weights)
             write_json(root / "report.json", told | {"spent": module.phases.spent})
         barrier()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the page, of what an earlier process exported, too."""
+        root = Path(trainer.default_root_dir)
+        if is_main() and not cast(Any, trainer).fast_dev_run and (root / "report.json").is_file():
+            write_run_page(root)

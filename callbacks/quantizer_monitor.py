@@ -1,9 +1,11 @@
 """Gives what a calibration has decided, and how well it fits, to the loggers."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import TensorBoardLogger
 from matplotlib.figure import Figure
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -78,6 +80,8 @@ class QuantizerMonitor(Callback):
         for logger in trainer.loggers:
             logger.log_hyperparams(module.hyperparameters())
         for board in _boards(trainer):
+            # Lightning has written the file before, when there was nothing to say
+            save_hparams_to_yaml(Path(board.log_dir) / board.NAME_HPARAMS_FILE, board.hparams)
             state = module.state
             _drop_from(board.experiment, state.steps + 1 if state.initialised else 0)
             charts = {

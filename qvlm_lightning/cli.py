@@ -28,6 +28,7 @@ from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.exits import user_faults
 from qvlm_lightning.foreign_notes import without_foreign_notes
+from qvlm_lightning.results.run_report import show_run
 
 _OURS = "qvlm_lightning.callbacks."
 
@@ -170,14 +171,21 @@ def _read(checkpoint: Path) -> dict[str, Any]:
         raise fault from error
 
 
-def train_main(args: ArgsType = None) -> CalibrationCLI:
+def train_main(args: ArgsType = None, summary: bool = True) -> CalibrationCLI:
     """Run the calibration program.
 
     Args:
         args: command line without the program's name; default ``sys.argv``.
+        summary: print what the run did and the commands that follow.
 
     Raises:
         SystemExit: code 2 on a user fault, printed as one sentence.
     """
     with user_faults(), without_foreign_notes():
-        return CalibrationCLI(args)
+        cli = CalibrationCLI(args)
+        trainer: Any = cli.trainer  # sets fast_dev_run on itself, undeclared
+        root = Path(trainer.default_root_dir)
+        reported = trainer.is_global_zero and (root / "report.json").is_file()
+        if summary and reported and not trainer.fast_dev_run:
+            show_run(root)
+        return cli

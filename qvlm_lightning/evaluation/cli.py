@@ -20,8 +20,11 @@ from qvlm_lightning.evaluation.progress import QuestionBar
 from qvlm_lightning.evaluation.run import evaluate
 from qvlm_lightning.exits import user_faults
 from qvlm_lightning.foreign_notes import without_foreign_notes
+from qvlm_lightning.results.evaluation_facts import evaluation_facts
+from qvlm_lightning.results.next_steps import steps_after_evaluation
 from qvlm_lightning.results.render import grids, markdown, show
 from qvlm_lightning.results.report import load_answers, report_rows, write_results
+from qvlm_lightning.results.run_report import show_lines
 from qvlm_lightning.results.scores import score_grids
 
 CONFIG = "eval.yaml"
@@ -102,7 +105,7 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
     with user_faults(), quiet():
         cli = EvaluationCLI(args)
         options = {key: cli.config[key] for key in ("reference", "controls")}
-        evaluate(cli.trainer, cli.model, cli.datamodule, **options)
+        answered = evaluate(cli.trainer, cli.model, cli.datamodule, **options)
         if not cli.trainer.is_global_zero:
             return cli
         root = Path(cli.trainer.default_root_dir)
@@ -114,7 +117,8 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         (root / "results.md").write_text("\n\n".join(map(markdown, drawn)) + "\n")
         for grid in drawn:
             show(grid)
-        print(f"rows: {root / 'results.json'}")
+        facts = evaluation_facts(answered, known, root)
+        show_lines(facts, steps_after_evaluation(root))
     return cli
 
 
