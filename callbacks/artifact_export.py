@@ -1,4 +1,4 @@
-"""Writes ``report.json`` and ``artifact/`` when everything is decided."""
+"""Writes ``report.json``, ``artifact/`` and ``report.html`` when everything is decided."""
 
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +12,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.files import write_json
 from qvlm_lightning.names import checked_name
 from qvlm_lightning.nn.distributed import barrier, is_main
+from qvlm_lightning.results.run_report import write_run_page
 
 
 class ArtifactExport(Callback):
@@ -30,6 +31,7 @@ class ArtifactExport(Callback):
             raise InputError(
                 f"ArtifactExport works on a QuantModule, not on {type(pl_module).__name__}"
             )
+        pl_module.reported = True
         if self.method is not None:
             pl_module.name = checked_name(self.method, "method")
 
@@ -42,14 +44,24 @@ class ArtifactExport(Callback):
         if not module.finished:
             steps = module.state.steps
             raise RuntimeError(f"the final epoch ended after only {steps} optimiser steps")
-        sensitivity = module.sensitivity_report()
+        with module.phases("sensitivity" if module.sensitivity else "measurements"):
+            sensitivity = module.sensitivity_report()
         if is_main():
             root = Path(trainer.default_root_dir)
             model = module.model
             assert model is not None
-            write_json(root / "report.json", report(module) | {"sensitivity": sensitivity})
-            processor = module.family.load_processor()
-            said = manifest(module)
-            weights, stored = module.streamed_weights, module.structure.stored
-            save_artifact(root / "artifact", model, processor, said, weights, stored)
+            told = report(module) | {"sensitivity": sensitivity}
+            write_json(root / "report.json", told | {"spent": module.phases.spent})
+            with module.phases("export"):
+                processor = module.family.load_processor()
+                said = manifest(module)
+                weights, stored = module.streamed_weights, module.structure.stored
+                save_artifact(root / "artifact", model, processor, said, weights, stored)
+            write_json(root / "report.json", told | {"spent": module.phases.spent})
         barrier()
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the page, of what an earlier process exported, too."""
+        root = Path(trainer.default_root_dir)
+        if is_main() and not cast(Any, trainer).fast_dev_run and (root / "report.json").is_file():
+            write_run_page(root)

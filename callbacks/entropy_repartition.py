@@ -57,4 +57,5 @@ class EntropyRepartition(BetweenEpochs):
         """Re-partition if it is due."""
         epoch = module.epoch_due(module.state.partitions_done)
         if epoch is not None:
-            module.repartition(epoch, self.proxy, **self.options)
+            with module.phases("dependency"):
+                module.repartition(epoch, self.proxy, **self.options)

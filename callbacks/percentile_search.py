@@ -50,5 +50,10 @@ class PercentileSearch(BetweenEpochs):
     def act(self, module: QuantModule) -> None:
         """Decide if it is due."""
         epoch = module.epoch_due(module.state.passes_done)
-        if epoch is not None:
+        if epoch is None:
+            return
+        # a streamed model would be read once more
+        if module.reported and not module.state.passes and not module.streaming:
+            module.state.sqnr_minmax = module.layer_sqnr()
+        with module.phases("search"):
             module.search(epoch)

@@ -1,12 +1,19 @@
-"""Writes what a calibration has decided, and how well it fits, to TensorBoard."""
+"""Gives what a calibration has decided, and how well it fits, to the loggers."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.core.saving import save_hparams_to_yaml
 from lightning.pytorch.loggers import TensorBoardLogger
+from matplotlib.figure import Figure
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from qvlm_lightning.calibration.monitoring import HEADLINES, search_scalars, sqnr_scalars
+from qvlm_lightning.calibration.phases import Phases
 from qvlm_lightning.calibration.state import CalibrationState
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.plots import (
@@ -15,10 +22,13 @@ from qvlm_lightning.plots import (
     partition_figure,
     percentile_figure,
 )
+from qvlm_lightning.progress import bar
 
 
 class Watchable(Protocol):
     """What a calibration module shows to this callback."""
+
+    phases: Phases
 
     @property
     def state(self) -> CalibrationState:
@@ -30,14 +40,18 @@ class Watchable(Protocol):
     def clip_histograms(self) -> dict[str, tuple[Tensor, float, float]]:
         """Return site name -> (values, low, high)."""
 
+    def hyperparameters(self) -> dict[str, Any]:
+        """Return what the run was told, in plain values."""
+
 
 class QuantizerMonitor(Callback):
-    """Draws every search and measures every few epochs, for TensorBoard.
+    """Logs every search and measures every few epochs.
 
-    Tags: ``search/layer_forwards``, ``search/seconds``, ``search/percentile/<site>``; figures
-    ``search/percentiles``, ``entropy/dependency/<tower>``, ``quant/clip/<layers>`` of every search;
-    ``quant/sqnr/<layer>`` and histograms ``quant/values/<site>`` of every measurement. Loss terms
-    are logged by the module. Without a TensorBoard logger it rests.
+    Scalars go to every logger, at the number of optimiser steps: ``headline/`` with what they start
+    from in ``baseline/``, the rest in ``detail/`` (see
+    :mod:`~qvlm_lightning.calibration.monitoring`). TensorBoard also gets charts that draw both in
+    one, figures of every search, and histograms of every measurement. After a resume it drops what
+    the interrupted run wrote behind its checkpoint. Without a logger the callback rests.
 
     Args:
         every_n_epochs: distance between measurements.
@@ -48,6 +62,7 @@ class QuantizerMonitor(Callback):
             raise InputError(f"every_n_epochs is {every_n_epochs}, allowed is 1 or more")
         self.every_n_epochs = every_n_epochs
         self._passes_drawn = 0
+        self._last: dict[str, float] = {}
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Refuse a module that has nothing to watch."""
@@ -56,6 +71,24 @@ class QuantizerMonitor(Callback):
             raise InputError(
                 f"QuantizerMonitor watches calibration modules, not {type(pl_module).__name__}"
             )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Log the hyperparameters; lay out the charts and go on behind the checkpoint."""
+        if not trainer.is_global_zero:
+            return
+        module = cast(Watchable, pl_module)
+        for logger in trainer.loggers:
+            logger.log_hyperparams(module.hyperparameters())
+        for board in _boards(trainer):
+            # Lightning has written the file before, when there was nothing to say
+            save_hparams_to_yaml(Path(board.log_dir) / board.NAME_HPARAMS_FILE, board.hparams)
+            state = module.state
+            _drop_from(board.experiment, state.steps + 1 if state.initialised else 0)
+            charts = {
+                title: ["Multiline", [f"headline/{name}$", f"baseline/{name}$"]]
+                for name, title in HEADLINES.items()
+            }
+            board.experiment.add_custom_scalars({"Calibration": charts})
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Draw what the search at the start of this epoch decided."""
@@ -68,8 +101,14 @@ class QuantizerMonitor(Callback):
             self._measure(trainer, cast(Watchable, pl_module))
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Draw a final pass that came after the last epoch's end."""
-        self._draw(trainer, cast(Watchable, pl_module))
+        """Draw a final pass that came after the last epoch's end; log results beside the
+        hyperparameters.
+        """
+        module = cast(Watchable, pl_module)
+        self._draw(trainer, module)
+        if self._last and trainer.is_global_zero:
+            for board in _boards(trainer):
+                board.log_hyperparams(module.hyperparameters(), self._last, module.state.steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Remember what has been drawn: a resumed run does not draw it again."""
@@ -80,47 +119,62 @@ class QuantizerMonitor(Callback):
         self._passes_drawn = state_dict["passes_drawn"]
 
     def _draw(self, trainer: Trainer, module: Watchable) -> None:
-        """Draw what the search passes not drawn yet have decided."""
+        """Log and draw what the search passes not drawn yet have decided."""
         state = module.state
         new = state.passes[self._passes_drawn :]
         self._passes_drawn = len(state.passes)
-        writer = _writer(trainer)
-        if not new or writer is None:
+        if not new or not trainer.loggers or not trainer.is_global_zero:
             return
-        for search in new:
-            writer.add_scalar("search/layer_forwards", search["layer_forwards"], search["epoch"])
-            writer.add_scalar("search/seconds", search["seconds"], search["epoch"])
-        epoch = new[-1]["epoch"]
-        for site, percentile in state.percentiles.items():
-            writer.add_scalar(f"search/percentile/{site}", percentile, epoch)
-        figures = {"search/percentiles": percentile_figure(state.percentiles)}
-        for (
-            tower
-        ) in state.dependency:  # without a measured dependency every layer is a block of its own
-            blocks = {tower: state.partition[tower]}
-            figure = partition_figure(state.dependency, state.threshold, blocks)
-            figures[f"entropy/dependency/{tower}"] = figure
-        for prefix, clips in by_prefix(module.clip_histograms()).items():
-            figures[f"quant/clip/{prefix}"] = clip_histogram_figure(clips)
-        for tag, figure in figures.items():
-            writer.add_figure(tag, figure, epoch, close=False)
+        with module.phases("measurements"):
+            for search in new:
+                self._log(trainer, search_scalars(state, search), state.steps)
+            for board in _boards(trainer):
+                for tag, figure in _figures(module):
+                    board.experiment.add_figure(tag, figure, state.steps, close=False)
 
     def _measure(self, trainer: Trainer, module: Watchable) -> None:
         """Log SQNR per layer and what passes each site."""
-        writer = _writer(trainer)
-        if writer is None:
+        if not trainer.loggers or not trainer.is_global_zero:
             return
-        for layer, decibel in module.layer_sqnr().items():
-            writer.add_scalar(f"quant/sqnr/{layer}", decibel, trainer.current_epoch)
-        for site, (values, _, _) in module.clip_histograms().items():
-            writer.add_histogram(f"quant/values/{site}", values, trainer.current_epoch)
+        steps = module.state.steps
+        scalars = sqnr_scalars(module.layer_sqnr(), module.state.sqnr_minmax)
+        self._log(trainer, scalars, steps)
+        for board in _boards(trainer):
+            for site, (values, _, _) in module.clip_histograms().items():
+                board.experiment.add_histogram(f"detail/values/{site}", values, steps)
+
+    def _log(self, trainer: Trainer, scalars: dict[str, float], step: int) -> None:
+        self._last |= {n: x for n, x in scalars.items() if n.startswith("headline/")}
+        for logger in trainer.loggers:
+            logger.log_metrics(scalars, step=step)
 
 
-def _writer(trainer: Trainer) -> SummaryWriter | None:
-    """Return the event file; ``None`` without one and on every process but the first."""
-    if not trainer.is_global_zero:
-        return None
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            return logger.experiment
-    return None
+def _figures(module: Watchable) -> Iterator[tuple[str, Figure]]:
+    """Yield tag and figure of all that was decided, and show how far the drawing is."""
+    state, clips = module.state, by_prefix(module.clip_histograms())
+    count = 1 + len(state.dependency) + len(clips)
+    yield "detail/percentiles", percentile_figure(state.percentiles)
+    bar("figures", 1, count)
+    # without a measured dependency every layer is a block of its own
+    for number, tower in enumerate(state.dependency, 2):
+        blocks = {tower: state.partition[tower]}
+        figure = partition_figure(state.dependency, state.threshold, blocks)
+        yield f"detail/dependency/{tower}", figure
+        bar("figures", number, count)
+    for number, (prefix, some) in enumerate(clips.items(), count - len(clips) + 1):
+        yield f"detail/clip/{prefix}", clip_histogram_figure(some)
+        bar("figures", number, count)
+
+
+def _boards(trainer: Trainer) -> list[TensorBoardLogger]:
+    return [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+
+
+def _drop_from(writer: SummaryWriter, step: int) -> None:
+    """Let readers forget what earlier event files of the folder have from ``step`` on.
+
+    TensorBoard takes a session that starts at a step for one that goes on behind an interruption.
+    """
+    start = SessionLog(status=SessionLog.START)
+    assert writer.file_writer is not None, "the writer has just written"
+    writer.file_writer.add_event(Event(step=step, session_log=start))

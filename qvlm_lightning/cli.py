@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
 
 import qvlm_lightning.callbacks
 import qvlm_lightning.data.chat
@@ -19,14 +21,16 @@ from qvlm_lightning.arguments import (
 )
 from qvlm_lightning.calibration.checkpoint import latest, read_checkpoint
 from qvlm_lightning.calibration.module import QuantModule
-from qvlm_lightning.callbacks import ArtifactExport, PercentileSearch
+from qvlm_lightning.callbacks import ArtifactExport, CalibrationBar, PercentileSearch
 from qvlm_lightning.callbacks.between_epochs import BetweenEpochs
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.exits import user_faults
 from qvlm_lightning.files import storage_faults, writing
+from qvlm_lightning.foreign_notes import without_foreign_notes
 from qvlm_lightning.progress import say
 from qvlm_lightning.ranks import RankWatch, check_scheduler, requeued
+from qvlm_lightning.results.run_report import show_run
 from qvlm_lightning.run_lock import run_lock
 from qvlm_lightning.stopping import command_line
 
@@ -105,7 +109,19 @@ class CalibrationCLI(LightningCLI):
         trainer["callbacks"] = others + list(own.values())
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Let the processes of the run end together."""
+        """Add the bar and the logger that a run has unless the configuration says otherwise, and
+        let the processes of the run end together.
+        """
+        given = self.config_init["fit"]["trainer"]
+        callbacks = list(given["callbacks"] or [])
+        if given["enable_progress_bar"] is not False:
+            own = any(isinstance(callback, ProgressBar) for callback in callbacks)
+            callbacks += [] if own else [CalibrationBar()]
+        kwargs |= {"callbacks": callbacks}
+        if given["logger"] in (None, True):
+            # always the same folder: a resumed run goes on in it
+            root = given["default_root_dir"] or "."
+            kwargs["logger"] = TensorBoardLogger(root, version=0, default_hp_metric=False)
         trainer: Any = super().instantiate_trainer(**kwargs)
         trainer.callbacks.insert(0, RankWatch(trainer))
         return trainer
@@ -123,7 +139,8 @@ class CalibrationCLI(LightningCLI):
         checkpoint = None if trainer.fast_dev_run else self._checkpoint(root)
         self.datamodule.setup("fit")
         register_callbacks(self.model, trainer)
-        self.model.build(self.datamodule, trainer)
+        with self.model.phases("loading the model"):
+            self.model.build(self.datamodule, trainer)
         if checkpoint is not None:
             self.model.check(checkpoint[1])
         self.config_init["fit"]["ckpt_path"] = checkpoint and str(checkpoint[0])
@@ -193,11 +210,12 @@ def register_callbacks(module: QuantModule, trainer: Any) -> None:
         )
 
 
-def train_main(args: ArgsType = None) -> CalibrationCLI:
+def train_main(args: ArgsType = None, summary: bool = True) -> CalibrationCLI:
     """Run the calibration program.
 
     Args:
         args: command line without the program's name; default ``sys.argv``.
+        summary: print what the run did and the commands that follow.
 
     Raises:
         SystemExit: code 2 on a user fault, printed as one sentence; 128 and its number after a
@@ -205,5 +223,12 @@ def train_main(args: ArgsType = None) -> CalibrationCLI:
     """
     folder = RunFolder()
     # inside another program its command goes on
-    with user_faults(folder.again if args is None else command_line), folder:
-        return CalibrationCLI(args, folder)
+    faults = user_faults(folder.again if args is None else command_line)
+    with faults, folder, without_foreign_notes():
+        cli = CalibrationCLI(args, folder)
+        trainer: Any = cli.trainer  # sets fast_dev_run on itself, undeclared
+        root = Path(trainer.default_root_dir)
+        reported = trainer.is_global_zero and (root / "report.json").is_file()
+        if summary and reported and not trainer.fast_dev_run:
+            show_run(root)
+        return cli

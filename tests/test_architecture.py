@@ -27,7 +27,7 @@ ROWS = [
     {"quant"},
     {"tasks"},
     {"data"},
-    {"metrics", "plots", "progress"},
+    {"metrics", "plots", "progress", "foreign_notes"},
     {"models"},
     {"arguments", "ranks"},
     {"exits"},

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from qvlm_lightning.calibration.decisions import Decided, Decisions, decide, search_key
 from qvlm_lightning.calibration.state import CalibrationState
-from qvlm_lightning.calibration.statistics import Progress, Statistics
+from qvlm_lightning.calibration.statistics import Statistics
 from qvlm_lightning.forward.passes import Passes
 from qvlm_lightning.forward.samples import Batch
 from qvlm_lightning.forward.stream import StreamedModel
@@ -21,6 +21,8 @@ from qvlm_lightning.nn.changes import as_stored, commit
 from qvlm_lightning.nn.distributed import barrier, from_main, is_main
 from qvlm_lightning.nn.replay import UnitInput, run_unit
 from qvlm_lightning.nn.structure import Tower
+from qvlm_lightning.progress import Progress
+from qvlm_lightning.results.objectives import scores_of
 
 
 class BlockSearch:
@@ -33,7 +35,7 @@ class BlockSearch:
         statistics: ranges of the full-precision activations.
         state: takes down what was decided.
         decisions: files of finished blocks.
-        progress: called as ``progress(what, done, of)``.
+        progress: called as ``progress(what, done, of, note)``.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class BlockSearch:
         with self.structure.only({tower.name}):
             for index, (first, last) in enumerate(blocks):
                 units = tower.units[first : last + 1]
+                self._show(tower, blocks, index, objective)
                 with self.passes.held(units):
                     started = time.perf_counter()
                     block = self.block(tower, first, last, exact, quantized, method)
@@ -128,10 +131,27 @@ class BlockSearch:
                     for unit in units:
                         quantized = [c.advanced(run_unit(unit, c.hidden, c)) for c in quantized]
                 quantized = [c.advanced(self.passes.keep(c.hidden)) for c in quantized]
-                if self.progress:
-                    self.progress(f"search {tower.name}", index + 1, len(blocks))
+        self._show(tower, blocks, len(blocks), objective)
         self.state.objective = objective
         return decided
+
+    def _show(
+        self,
+        tower: Tower,
+        blocks: Sequence[Sequence[int]],
+        index: int,
+        objective: Sequence[Mapping[str, Any]],
+    ) -> None:
+        """Show which block is decided now, and what J the one before it had and has."""
+        if self.progress is None:
+            return
+        done, count = sum(last - first + 1 for first, last in blocks[:index]), len(blocks)
+        notes = []
+        if index < count:
+            notes.append(f"block {index + 1} of {count}: {layers(*blocks[index])}")
+        if index and (scores := list(scores_of(objective[-1]).values())):
+            notes.append(f"J {scores[0]:.3g} -> {scores[-1]:.3g}")
+        self.progress(f"search {tower.name}", done, len(tower.units), ", ".join(notes))
 
     def chains(self, tower: Tower, method: Method) -> tuple[list[UnitInput], list[UnitInput]]:
         """Return the calls of a tower's first unit, in full precision and behind quantized
@@ -230,3 +250,13 @@ class BlockSearch:
 
 def _reader_of(tensors: Mapping[str, Tensor], name: str) -> Callable[[], Tensor]:
     return partial(tensors.__getitem__, name)
+
+
+def layers(first: int, last: int) -> str:
+    """Write a block by the numbers of its layers.
+
+    Example:
+        >>> layers(2, 2), layers(2, 4)
+        ('layer 2', 'layers 2 to 4')
+    """
+    return f"layer {first}" if first == last else f"layers {first} to {last}"

@@ -15,7 +15,7 @@ from qvlm_lightning.calibration.dependency import dependency_counts
 from qvlm_lightning.calibration.massive import warning_lines
 from qvlm_lightning.calibration.sinks import SinkSearch
 from qvlm_lightning.calibration.state import CalibrationState
-from qvlm_lightning.calibration.statistics import Progress, Statistics
+from qvlm_lightning.calibration.statistics import Statistics
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.passes import Passes, WholeModel
 from qvlm_lightning.forward.samples import Batch, with_image_rows, with_sinks
@@ -28,7 +28,7 @@ from qvlm_lightning.nn.distributed import is_main
 from qvlm_lightning.nn.replay import run_unit
 from qvlm_lightning.nn.structure import Tower
 from qvlm_lightning.nn.surgery import quantize_model
-from qvlm_lightning.progress import say
+from qvlm_lightning.progress import Progress, say
 from qvlm_lightning.quant.entropy import conditional_entropy
 from qvlm_lightning.quant.partition import (
     fixed_blocks,
@@ -56,7 +56,7 @@ class Calibrator:
         seed: seed of reservoirs and draws.
         progress_folder: where an interrupted search finds its finished blocks; ``None`` keeps
             nothing.
-        progress: called as ``progress(what, done, of)``.
+        progress: called as ``progress(what, done, of, note)``.
         weights: where the weights of a model without any come from, layer by layer; default: the
             model is in memory as a whole.
 

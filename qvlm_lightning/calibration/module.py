@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
-from qvlm_lightning.calibration import monitoring
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.checkpoint import check_checkpoint
 from qvlm_lightning.calibration.schedule import PassSettings, kept_candidates, note_idle_search
 from qvlm_lightning.calibration.sensitivity import sensitivity_report
 from qvlm_lightning.calibration.state import CalibrationState
 from qvlm_lightning.calibration.stream_run import Streaming, open_model, prepare, ram_for_weights
+from qvlm_lightning.calibration.watched import WatchedModule
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.estimate.fits import check_memory
 from qvlm_lightning.forward.samples import Batch, fingerprint
@@ -31,7 +30,7 @@ from qvlm_lightning.quant.scheme import Scheme
 from qvlm_lightning.weights.streamed import StreamedWeights
 
 
-class QuantModule(LightningModule):
+class QuantModule(WatchedModule):
     """Calibration of a vision-language model; what happens when is up to the callbacks.
 
     Time is counted in ``state.steps``, the optimiser steps done; a run resumed from any checkpoint
@@ -218,12 +217,16 @@ class QuantModule(LightningModule):
     def configure_model(self) -> None:
         """Build, where the program has not done so already."""
         trainer: Any = self.trainer  # sets datamodule and fast_dev_run on itself, undeclared
-        with torch.device("cpu"):  # and not on the accelerator: as when the program builds
+        with (
+            self.phases("loading the model"),
+            torch.device("cpu"),
+        ):  # and not on the accelerator: as when the program builds
             self.build(trainer.datamodule, trainer)
 
     def on_train_start(self) -> None:
         """Collect the statistics; a restored run keeps its ranges."""
-        self._built().collect(self.percentiles)
+        with self.phases("statistics"):
+            self._built().collect(self.percentiles)
         self.structure.enable(True)
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
@@ -259,6 +262,7 @@ class QuantModule(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the quantizers, drop the model."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["state_dict"] = {
             f"model.{n}": v.detach() for n, v in self.quantizer_state().items()
         }
@@ -267,6 +271,7 @@ class QuantModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Check the checkpoint, then take over its decisions."""
         self.check(checkpoint)
+        super().on_load_checkpoint(checkpoint)
         self.state.update(checkpoint["calibration"]["state"])
         if self.streaming:  # Lightning does not see the model
             tensors = {n.removeprefix("model."): v for n, v in checkpoint["state_dict"].items()}
@@ -284,16 +289,6 @@ class QuantModule(LightningModule):
     def sensitivity_report(self) -> dict[str, Any] | None:
         """Return which parts and layers hurt, if that is asked for; called in every process."""
         return sensitivity_report(self._built()) if self.sensitivity else None
-
-    # --- for the monitor --------------------------------------------------------------------------
-
-    def layer_sqnr(self) -> dict[str, float]:
-        """Return :func:`~qvlm_lightning.calibration.monitoring.layer_sqnr`."""
-        return monitoring.layer_sqnr(self._built())
-
-    def clip_histograms(self) -> dict[str, tuple[Tensor, float, float]]:
-        """Return :func:`~qvlm_lightning.calibration.monitoring.clip_histograms`."""
-        return monitoring.clip_histograms(self._built())
 
     def _built(self) -> Calibrator:
         if self.calibrator is None:

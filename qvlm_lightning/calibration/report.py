@@ -4,9 +4,11 @@ import platform
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from qvlm_lightning.calibration.massive import massive_report
+from qvlm_lightning.calibration.massive import massive_report, warning_lines
 from qvlm_lightning.calibration.module import QuantModule
+from qvlm_lightning.calibration.monitoring import histogram
 from qvlm_lightning.calibration.token_peaks import counted_tokens
+from qvlm_lightning.estimate.sizes import part_sizes
 from qvlm_lightning.models.find import family_name
 
 
@@ -98,6 +100,7 @@ def report(module: QuantModule) -> dict[str, Any]:
         **decided_by(module),
         "model": module.family.describe(),
         "scheme": module.scheme.to_dict(),
+        "scheme_name": module.scheme.name,
         "activation_mode": module.scheme.activation_mode,
         "units": {name: [u.name for u in tower.units] for name, tower in structure.towers.items()},
         "dependency": state.dependency,
@@ -117,9 +120,49 @@ def report(module: QuantModule) -> dict[str, Any]:
         "ignored": structure.ignored,
         "sinks": _sinks(module),
         "notes": structure.notes,
+        "warnings": warnings(module),
+        "sizes": sizes(module),
+        "sqnr": sqnr(module),
+        "clips": clips(module),
         "seed": module.seed,
         "calibration_ids": list(module.calibration_ids),
         "versions": versions(),
+    }
+
+
+def warnings(module: QuantModule) -> list[str]:
+    """Return what the run warned of."""
+    calibrator = module.calibrator
+    assert calibrator is not None, "a run that is reported has been built"
+    massive_lines = warning_lines(module.structure, module.scheme, calibrator.statistics.peaks)
+    return [*massive_lines, *module.structure.notes]
+
+
+def sizes(module: QuantModule) -> dict[str, dict[str, int]]:
+    """Return per part the bytes of its weights: in the model's type, and once they are packed."""
+    assert module.model is not None, "a run that is reported has been built"
+    parts = part_sizes(module.model, module.structure)
+    return {part: {"full": size.full, "packed": size.quantized} for part, size in parts.items()}
+
+
+def sqnr(module: QuantModule) -> dict[str, dict[str, float]]:
+    """Return the signal to quantization noise of every layer's output, dB, on min-max ranges
+    (``minmax``) and as decided (``decided``); empty for a streamed model, which would have to be
+    read once more for each.
+    """
+    if module.streaming:
+        return {"minmax": {}, "decided": {}}
+    return {"minmax": module.state.sqnr_minmax, "decided": module.layer_sqnr()}
+
+
+def clips(module: QuantModule) -> dict[str, dict[str, Any]]:
+    """Return per site with a stored range a histogram of its full-precision activations
+    (``from``, ``to``, ``counts``) and the outermost bounds (``low``, ``high``).
+    """
+    found = module.clip_histograms()
+    return {
+        site: {"low": low, "high": high, **histogram(values)}
+        for site, (values, low, high) in found.items()
     }
 
 

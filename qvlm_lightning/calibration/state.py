@@ -18,6 +18,8 @@ class CalibrationState:
         passes: per search pass: epoch, towers, layer_forwards, site_forwards, seconds.
         partitions: per re-partition: epoch and the partition, so that changes can be seen.
         changed: name of a weight, bias or gain that a method changed -> file of the decision.
+        sqnr_minmax: quantized Linear -> signal to quantization noise of its output on min-max
+            ranges, dB; empty if it was not measured.
         searched: towers whose ranges a search has chosen, in that order.
         initialised: whether the quantizers hold ranges at all.
         loss: per epoch of visual-encoder optimisation, each term.
@@ -43,6 +45,7 @@ class CalibrationState:
     jacobian: dict[str, list[float]] = field(default_factory=dict)
     jacobian_fixed: dict[str, list[float]] = field(default_factory=dict)
     changed: dict[str, str] = field(default_factory=dict)
+    sqnr_minmax: dict[str, float] = field(default_factory=dict)
     searched: list[str] = field(default_factory=list)
     initialised: bool = False
     steps: int = 0

@@ -2,7 +2,7 @@
 dependency.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -17,10 +17,9 @@ from qvlm_lightning.forward.samples import Batch, by_sample, rows_and_mask
 from qvlm_lightning.nn.distributed import gather_objects, world
 from qvlm_lightning.nn.routing import observed
 from qvlm_lightning.nn.structure import Site, Structure, Tower, Unit
+from qvlm_lightning.progress import Progress
 from qvlm_lightning.quant.observers import Granularity, RangeObserver
 from qvlm_lightning.quant.tables import RangeTable
-
-Progress = Callable[[str, int, int], None]
 
 _GRANULARITY: dict[int, Granularity] = {0: "tensor", 1: "channel", 2: "position"}
 

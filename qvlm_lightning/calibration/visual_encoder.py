@@ -10,6 +10,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
 from qvlm_lightning.calibration.module import QuantModule
+from qvlm_lightning.calibration.monitoring import fixed_loss_scalars
 from qvlm_lightning.calibration.stream_run import Streaming
 from qvlm_lightning.errors import check_numbers
 from qvlm_lightning.forward.passes import WholeModel
@@ -146,13 +147,10 @@ class VisualEncoderOptimization(QuantModule):
             self.micro_batches,
             self.structure.sinks,
         )
-        edges = SoftEdges(
-            self.structure,
-            calibrator.statistics.channel_range,
-            self.temperature,
-            self.entropy_samples,
-        )
-        self.loss = TowerLoss(calibrator.passes, edges, calibrator.batches, parts)
+        ranges = calibrator.statistics.channel_range
+        edges = SoftEdges(self.structure, ranges, self.temperature, self.entropy_samples)
+        with self.phases("statistics"):
+            self.loss = TowerLoss(calibrator.passes, edges, calibrator.batches, parts)
 
     # --- one step -------------------------------------------------------------------------------
 
@@ -167,11 +165,18 @@ class VisualEncoderOptimization(QuantModule):
         if not self.finished and given != index:
             raise RuntimeError(f"the loader gives batch {given}, the optimiser is at {index}")
         if index == 0 and not self.finished:
-            self.state.jacobian = self.loss.jacobian()
+            with self.phases("optimisation"):
+                self.state.jacobian = self.loss.jacobian()
         if index == 0 and epoch in (0, *self.state.passes_done):
             self._measure(epoch, "search")
         if self.finished:
             return
+        with self.phases("optimisation"):
+            self._step(epoch, index)
+        if index == self.steps_per_epoch - 1:
+            self._measure(epoch + 1, "training")
+
+    def _step(self, epoch: int, index: int) -> None:
         optimizer = cast(LightningOptimizer, self.optimizers())
         optimizer.zero_grad()
         with torch.enable_grad():
@@ -183,8 +188,6 @@ class VisualEncoderOptimization(QuantModule):
         optimizer.step()
         self.state.steps += 1
         self._log(epoch, index, {name: float(value.detach()) for name, value in terms.items()})
-        if index == self.steps_per_epoch - 1:
-            self._measure(epoch + 1, "training")
 
     def _zero(self) -> Tensor:
         """Return 0 with a gradient path to every learned parameter.
@@ -265,18 +268,14 @@ class VisualEncoderOptimization(QuantModule):
         if not found:
             self.state.jacobian_fixed = self.state.jacobian
         batches = range(self.steps_per_epoch)
-        terms = mean_terms([self._terms(i, i, self.state.jacobian_fixed) for i in batches])
+        with self.phases("measurements"):
+            terms = mean_terms([self._terms(i, i, self.state.jacobian_fixed) for i in batches])
         found.append(moment | terms)
-        self._log_metrics("loss_fixed", terms)
-
-    def _log_metrics(self, what: str, values: dict[str, float]) -> None:
-        logger = self.trainer.logger
-        if logger is not None and self.trainer.is_global_zero:
-            named = {f"{what}/{name}": value for name, value in values.items()}
-            logger.log_metrics(named, step=self.state.steps)
+        self.log_scalars(fixed_loss_scalars(found), self.state.steps)
 
     def _log(self, epoch: int, index: int, values: dict[str, float]) -> None:
-        self._log_metrics("loss", values)
+        self.log_scalars({f"detail/loss/{n}": x for n, x in values.items()}, self.state.steps)
+        self.last_loss = values["total"]
         if index == 0:
             self.state.loss.append(dict.fromkeys(values, 0.0))
         for name, value in values.items():

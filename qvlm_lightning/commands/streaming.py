@@ -9,6 +9,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qvlm_lightning.calibration.phases import host_peak
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.files import write_json
 
@@ -184,9 +185,9 @@ def measure(options: Options, folder: Path, data: "RandomPairs") -> dict[str, An
     module, callbacks = run_of(options, data)
     with torch.device("meta"):
         data.family.empty_model(torch.bfloat16)  # imports what transformers imports late
-    baseline = _peak()
+    baseline = host_peak()
     device = torch.device(options.device)
-    laps = Laps(device, _peak)
+    laps = Laps(device, host_peak)
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         fit(options, module, callbacks, data, laps, Path(scratch))
         if module.streamed_weights is not None:
@@ -201,7 +202,7 @@ def measure(options: Options, folder: Path, data: "RandomPairs") -> dict[str, An
         "parameters": parameters,
         "model_bytes": sum(f.stat().st_size for f in folder.glob("*.safetensors")),
         "baseline_bytes": baseline,
-        "peak_bytes_above_baseline": _peak() - baseline,
+        "peak_bytes_above_baseline": host_peak() - baseline,
         "peak_bytes_by_step": {name: x - baseline for name, x in laps.host_bytes.items()},
         "device_peak_bytes": max(laps.device_bytes.values(), default=None),
         "device_peak_bytes_by_step": laps.device_bytes,
@@ -285,9 +286,3 @@ def fit(
     )
     trainer.fit(module, datamodule=data)
     laps.end("optimisation" if module.epochs else "search")
-
-
-def _peak() -> int:
-    """Return the largest resident set of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024

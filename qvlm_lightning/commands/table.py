@@ -171,7 +171,7 @@ class TableRun:
                 return
             began, begun = time.monotonic(), (calibration.folder / "config.yaml").is_file()
             resume = ["--ckpt_path=last"] if begun else []
-            train_main(["fit", *self.configs.options(calibration), *resume])
+            train_main(["fit", *self.configs.options(calibration), *resume], summary=False)
             self._calibrated(calibration, time.monotonic() - began)
 
     def _calibrated(self, calibration: Calibration, seconds: float) -> None:

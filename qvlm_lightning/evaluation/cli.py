@@ -1,7 +1,6 @@
 """The evaluation program."""
 
 import logging
-import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -22,24 +21,19 @@ from qvlm_lightning.evaluation.progress import QuestionBar
 from qvlm_lightning.evaluation.run import evaluate
 from qvlm_lightning.exits import user_faults
 from qvlm_lightning.files import write_whole, writing
+from qvlm_lightning.foreign_notes import without_foreign_notes
 from qvlm_lightning.ranks import RankWatch, check_scheduler
+from qvlm_lightning.results.evaluation_facts import evaluation_facts
+from qvlm_lightning.results.next_steps import steps_after_evaluation
 from qvlm_lightning.results.render import grids, markdown, show
 from qvlm_lightning.results.report import load_answers, report_rows, write_results
+from qvlm_lightning.results.run_report import show_lines
 from qvlm_lightning.results.scores import score_grids
 from qvlm_lightning.run_lock import run_lock
 from qvlm_lightning.weights.exported import located
 
 CONFIG = "eval.yaml"
 """What was evaluated, in the run folder: ``compare`` finds the questions by it."""
-
-_NOTES = (
-    r"isinstance\(treespec, LeafSpec\)",
-    "does not have many workers",
-    "this fit will run with no optimizer",  # searches have nothing to optimise
-    "LightningCLI's args parameter is intended",  # the table runs programs in its own process
-    r"It is recommended to use `self.log",  # the metric has summed over processes by itself
-    r"Found \d+ module\(s\) in eval mode",  # a calibrated model stays in eval mode on purpose
-)
 
 
 class EvaluationCLI(LightningCLI):
@@ -121,7 +115,7 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         options = {key: cli.config[key] for key in ("reference", "controls")}
         if cli.trainer.is_global_zero:
             held.enter_context(run_lock(Path(cli.trainer.default_root_dir)))
-        evaluate(cli.trainer, cli.model, cli.datamodule, **options)
+        answered = evaluate(cli.trainer, cli.model, cli.datamodule, **options)
         if not cli.trainer.is_global_zero:
             return cli
         root = Path(cli.trainer.default_root_dir)
@@ -136,28 +130,21 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
             put_results(located(cli.model.artifact), tables)
         for grid in drawn:
             show(grid)
-        print(f"rows: {root / 'results.json'}")
+        facts = evaluation_facts(answered, known, root)
+        show_lines(facts, steps_after_evaluation(root))
     return cli
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Mute notes of the libraries that tell an evaluation nothing: hardware, loaders, weights."""
-    from transformers.utils import logging as transformers_logging
-
     loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
     levels = [logger.level for logger in loggers]
-    bars = transformers_logging.is_progress_bar_enabled()
     for logger in loggers:
         logger.setLevel(logging.WARNING)
-    transformers_logging.disable_progress_bar()
     try:
-        with warnings.catch_warnings():
-            for note in _NOTES:
-                warnings.filterwarnings("ignore", message=f".*{note}")
+        with without_foreign_notes():
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-        if bars:
-            transformers_logging.enable_progress_bar()
