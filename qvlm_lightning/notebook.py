@@ -1,7 +1,7 @@
 """Quantize a model that is in memory, from a notebook."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +9,9 @@ from torch import nn
 
 from qvlm_lightning.artifact import save_as_artifact
 from qvlm_lightning.data.base import VQADataModule
+from qvlm_lightning.data.given import as_samples
 from qvlm_lightning.data.sample import Sample
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, check_numbers
 from qvlm_lightning.methods import JointSearch, Method, MinMax, SequentialSearch
 from qvlm_lightning.methods.block import Objective
 from qvlm_lightning.models.family import VLMFamily
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 
     from qvlm_lightning.calibration import QuantModule
 
+Samples = (
+    str | Path | Iterable[Sample | Mapping[str, Any] | Sequence[Mapping[str, Any]] | str | Path]
+)
+"""What calibration samples may be given as."""
 METHODS = ("rtn", "sequential", "cdm", "veo", "qvlm")
 
 
@@ -48,9 +53,9 @@ class _Given(VQADataModule):
 def quantize(
     model: nn.Module,
     processor: Any,
-    samples: Sequence[Sample],
-    scheme: str | Scheme = "w4a4",
-    method: str | Method = "qvlm",
+    samples: Samples,
+    scheme: str | Scheme | None = None,
+    method: str | Method = "rtn",
     objective: Objective | None = None,
     candidates: Sequence[float] | None = None,
     epochs: int = 10,
@@ -65,8 +70,12 @@ def quantize(
     Args:
         model: a full-precision model of any family (docs/models.md).
         processor: its processor.
-        samples: calibration samples with answers.
-        scheme: such as ``w4a4``, or a :class:`~qvlm_lightning.quant.scheme.Scheme`.
+        samples: calibration samples: a list whose members are
+            :class:`~qvlm_lightning.data.Sample`, dicts such as ``{"image": "cat.png", "question":
+            "What is it?", "answer": "A cat."}``, or chats (lists of messages); or the path of a
+            file of JSON lines. Images may be paths, bytes, data URIs or PIL images.
+        scheme: such as ``w4a4``, or a :class:`~qvlm_lightning.quant.scheme.Scheme`; default: 4-bit
+            weights and 8-bit activations with one range per token.
         method: ``rtn``, ``sequential``, ``cdm``, ``veo`` or ``qvlm``, or a
             :class:`~qvlm_lightning.methods.Method` that decides layer by layer.
         objective: ``normalized`` (default) or ``plain``: how outputs are compared, see
@@ -74,7 +83,7 @@ def quantize(
         candidates: of ranges, falling from 1: percentiles, or in ``dynamic_token`` mode clip
             ratios; default: those of the method.
         epochs: epochs of visual-encoder optimisation, for ``veo`` and ``qvlm``.
-        search_pairs: how many of the samples the search uses.
+        search_pairs: how many of the samples the search uses, at most all.
         batch_size: samples per batch.
         seed: seed of everything random.
         output: run folder for report and artifact; default: nothing is kept.
@@ -97,16 +106,22 @@ def quantize(
         raise InputError(
             "the model is quantized already; load it again in full precision and quantize that"
         )
+    if scheme is None:
+        scheme = Scheme.parse("w4a8", activation_mode="dynamic_token")
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme
+    given = as_samples(samples)
+    check_numbers(1, search_pairs=search_pairs, epochs=epochs)
     decides = _method(method, scheme, objective, candidates)
     name = method if isinstance(method, str) else method.name
     known = class_at(family) if isinstance(family, str) else family
     held, device = loaded(model, processor, known), next(model.parameters()).device
-    data = _Given(samples, family=held, search_pairs=search_pairs, batch_size=batch_size, seed=seed)
+    sizes = {"search_pairs": min(search_pairs, len(given)), "batch_size": batch_size}
+    data = _Given(given, family=held, seed=seed, **sizes)
+    data.answers_needed = name in ("veo", "qvlm")  # for L_reg
     seed_everything(seed, verbose=False)
     with tempfile.TemporaryDirectory() as scratch:
-        given = {"seed": seed} | ({"epochs": epochs} if name in ("veo", "qvlm") else {})
-        module, callbacks = recipe(name, decides, held, scheme, **given)
+        options = {"seed": seed} | ({"epochs": epochs} if name in ("veo", "qvlm") else {})
+        module, callbacks = recipe(name, decides, held, scheme, **options)
         if output is not None:
             from qvlm_lightning.callbacks import ArtifactExport
 

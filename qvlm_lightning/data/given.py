@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from qvlm_lightning.data.chat import json_rows
 from qvlm_lightning.data.image import LazyImage
 from qvlm_lightning.data.messages import read_exchange
 from qvlm_lightning.data.sample import Sample
@@ -33,64 +34,73 @@ def as_samples(given: Any, max_turns: int = 1) -> list[Sample]:
         >>> as_samples([{"question": "Why?", "answer": "So."}])[0].answer
         'So.'
     """
-    if isinstance(given, str | Path):
-        return _of_file(Path(given).expanduser(), max_turns)
-    if isinstance(given, Sample | Mapping | bytes) or not isinstance(given, Iterable):
-        kind = type(given).__name__
-        raise InputError(f"samples is a {kind}; needed is a list, each of it {_ALLOWED}")
-    found: list[Sample] = []
-    for number, one in enumerate(given):
-        where = f"samples[{number}]"
-        if isinstance(one, str | Path):
-            found += _of_file(Path(one).expanduser(), max_turns)
-        else:
-            found.append(_sample(one, where, where, Path(), max_turns))
-    return found
+    return _Reader(max_turns).all(given)
 
 
-def _of_file(path: Path, max_turns: int) -> list[Sample]:
-    from qvlm_lightning.data.chat import json_rows
-
-    if not path.is_file():
-        raise InputError(
-            f"samples name the file {str(path)!r}, which is none; needed is {_ALLOWED}"
-        )
-    unit = "entry" if path.suffix == ".json" else "line"
-    return [
-        _sample(
-            row,
-            f"{unit} {number} of {str(path)!r}",
-            f"{path.name}:{number}",
-            path.parent,
-            max_turns,
-        )
-        for number, row in json_rows(path)
-    ]
-
-
-def _sample(one: Any, where: str, name: str, folder: Path, max_turns: int) -> Sample:
-    """Make a sample of one row or chat.
+class _Reader:
+    """Reads what is given; questions about one image file share its object.
 
     Args:
-        one: what was given.
-        where: its place, for messages.
-        name: its id, unless it has one.
-        folder: what names of image files are relative to.
-        max_turns: exchanges to read.
+        max_turns: see :func:`as_samples`.
     """
-    if isinstance(one, Sample):
-        return one
-    if isinstance(one, list | tuple) and one and all(isinstance(x, Mapping) for x in one):
-        one = {"messages": list(one)}
-    if not isinstance(one, Mapping):
-        raise InputError(f"{where} is a {type(one).__name__}; allowed is {_ALLOWED}")
-    found = read_exchange(one, where, max_turns)
-    image = found.image
-    return Sample(
-        id=str(one["id"]) if one.get("id") is not None else name,
-        image=LazyImage.of(folder / image) if isinstance(image, str) else image,
-        question=found.question,
-        choices=found.choices,
-        answer=found.answer,
-        further=found.further,
-    )
+
+    def __init__(self, max_turns: int) -> None:
+        self.max_turns = max_turns
+        self.images: dict[Path, LazyImage] = {}
+
+    def all(self, given: Any) -> list[Sample]:
+        """Return the samples of everything."""
+        if isinstance(given, str | Path):
+            return self.file(Path(given).expanduser())
+        if isinstance(given, Sample | Mapping | bytes) or not isinstance(given, Iterable):
+            kind = type(given).__name__
+            raise InputError(f"samples is a {kind}; needed is a list, each of it {_ALLOWED}")
+        found: list[Sample] = []
+        for number, one in enumerate(given):
+            where = f"samples[{number}]"
+            if isinstance(one, str | Path):
+                found += self.file(Path(one).expanduser())
+            else:
+                found.append(self.one(one, where, where, Path()))
+        return found
+
+    def file(self, path: Path) -> list[Sample]:
+        """Return the samples of a file of JSON lines, or of one list."""
+        if not path.is_file():
+            raise InputError(
+                f"samples name the file {str(path)!r}, which is none; needed is {_ALLOWED}"
+            )
+        unit = "entry" if path.suffix == ".json" else "line"
+        return [
+            self.one(row, f"{unit} {number} of {str(path)!r}", f"{path.name}:{number}", path.parent)
+            for number, row in json_rows(path)
+        ]
+
+    def one(self, given: Any, where: str, name: str, folder: Path) -> Sample:
+        """Return the sample of a row or a chat.
+
+        Args:
+            given: a sample, a row or a list of messages.
+            where: its place, for messages.
+            name: its id, unless it has one.
+            folder: what names of image files are relative to.
+        """
+        if isinstance(given, Sample):
+            return given
+        if isinstance(given, list | tuple) and given and all(isinstance(x, Mapping) for x in given):
+            given = {"messages": list(given)}
+        if not isinstance(given, Mapping):
+            raise InputError(f"{where} is a {type(given).__name__}; allowed is {_ALLOWED}")
+        found = read_exchange(given, where, self.max_turns)
+        image = found.image
+        if isinstance(image, str):
+            path = folder / image
+            image = self.images.setdefault(path, LazyImage.of(path))
+        return Sample(
+            id=str(given["id"]) if given.get("id") is not None else name,
+            image=image,
+            question=found.question,
+            choices=found.choices,
+            answer=found.answer,
+            further=found.further,
+        )

@@ -19,7 +19,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "width": ({"scheme": "w1a4"}, "weight_bits 1"),
     "off": ({"scheme": "fp"}, "nothing to quantize"),
     "epochs": ({"epochs": 0}, "epochs 0"),
-    "search pairs": ({"search_pairs": 5}, "search_pairs is 5"),
+    "search pairs": ({"search_pairs": 0}, "search_pairs 0 is not allowed"),
     "batch size": ({"batch_size": 0}, "batch_size is 0"),
     "ignore": ({"scheme": Scheme.parse("w4a4", ignore=("qkv",))}, "'qkv' matches no Linear layer"),
     "group": (
@@ -60,7 +60,7 @@ def test_unusable_samples_are_named_before_the_model_is_touched(
 ):
     change, message = SAMPLES[name]
     with pytest.raises(InputError, match=message):
-        qvlm_lightning.quantize(model, processor, change(samples), **small)
+        qvlm_lightning.quantize(model, processor, change(samples), method="qvlm", **small)
     assert left_alone(model, original)
 
 
