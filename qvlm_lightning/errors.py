@@ -1,6 +1,8 @@
 """The one exception that means "the user can mend this"."""
 
+import json
 import math
+from typing import Any
 
 
 class InputError(ValueError):
@@ -39,3 +41,19 @@ def check_numbers(least: float, strictly: bool = False, **given: float) -> None:
         if not enough or not math.isfinite(value):
             kind = "more than" if strictly else "at least"
             raise InputError(f"{name} {value} is not allowed; {kind} {least}, and finite")
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON of a file that somebody else may have written.
+
+    Raises:
+        ValueError: it is no JSON, or nested more deeply than anything that is meant to be read.
+
+    Example:
+        >>> parse_json('{"a": [1]}')
+        {'a': [1]}
+    """
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error

@@ -1,6 +1,5 @@
 """Load an artifact: the quantized model with its processor, quantizers on."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qvlm_lightning.artifact.saving import save_as_artifact
-from qvlm_lightning.errors import InputError, first_line
+from qvlm_lightning.errors import InputError, first_line, parse_json
 from qvlm_lightning.models.find import family_for, family_name, known
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.nn.sinks import SinkOutput
@@ -156,7 +155,7 @@ def _read(folder: Path, name: str, reader: Callable[[Path], Any]) -> Any:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
+    value = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise InputError(f"a JSON object is needed, not {type(value).__name__}")
     return value

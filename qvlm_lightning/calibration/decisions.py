@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from qvlm_lightning.errors import InputError, first_line
+from qvlm_lightning.errors import InputError, first_line, parse_json
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.decision import Decision
@@ -71,7 +71,7 @@ class Decisions:
                 return None
             if said["sha256"] != _digest(tensors):
                 raise ValueError("its tensors are not those that were written")
-            return Decided(Decision(tensors, json.loads(said["scores"])), json.loads(said["cost"]))
+            return Decided(Decision(tensors, parse_json(said["scores"])), parse_json(said["cost"]))
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             if is_main():
                 say(f"{path} is damaged ({first_line(error)}); the block is decided again")

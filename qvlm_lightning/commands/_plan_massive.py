@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from qvlm_lightning.calibration.massive import proposed_overrides
-from qvlm_lightning.errors import InputError, first_line
+from qvlm_lightning.errors import InputError, first_line, parse_json
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.quant.scheme import Scheme
@@ -95,7 +95,7 @@ class MassiveSites:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(
             f"report {str(path)!r} cannot be read: {first_line(error)}; give the report.json of a "

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qvlm_lightning.commands._parser import PlainParser
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, parse_json
 from qvlm_lightning.files import write_whole
 from qvlm_lightning.metrics.grouped import OVERALL, UNPARSED, plain_scores
 from qvlm_lightning.tasks.base import Question, Task
@@ -93,7 +93,7 @@ def _make(kind: type[Task], mode: str | None, options: Sequence[str]) -> Task:
             allowed = ", ".join(f"{known}=VALUE" for known in taken) or "none"
             raise InputError(f"option of {kind.name} is {option!r}; allowed are {allowed}")
         try:
-            given[name] = json.loads(value)
+            given[name] = parse_json(value)
         except ValueError:  # a word, not a number or a list
             given[name] = value
     return kind(mode=mode, **given)
@@ -151,7 +151,7 @@ def read_predictions(path: Path) -> list[Prediction]:
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
-                found.append(_prediction(json.loads(line)))
+                found.append(_prediction(parse_json(line)))
             except (ValueError, RecursionError) as error:
                 raise InputError(
                     f"line {number} of {str(path)!r} is not a prediction ({error}); needed is "

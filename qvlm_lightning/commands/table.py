@@ -1,6 +1,5 @@
 """Calibrate and evaluate a plan of variants, and print the table; resumes where it stopped."""
 
-import json
 import time
 from collections.abc import Sequence
 from itertools import product
@@ -22,7 +21,7 @@ from qvlm_lightning.commands._table_plan import (
     planned_variants,
     stress_options,
 )
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, parse_json
 from qvlm_lightning.evaluation.cli import EvaluationCLI, quiet
 from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.run import evaluate
@@ -157,7 +156,7 @@ class TableRun:
     def _lock(self) -> None:
         """Refuse a folder whose calibrations another plan identity."""
         path = self.root / "plan.json"
-        theirs = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        theirs = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
         identity = self.configs.identity(self.variants)
         refuse_other_plan(self.root, theirs, identity)
         identity["variants"] = theirs.get("variants", {}) | identity["variants"]
@@ -235,7 +234,7 @@ class TableRun:
         """Return what rows say beside the answers, and whether it was measured now."""
         rows: list[Row] = []
         if calibration is not None and (calibration.folder / SECONDS).is_file():
-            seconds = json.loads((calibration.folder / SECONDS).read_text(encoding="utf-8"))
+            seconds = parse_json((calibration.folder / SECONDS).read_text(encoding="utf-8"))
             rows.append(figure("calibration_seconds", seconds["seconds"], None, self.plan.pairs))
         if self.fidelity is None:
             return rows, False
@@ -301,7 +300,7 @@ class TableRun:
 
 def _manifest(artifact: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads((artifact / MANIFEST).read_text(encoding="utf-8")))
+        return dict(parse_json((artifact / MANIFEST).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise InputError(
             f"artifact {str(artifact)!r} cannot be read ({error}); remove its run folder"

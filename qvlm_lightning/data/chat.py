@@ -1,6 +1,5 @@
 """Your own chats or questions, with or without answers."""
 
-import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from qvlm_lightning.data.image import LazyImage, inside
 from qvlm_lightning.data.messages import read_exchange
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.data.source import ALLOW, Rows, Source
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, parse_json
 from qvlm_lightning.models.family import VLMFamily
 
 _HINT = "a file of JSON lines"
@@ -158,7 +157,7 @@ def json_rows(path: Path) -> Iterable[tuple[int, Any]]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             if path.suffix == ".json":
-                content = json.load(file)
+                content = parse_json(file.read())
                 if not isinstance(content, list):
                     raise InputError(
                         f"{str(path)!r} holds a {type(content).__name__}; needed is a list, or "
@@ -169,12 +168,14 @@ def json_rows(path: Path) -> Iterable[tuple[int, Any]]:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, _parsed(line, f"line {number} of {str(path)!r}")
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except ValueError as error:
         raise InputError(f"{str(path)!r} is not JSON ({error})") from error
 
 
 def _parsed(line: str, where: str) -> Any:
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
+        return parse_json(line)
+    except ValueError as error:
         raise InputError(f"{where} is not JSON ({error})") from error

@@ -7,7 +7,6 @@ with full precision's, token by token.
 """
 
 import hashlib
-import json
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from torch import Tensor, nn
 from qvlm_lightning.data.collate import Batch, collate, prompt_text
 from qvlm_lightning.data.image import content_of
 from qvlm_lightning.data.sample import Sample
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, parse_json
 from qvlm_lightning.evaluation.generate import (
     end_tokens_of,
     generate,
@@ -92,7 +91,7 @@ class FidelityMeter:
     def is_stored(self) -> bool:
         """Whether the reference of these inputs and weights is there."""
         try:
-            about = json.loads((self.folder / ABOUT).read_text(encoding="utf-8"))
+            about = parse_json((self.folder / ABOUT).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return False
         return bool(about.get("key") == self.key)
@@ -176,7 +175,7 @@ class FidelityMeter:
         )
 
     def _about(self) -> dict[str, Any]:
-        return dict(json.loads((self.folder / ABOUT).read_text(encoding="utf-8")))
+        return dict(parse_json((self.folder / ABOUT).read_text(encoding="utf-8")))
 
     def _batches(self, name: str) -> Iterator[tuple[int, Sequence[Sample]]]:
         prompts, size = self.inputs.prompts, self.inputs.batch_size

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from qvlm_lightning.errors import parse_json
 from qvlm_lightning.files import storage_faults, write_json
 
 KEY = "asked.json"
@@ -119,7 +120,7 @@ class Journal:
 
     def _stored_key(self) -> Any:
         try:
-            return json.loads((self.folder / KEY).read_text(encoding="utf-8"))
+            return parse_json((self.folder / KEY).read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             return None
 
@@ -202,7 +203,7 @@ def _lines(path: Path) -> Iterator[Line]:
             if not raw.endswith(b"\n") or (table is not None and number >= len(table)):
                 return
             try:
-                row = json.loads(raw)
+                row = parse_json(raw)
             except ValueError:  # a machine that lost power may leave a block of zeros
                 return
             log_probs = None if table is None else table[number]

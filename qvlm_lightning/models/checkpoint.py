@@ -1,6 +1,5 @@
 """Weights of a folder read and written one at a time: no model is ever held as a whole."""
 
-import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from qvlm_lightning.errors import InputError, first_line
+from qvlm_lightning.errors import InputError, first_line, parse_json
 from qvlm_lightning.files import write_json
 from qvlm_lightning.tensor_files import put_tensors
 
@@ -56,7 +55,7 @@ class WeightReader:
     @staticmethod
     def _indexed(index: Path) -> list[Path]:
         try:
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            names = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{str(index)!r} is no index of weights") from error
         for name in sorted(names):

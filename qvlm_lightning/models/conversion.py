@@ -1,6 +1,5 @@
 """From an authors' checkpoint folder to one that transformers loads, tensor by tensor."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from qvlm_lightning.errors import InputError, first_line
+from qvlm_lightning.errors import InputError, first_line, parse_json
 from qvlm_lightning.files import writing_folder
 from qvlm_lightning.models.checkpoint import SHARD_BYTES, WeightWriter
 from qvlm_lightning.models.original_layout import Layout, Settings, layout_of, mixture_of
@@ -118,7 +117,7 @@ def _settings(source: Path) -> Settings:
             "with the authors' program first"
         )
     try:
-        found = json.loads((source / "config.json").read_text(encoding="utf-8"))
+        found = parse_json((source / "config.json").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputError(
             f"{str(source)!r} has no config.json; give a folder as its authors published it"

@@ -1,13 +1,12 @@
 """Vision tower, tokenizer and processor of an original checkpoint."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qvlm_lightning.errors import InputError, first_line
+from qvlm_lightning.errors import InputError, first_line, parse_json
 from qvlm_lightning.models.original_layout import Layout, Settings
 
 # Sizes of the towers that the authors refer to by name (openai/CLIP).
@@ -92,7 +91,7 @@ def _tower_config(reference: str, folder: Path | None) -> Any:
     from transformers import CLIPVisionConfig
 
     if folder is not None:
-        found = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        found = parse_json((folder / "config.json").read_text(encoding="utf-8"))
         if found.get("model_type") not in ("clip", "clip_vision_model"):
             raise InputError(
                 f"vision tower {str(folder)!r} is a {found.get('model_type')!r} model; allowed: "

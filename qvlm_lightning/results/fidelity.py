@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from qvlm_lightning.errors import parse_json
 from qvlm_lightning.files import write_whole
 
 
@@ -39,7 +40,7 @@ def stored_fidelity(path: Path, key: dict[str, Any]) -> Fidelity | None:
         key: of what it must be.
     """
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parse_json(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return None
     return Fidelity(**about["fidelity"]) if about.get("key") == key else None

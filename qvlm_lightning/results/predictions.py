@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from qvlm_lightning.data.sample import Sample
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, parse_json
 from qvlm_lightning.files import write_json, write_whole, writing
 from qvlm_lightning.metrics.answers import is_correct, parse_answer
 from qvlm_lightning.metrics.target import WHOLE, Judgement
@@ -162,9 +162,9 @@ class Predictions:
             InputError: the files are damaged.
         """
         try:
-            about = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
+            about = parse_json((folder / f"{name}.json").read_text(encoding="utf-8"))
             with (folder / f"{name}.jsonl").open(encoding="utf-8") as file:
-                rows = [json.loads(line) for line in file]
+                rows = [parse_json(line) for line in file]
             count = about.pop("n")
             if len(rows) != count:
                 raise ValueError(f"{len(rows)} lines instead of {count}")
@@ -217,7 +217,7 @@ def search_facts(manifest: Mapping[str, Any], run: Path | None = None) -> dict[s
     cost = manifest.get("search") or {}
     report = None if run is None else run / "report.json"
     if report is not None and report.is_file():
-        cost |= {"seconds": json.loads(report.read_text(encoding="utf-8"))["search"]["seconds"]}
+        cost |= {"seconds": parse_json(report.read_text(encoding="utf-8"))["search"]["seconds"]}
     return {
         "objective": manifest.get("objective"),
         "candidates": manifest.get("candidates"),

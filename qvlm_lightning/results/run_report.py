@@ -1,6 +1,5 @@
 """A run's folder read back: its page, and its lines for the terminal. Nothing in it is executed."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, parse_json
 from qvlm_lightning.files import write_whole
 from qvlm_lightning.results.next_steps import steps_after_fit
 from qvlm_lightning.results.printable import printable
@@ -36,7 +35,7 @@ def read_report(root: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST_REPORT:
             raise InputError(f"{str(path)!r} is larger than {LARGEST_REPORT:,} bytes; {fault}")
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise

@@ -1,11 +1,10 @@
 """Files of a release: what they hold, or one sentence about what is wrong with them."""
 
 import gzip
-import json
 from pathlib import Path
 from typing import Any
 
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, parse_json
 
 
 def read_text(path: Path, layout: str) -> str:
@@ -38,8 +37,8 @@ def read_json(path: Path, layout: str) -> Any:
         InputError: there is no such file, or it does not hold JSON.
     """
     try:
-        return json.loads(read_text(path, layout))
-    except (json.JSONDecodeError, RecursionError) as error:
+        return parse_json(read_text(path, layout))
+    except ValueError as error:
         raise InputError(f"{str(path)!r} is not JSON ({error})") from error
 
 
@@ -58,8 +57,8 @@ def read_json_lines(path: Path, layout: str) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
+            row = parse_json(line)
+        except ValueError as error:
             raise InputError(f"line {number} of {str(path)!r} is not JSON ({error})") from error
         if not isinstance(row, dict):
             raise InputError(f"line {number} of {str(path)!r} is not a JSON object")

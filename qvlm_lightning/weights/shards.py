@@ -4,7 +4,6 @@ Plain reads into fresh memory: of a mapped file every page that was ever touched
 process's memory until the file is closed.
 """
 
-import json
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, parse_json
 from qvlm_lightning.tensor_files import DTYPES, LENGTH
 
 Place = tuple[Path, str]
@@ -91,7 +90,7 @@ def _header(path: Path) -> dict[str, Entry]:
             (length,) = LENGTH.unpack(file.read(LENGTH.size))
             if length > size:
                 raise ValueError("its header is longer than the file")
-            values = json.loads(file.read(length))
+            values = parse_json(file.read(length))
         begin = LENGTH.size + length
         found = {
             key: Entry(
