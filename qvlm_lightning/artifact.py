@@ -17,10 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError, first_line
+from qvlm_lightning.models.checks import check_finite
 from qvlm_lightning.models.find import class_at, family_for
 from qvlm_lightning.models.hub import HubFamily
+from qvlm_lightning.models.saved import save_settings
 from qvlm_lightning.nn.adapters import merged_tensors
 from qvlm_lightning.nn.calibrated import is_learned_beside, is_quantizer_tensor
+from qvlm_lightning.nn.finite import check_bounds
 from qvlm_lightning.nn.sinks import SinkOutput
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.nn.surgery import quantize_model
@@ -75,15 +78,20 @@ def save_artifact(
         processor: saved beside it.
         manifest: plain JSON values.
         weights: of a model without any; they are copied one by one.
+
+    Raises:
+        InputError: a weight or a bound is NaN or infinite, or a range is upside down.
     """
     import shutil
 
+    check_bounds(model, "the calibrated model")
     scratch = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
     config = model.config.to_dict()
     if weights is None:
         quantizers, plain = split_state(model)
+        check_finite(plain.items(), "the calibrated model")
         save_file(plain, scratch / WEIGHTS, metadata={"format": "pt"})
     else:
         quantizers = copy_weights(scratch / WEIGHTS, model, weights)
@@ -92,10 +100,7 @@ def save_artifact(
     for name in (WEIGHTS, QUANTIZERS):
         (scratch / name).chmod(0o644)  # safetensors lets nobody else read
         files[name] = sha256_of(scratch / name)
-    processor.save_pretrained(scratch)
-    model.config.save_pretrained(scratch)
-    if getattr(model, "generation_config", None) is not None:
-        model.generation_config.save_pretrained(scratch)
+    save_settings(scratch, model, processor)
     own = {"format": FORMAT, "files": files, "model_type": config.get("model_type")}
     text = json.dumps(manifest | own, indent=1)
     (scratch / MANIFEST).write_text(text + "\n", encoding="utf-8")
@@ -156,7 +161,7 @@ def load_artifact(path: str | Path) -> Artifact:
 
     Raises:
         InputError: the folder is not an artifact, is incomplete or broken, or is of another format
-            version.
+            version; a weight or a bound is NaN or infinite, or a range is upside down.
     """
     folder = Path(path)
     check_there(folder, MANIFEST, QUANTIZERS, CONFIG)
@@ -181,7 +186,9 @@ def load_artifact(path: str | Path) -> Artifact:
             structure.sinks.update(manifest.get("sinks"))
     except InputError as error:
         raise InputError(f"artifact {str(path)!r} is broken: {error}") from error
+    check_finite(weights.items(), f"artifact {str(path)!r}")
     _fill(model, weights | quantizers, folder)
+    check_bounds(model, f"artifact {str(path)!r}")
     model.requires_grad_(False)
     structure.enable(True)
     return Artifact(model, family.load_processor(), manifest, structure)

@@ -21,7 +21,12 @@ from qvlm_lightning.evaluation.progress import QuestionBar
 from qvlm_lightning.evaluation.run import evaluate
 from qvlm_lightning.exits import user_faults
 from qvlm_lightning.results.render import grids, markdown, show
-from qvlm_lightning.results.report import load_answers, report_rows, write_results
+from qvlm_lightning.results.report import (
+    asked_differently,
+    load_answers,
+    report_rows,
+    write_results,
+)
 from qvlm_lightning.results.scores import score_grids
 
 CONFIG = "eval.yaml"
@@ -120,9 +125,13 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         rows = report_rows(known)
         write_results(root / "results.json", rows)
         drawn = [*grids(rows), *score_grids(known)]
-        (root / "results.md").write_text("\n\n".join(map(markdown, drawn)) + "\n")
+        notes = asked_differently(known)
+        text = "\n\n".join([*map(markdown, drawn), *notes])
+        (root / "results.md").write_text(f"{text}\n", encoding="utf-8")
         for grid in drawn:
             show(grid)
+        for note in notes:
+            print(f"note: {note}")
         print(f"rows: {root / 'results.json'}")
     return cli
 
