@@ -32,6 +32,7 @@ class ArtifactExport(Callback):
                 f"ArtifactExport works on a QuantModule, not on {type(pl_module).__name__}"
             )
         pl_module.reported = True
+        pl_module.exports = True
         if self.method is not None:
             pl_module.name = checked_name(self.method, "method")
 

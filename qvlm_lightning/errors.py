@@ -1,8 +1,9 @@
-"""The one exception that means "the user can mend this"."""
+"""The one exception that means "the user can mend this", and what others raise as such a one."""
 
 import json
 import math
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 
 class InputError(ValueError):
@@ -57,3 +58,47 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
+
+
+class Foreign:
+    """Turns whatever another library raises inside the block into a user fault, ``<what>: <why>``.
+
+    Processors, tokenizers, templates and model folders come from anywhere, and raise anything. The
+    block holds nothing but the call: a fault of our own code in it would be taken for theirs.
+
+    Args:
+        what: what cannot be done, naming the folder or the sample.
+
+    Example:
+        >>> with Foreign("the processor of 'folder' cannot be used"):
+        ...     {}["patch_size"]
+        Traceback (most recent call last):
+            ...
+        qvlm_lightning.errors.InputError: ... cannot be used: KeyError 'patch_size'
+    """
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, Exception) and not isinstance(error, InputError | MemoryError):
+            raise InputError(f"{self.what}: {reason(error)}") from error
+
+
+def reason(error: BaseException) -> str:
+    """Return what an error says, in one line; its type where the message alone says nothing.
+
+    Example:
+        >>> reason(KeyError("a")), reason(ValueError("no a")), reason(StopIteration())
+        ("KeyError 'a'", 'no a', 'StopIteration')
+    """
+    line, name = first_line(error).rstrip("."), type(error).__name__
+    return f"{name} {line}" if isinstance(error, LookupError) and line != name else line

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 
 from qvlm_lightning.artifact.saving import save_as_artifact
 from qvlm_lightning.errors import InputError, first_line, parse_json
+from qvlm_lightning.models.checks import check_finite
 from qvlm_lightning.models.find import family_for, family_name, known
 from qvlm_lightning.models.hub import HubFamily
+from qvlm_lightning.nn.finite import check_bounds
 from qvlm_lightning.nn.sinks import SinkOutput
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.nn.surgery import quantize_model
@@ -60,7 +62,8 @@ def load_artifact(path: str | Path, family: type[HubFamily] | None = None) -> Ar
 
     Raises:
         InputError: the folder is not an artifact, is incomplete or broken, or is of another format
-            version or a foreign family.
+            version or a foreign family; a weight or a bound is NaN or infinite, or a range is
+            upside down.
     """
     folder = located(path)
     check_there(folder, MANIFEST, QUANTIZERS, CONFIG)
@@ -85,7 +88,9 @@ def load_artifact(path: str | Path, family: type[HubFamily] | None = None) -> Ar
             structure.sinks.update(manifest.get("sinks"))
     except InputError as error:
         raise InputError(f"artifact {str(path)!r} is broken: {error}") from error
+    check_finite(weights.items(), f"artifact {str(path)!r}")
     _fill(model, weights | quantizers, folder)
+    check_bounds(model, f"artifact {str(path)!r}")
     model.requires_grad_(False)
     structure.enable(True)
     loaded = Artifact(model, held_by.load_processor(), manifest, structure)

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from qvlm_lightning.artifact.card import CARD, license_of, model_card
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.files import write_json, write_whole, writing_folder
+from qvlm_lightning.models.checks import check_finite
+from qvlm_lightning.models.saved import save_settings
 from qvlm_lightning.nn.adapters import merged_tensors
 from qvlm_lightning.nn.calibrated import is_learned_beside, is_quantizer_tensor
+from qvlm_lightning.nn.finite import check_bounds
 from qvlm_lightning.tensor_files import put_tensors, write_shard
 from qvlm_lightning.weights.exported import (
     FORMAT,
@@ -49,21 +52,21 @@ def save_artifact(
             a change of value (``Structure.stored``).
 
     Raises:
-        InputError: the system refuses to write; the folder is what it was.
+        InputError: a weight or a bound is NaN or infinite, a range is upside down, or the system
+            refuses to write; the folder is what it was.
     """
+    check_bounds(model, "the calibrated model")
     with writing_folder(folder) as scratch:
         if weights is None:
             quantizers, plain = split_state(model)
             types = {name: value.dtype for name, value in plain.items()}
+            check_finite(plain.items(), "the calibrated model")
             plain = {n: x.to((stored or {}).get(n, x.dtype)) for n, x in plain.items()}
             put_tensors(scratch / WEIGHTS, plain)
         else:
             quantizers, types = copy_weights(scratch / WEIGHTS, model, weights, stored or {})
         put_tensors(scratch / QUANTIZERS, quantizers, metadata=None)
-        processor.save_pretrained(scratch)
-        model.config.save_pretrained(scratch)
-        if getattr(model, "generation_config", None) is not None:
-            model.generation_config.save_pretrained(scratch)
+        save_settings(scratch, model, processor)
         own = {
             "format": FORMAT,
             "files": {name: sha256_of(scratch / name) for name in (WEIGHTS, QUANTIZERS)},

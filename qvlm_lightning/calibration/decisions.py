@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from qvlm_lightning.errors import InputError, first_line, parse_json
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.decision import Decision
+from qvlm_lightning.models.checks import check_finite
 from qvlm_lightning.nn.distributed import all_sum, is_main
 from qvlm_lightning.progress import say
 from qvlm_lightning.tensor_files import write_tensors
@@ -148,9 +150,24 @@ def decide(block: Block, method: Method, started: float) -> Decided:
         block: with its targets.
         method: decides.
         started: when work on the block began (``time.perf_counter()``).
+
+    Raises:
+        InputError: an objective or a decided tensor is NaN or infinite: the layers' outputs, or
+            those behind their quantizers, are.
     """
-    decision = method.solve(block)
+    try:
+        decision = method.solve(block)
+    except FloatingPointError as error:
+        raise InputError(f"{_named(block)}: {error}") from error
+    for way, score in decision.scores.items():
+        if not math.isfinite(score):
+            raise InputError(f"{_named(block)}: the objective of {way!r} is {score}")
+    check_finite(decision.tensors.items(), _named(block))
     cost = torch.tensor([block.cost.layer_forwards, block.cost.site_forwards])
     layers, sites = all_sum(cost).tolist()
     seconds = time.perf_counter() - started
     return Decided(decision, {"layer_forwards": layers, "site_forwards": sites, "seconds": seconds})
+
+
+def _named(block: Block) -> str:
+    return f"the search of {block.units[0].name} to {block.units[-1].name}"

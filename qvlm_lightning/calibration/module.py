@@ -1,6 +1,4 @@
-"""The LightningModule around a calibrator: build, freeze, slim checkpoints; trains nothing by
-itself.
-"""
+"""The LightningModule around a calibrator: build, freeze, slim checkpoints; trains nothing."""
 
 from pathlib import Path
 from typing import Any
@@ -10,6 +8,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.checkpoint import check_checkpoint
+from qvlm_lightning.calibration.checks import check_before
 from qvlm_lightning.calibration.schedule import PassSettings, kept_candidates, note_idle_search
 from qvlm_lightning.calibration.sensitivity import sensitivity_report
 from qvlm_lightning.calibration.state import CalibrationState
@@ -53,7 +52,7 @@ class QuantModule(WatchedModule):
             pass of the search batches per part and layer.
     """
 
-    epochs, optimises, micro_batches, activation_checkpointing = 0, False, 1, False
+    epochs, optimises, micro_batches, activation_checkpointing, exports = 0, False, 1, False, False
 
     def __init__(
         self,
@@ -186,17 +185,19 @@ class QuantModule(WatchedModule):
         if self.calibrator is not None:
             return
         root, weights = Path(trainer.default_root_dir), None
+        batches = data.calibration_batches()  # before the model, which takes longer
         if self.streaming:
             ram = ram_for_weights(self.streaming, trainer.num_devices)
             model, weights = open_model(self.family, trainer.strategy.root_device, ram)
             object.__setattr__(self, "model", model)  # Lightning would move what has no weights
         else:
             model = self.model = self.family.load_model()
+        check_before(self, model, batches, list(data.calibration_ids))
         self.calibrator = Calibrator(
             model,
             self.family,
             self.scheme,
-            data.calibration_batches(),
+            batches,
             data.search_batches(),
             seed=self.seed,
             progress_folder=None if trainer.fast_dev_run else root / "search",
@@ -212,6 +213,7 @@ class QuantModule(WatchedModule):
         )
         if isinstance(self.calibrator.passes, StreamedModel):
             prepare(self, self.calibrator.passes, trainer)
+        self.structure.notes += getattr(data, "notes", [])
         self.calibration_ids = list(data.calibration_ids)
 
     def configure_model(self) -> None:
@@ -239,9 +241,7 @@ class QuantModule(WatchedModule):
     # --- checkpoints ------------------------------------------------------------------------------
 
     def quantizer_state(self) -> dict[str, Tensor]:
-        """Return every tensor of quantizers and adapters, by its name in the model (megabytes, not
-        the model).
-        """
+        """Return every tensor of quantizers and adapters by its name: megabytes, not the model."""
         return dict(calibrated(self._built().model))
 
     def identity(self) -> dict[str, Any]:

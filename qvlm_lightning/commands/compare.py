@@ -24,8 +24,9 @@ def main(argv: Sequence[str]) -> int:
     options = _parser().parse_args(list(argv))
     if options.examples < 0:
         raise InputError(f"examples is {options.examples}; allowed are 0 and more")
-    if options.out.is_file():
-        raise InputError(f"out is {str(options.out)!r}, a file; allowed is a folder")
+    out = options.out or beside(options.runs[0])
+    if out.is_file():
+        raise InputError(f"out is {str(out)!r}, a file; allowed is a folder")
     # seconds of imports: not before the options are known to be right
     from qvlm_lightning.evaluation.questions_of_runs import open_questions, open_questions_of_runs
     from qvlm_lightning.results.compare import compare
@@ -51,17 +52,33 @@ def main(argv: Sequence[str]) -> int:
         }
         for c in comparisons
     }
-    write_rows(options.out / "compare.json", [row for c in comparisons for row in c.rows])
+    write_rows(out / "compare.json", [row for c in comparisons for row in c.rows])
     text = "\n\n".join(markdown(grid) for c in comparisons for grid in comparison_grids(c))
-    write_whole(options.out / "compare.md", f"{text}\n")
-    write_whole(options.out / "compare.html", comparison_html(comparisons, changes))
+    write_whole(out / "compare.md", f"{text}\n")
+    write_whole(out / "compare.html", comparison_html(comparisons, changes))
     for grid in (g for c in comparisons for g in comparison_grids(c, intervals=False)):
         if len(grid.rows) <= options.groups:
             show(grid)
         else:
             print(f"{grid.title}: {len(grid.rows)} rows, in compare.md")
-    print(f"compare.json, compare.md and compare.html are in {options.out}")
+    print(f"compare.json, compare.md and compare.html are in {out}")
     return 0
+
+
+def beside(run: str) -> Path:
+    """Return the folder ``compare`` beside a run folder, wherever the command is given.
+
+    Args:
+        run: a run folder, its ``predictions``, or one of those without its ending.
+
+    Example:
+        >>> str(beside("runs/eval")), str(beside("runs/eval/predictions/fp"))
+        ('runs/compare', 'runs/compare')
+    """
+    path = Path(run)
+    inside = next((p for p in (path, path.parent) if p.name == "predictions"), None)
+    folder = path if inside is None else inside.parent
+    return folder.parent / "compare" if folder.name else folder.resolve().parent / "compare"
 
 
 def _parser() -> PlainParser:
@@ -76,7 +93,9 @@ def _parser() -> PlainParser:
         "--reference", help="label, name or path of the model to compare with; the first otherwise"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("runs/compare"), help="folder of what is written"
+        "--out",
+        type=Path,
+        help="folder of what is written; default: compare/ beside the first run",
     )
     parser.add_argument(
         "--data",

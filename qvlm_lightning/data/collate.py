@@ -3,7 +3,7 @@
 Shapes: B samples, T tokens, N samples with an image, C H W channels and pixels of an image.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from qvlm_lightning.data.dialogue import (
 )
 from qvlm_lightning.data.image import decoded
 from qvlm_lightning.data.sample import Sample
+from qvlm_lightning.errors import Foreign, InputError
+from qvlm_lightning.models.processors import image_words
 
 Batch = dict[str, Tensor]
 
@@ -37,9 +39,37 @@ def prompt_text(sample: Sample, processor: Any) -> str:
 
     Returns:
         The text up to where the model answers, the image still one placeholder.
+
+    Raises:
+        InputError: the template cannot render it.
     """
     messages = [first_message(sample)]
-    return processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    with Foreign(f"the model's chat template cannot write sample {sample.id!r}"):
+        text: str = processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True
+        )
+    return text
+
+
+def check_words(samples: Sequence[Sample], processor: Any) -> None:
+    """Refuse texts in which a processor would look for an image.
+
+    Args:
+        samples: questions, answers and what follows them.
+        processor: a Hugging Face processor.
+
+    Raises:
+        InputError: a text has a word that stands for an image, or for its border.
+    """
+    words = image_words(processor)
+    for sample in samples:
+        texts = (sample.question, sample.answer, *(t for pair in sample.further for t in pair))
+        found = next((word for word in words if any(word in text for text in texts)), None)
+        if found is not None:
+            raise InputError(
+                f"sample {sample.id!r} has {found!r} in its text, which stands for an image; leave "
+                "it out: the image of a sample is shown before its question"
+            )
 
 
 def collate(
@@ -68,14 +98,14 @@ def collate(
         [B]; ``has_image`` [B] bool.
 
     Raises:
-        InputError: an image cannot be decoded, or answers of a dialogue cannot be told from its
-            questions.
+        InputError: an image cannot be decoded, answers of a dialogue cannot be told from its
+            questions, or the processor cannot read a sample, which is named.
     """
+    check_words(samples, processor)
     prompts = [prompt_text(sample, processor) for sample in samples]
     given = [sample.image for sample in samples if sample.image is not None]
     pixels = {id(image): decoded(image) for image in {id(x): x for x in given}.values()}
-    images = [pixels[id(image)] for image in given]
-    encoded = _encode(processor, prompts, images)
+    encoded = _encode(processor, samples, prompts, pixels)
     rows: list[list[int]] = encoded["input_ids"]
     batch: Batch = {}
     if with_answer:
@@ -84,7 +114,7 @@ def collate(
             dialogue[-1].told if dialogue else _answered(prompt, sample.answer)
             for dialogue, prompt, sample in zip(dialogues, prompts, samples, strict=True)
         ]
-        full = _encode(processor, texts, images)["input_ids"]
+        full = _encode(processor, samples, texts, pixels)["input_ids"]
         each = zip(samples, dialogues, rows, full, strict=True)
         told = [_labelled(*one, processor.tokenizer) for one in each]
         rows = [row for row, _ in told]
@@ -92,10 +122,11 @@ def collate(
     side = "right" if with_answer else "left"
     batch["input_ids"] = _pad(rows, _pad_id(processor.tokenizer), side)
     batch["attention_mask"] = _pad([[1] * len(row) for row in rows], 0, side)
-    if images:
+    if given:
         order: dict[int, int] = {}
         index = [order.setdefault(id(image), len(order)) for image in given]
-        batch |= _image_inputs(encoded)
+        with Foreign(f"images of {_span(samples)} do not fit in one batch; give batch_size: 1"):
+            batch |= _image_inputs(encoded)
         batch["image_index"] = torch.tensor(index)
     for name in (n for n in _PER_TOKEN if n in encoded):
         # 0 is text, usually all that an answer adds to its prompt
@@ -119,15 +150,41 @@ def prompt_lengths(samples: Sequence[Sample], processor: Any) -> list[int]:
 
     Returns:
         One length per sample; comparable between samples that all have, or all lack, an image.
+
+    Raises:
+        InputError: a prompt cannot be made, or has a word in its text that stands for an image.
     """
+    check_words(samples, processor)
     texts = [prompt_text(sample, processor) for sample in samples]
     return [len(row) for row in processor.tokenizer(texts)["input_ids"]]
 
 
-def _encode(processor: Any, texts: list[str], images: list[Any]) -> dict[str, Any]:
-    # Padding is ours: processors disagree about padding_side as an argument.
+def _encode(
+    processor: Any, samples: Sequence[Sample], texts: list[str], pixels: Mapping[int, Any]
+) -> dict[str, Any]:
+    """Return what the processor makes of texts and of the images of their samples; where it cannot,
+    say of which sample.
+    """
+    images = [pixels[id(sample.image)] for sample in samples if sample.image is not None]
     given = {"images": images} if images else {}
-    return processor(text=texts, padding=False, **given)
+    try:
+        # Padding is ours: processors disagree about padding_side as an argument.
+        with Foreign(f"the model's processor cannot read {_span(samples)}{_size(images)}"):
+            return processor(text=texts, padding=False, **given)
+    except InputError:
+        if len(samples) > 1:
+            for sample, text in zip(samples, texts, strict=True):
+                _encode(processor, [sample], [text], pixels)
+        raise
+
+
+def _span(samples: Sequence[Sample]) -> str:
+    first, last = samples[0].id, samples[-1].id
+    return f"sample {first!r}" if len(samples) == 1 else f"samples {first!r} to {last!r}"
+
+
+def _size(images: Sequence[Any]) -> str:
+    return f" with its image of {images[0].width} x {images[0].height}" if len(images) == 1 else ""
 
 
 def _image_inputs(encoded: dict[str, Any]) -> Batch:

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
+from qvlm_lightning.data.image import pixel_digest
 from qvlm_lightning.data.sample import Sample
 
 
@@ -41,20 +42,23 @@ def blind_answers(known: Sequence[Sample], asked: Sequence[Sample]) -> list[str]
 def shuffle_images(samples: Sequence[Sample]) -> list[Sample]:
     """Give every image's questions the next image, the last one's the first.
 
+    Images are one if they show the same pixels, however they are stored.
+
     Args:
         samples: questions with and without an image.
 
     Returns:
-        The samples that have an image, in their order, each with another one; ids are kept.
+        The samples that have an image, in their order, each with another one; ids are kept. Empty
+        if there is only one image: there is no other one to show.
 
     Raises:
-        ValueError: there are images, but only one.
+        InputError: an image cannot be decoded.
     """
     shown = [(sample, sample.image) for sample in samples if sample.image is not None]
-    distinct = list({id(image): image for _, image in shown}.values())
-    if len(distinct) == 1:
-        raise ValueError("only one image: there is no other one to show")
-    following = {
-        id(image): distinct[(place + 1) % len(distinct)] for place, image in enumerate(distinct)
-    }
-    return [replace(sample, image=following[id(image)]) for sample, image in shown]
+    digests = {id(image): pixel_digest(image) for image in {id(x): x for _, x in shown}.values()}
+    first = {digests[id(image)]: image for _, image in reversed(shown)}
+    order = list(dict.fromkeys(digests[id(image)] for _, image in shown))
+    if len(order) < 2:
+        return []
+    following = dict(zip(order, [*order[1:], order[0]], strict=True))
+    return [replace(s, image=first[following[digests[id(image)]]]) for s, image in shown]

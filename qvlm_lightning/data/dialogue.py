@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qvlm_lightning.data.sample import Sample
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import Foreign, InputError
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ def read_turns(sample: Sample, processor: Any) -> list[Turn]:
         One per answer; each text begins with the one before.
 
     Raises:
-        InputError: the template changes an answer, or what it wrote for fewer messages.
+        InputError: the template changes an answer, or what it wrote for fewer messages, or cannot
+            render the dialogue.
     """
     turns: list[Turn] = []
     messages = [first_message(sample)]
@@ -49,9 +50,9 @@ def read_turns(sample: Sample, processor: Any) -> list[Turn]:
     for question, answer in [("", sample.answer), *sample.further]:
         if turns:
             messages.append(_message("user", question))
-        asked = _rendered(messages, processor, answering=True)
+        asked = _rendered(sample, messages, processor, answering=True)
         messages.append(_message("assistant", answer))
-        told = _rendered(messages, processor, answering=False).rstrip()
+        told = _rendered(sample, messages, processor, answering=False).rstrip()
         answered = told[len(asked) :].lstrip()
         grows = asked.startswith(before) and told.startswith(asked)
         if not grows or not answered.startswith(answer.strip()):
@@ -110,8 +111,11 @@ def _message(role: str, text: str) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
-def _rendered(messages: list[dict[str, Any]], processor: Any, answering: bool) -> str:
-    text: str = processor.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=answering
-    )
+def _rendered(
+    sample: Sample, messages: list[dict[str, Any]], processor: Any, answering: bool
+) -> str:
+    with Foreign(f"the model's chat template cannot write the dialogue {sample.id!r}"):
+        text: str = processor.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=answering
+        )
     return text

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
@@ -34,6 +34,7 @@ _TO_EIGHT_BITS = 257  # 65535 / 255
 _NO_RANGE = {"I": "32-bit integers", "F": "floating-point numbers"}
 
 Encoded = str | Path | bytes
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -151,6 +152,20 @@ def is_deep(image: Image.Image) -> bool:
     return image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format in ("PNG", "PPM"))
 
 
+def size_of(image: Image.Image | LazyImage) -> tuple[int, int]:
+    """Return width and height; of one that stays encoded, only the beginning is read.
+
+    Args:
+        image: the image; an EXIF orientation may swap both.
+
+    Raises:
+        InputError: it cannot be decoded.
+    """
+    if isinstance(image, LazyImage):
+        return _read(image.encoded(), image.name, lambda opened: opened.size)
+    return image.size
+
+
 def pixel_digest(image: Image.Image | LazyImage | None) -> str:
     """Return a hash of what a model sees of an image, the same however the image is stored.
 
@@ -233,7 +248,7 @@ def inside(root: Path, name: str | Path, where: str, hint: str = "") -> Path:
     return path
 
 
-def _read(encoded: Encoded, name: str, use: Callable[[Image.Image], Image.Image]) -> Image.Image:
+def _read(encoded: Encoded, name: str, use: Callable[[Image.Image], T]) -> T:
     file: str | Path | IO[bytes] = BytesIO(encoded) if isinstance(encoded, bytes) else encoded
     try:
         with Image.open(file) as image:

@@ -7,7 +7,10 @@ from typing import Any
 import torch
 
 from qvlm_lightning.data.collate import Batch, collate, prompt_lengths
+from qvlm_lightning.data.image import size_of
 from qvlm_lightning.data.sample import Sample
+
+_SMALL, _STRIP = 32, 4
 
 
 class CalibrationLoader:
@@ -28,6 +31,11 @@ class CalibrationLoader:
         return iter(self.batches[self.start() :])
 
 
+def _is_odd(size: tuple[int, int]) -> bool:
+    """Return whether a processor may refuse an image for its size: next to nothing, or a strip."""
+    return min(size) < _SMALL or max(size) > _STRIP * min(size)
+
+
 class QuestionBatches:
     """Prompts in batches, made as they are asked for; ``sample_index`` says where each row belongs.
 
@@ -43,7 +51,7 @@ class QuestionBatches:
     def __init__(self, samples: Sequence[Sample], processor: Any, batch_size: int) -> None:
         self.samples = samples
         self.processor = processor
-        lengths = prompt_lengths(samples, processor)
+        self.lengths = lengths = prompt_lengths(samples, processor)
         uses = Counter(id(s.image) for s in samples if s.image is not None)
         place = {key: number for number, key in enumerate(uses)}
         alone: list[int] = []
@@ -68,6 +76,44 @@ class QuestionBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         return map(self.make, self.indices)
+
+    def check(self, positions: int | None) -> list[str]:
+        """Make what could fail before any batch is: every prompt has been written, and the longest
+        and every image of an odd shape are read here, one of each size.
+
+        Args:
+            positions: tokens that the model was made for; ``None`` if that is not known.
+
+        Returns:
+            What to tell the user, one sentence each.
+
+        Raises:
+            InputError: the processor cannot read a question, which is named.
+        """
+        shown = [i for i, sample in enumerate(self.samples) if sample.image is not None]
+        texts = [i for i, sample in enumerate(self.samples) if sample.image is None]
+        sizes = {i: size_of(x) for i in shown if (x := self.samples[i].image) is not None}
+        odd = {size: i for i, size in sizes.items() if _is_odd(size)}
+        longest = [max(some, key=lambda i: self.lengths[i]) for some in (shown, texts) if some]
+        room = dict.fromkeys((True, False), 0)
+        for i in [*longest, *odd.values()]:
+            spread = int(self.make([i])["attention_mask"].sum()) - self.lengths[i]
+            shows = self.samples[i].image is not None
+            room[shows] = max(room[shows], spread)
+        if positions is None:
+            return []
+        long = [
+            i
+            for i, sample in enumerate(self.samples)
+            if self.lengths[i] + room[sample.image is not None] > positions
+        ]
+        if not long:
+            return []
+        return [
+            f"{len(long)} of {len(self.samples)} questions have more tokens than the model has "
+            f"positions, {positions}, such as {self.samples[long[0]].id!r}; answers to them mean "
+            "little"
+        ]
 
     def make(self, chosen: Sequence[int]) -> Batch:
         """Make one batch.

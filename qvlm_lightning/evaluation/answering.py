@@ -67,4 +67,5 @@ class Answering:
 
         ends = end_tokens_of(self.model, self.processor, stop)
         answers = generate(self.model, batch, ends, longest, stopped=stopped if stop else None)
+        answers.check([prompt.question for prompt in prompts])
         return [cut_at_stop(text(row), stop).strip() for row in answers.rows()]

@@ -26,7 +26,12 @@ from qvlm_lightning.ranks import RankWatch, check_scheduler
 from qvlm_lightning.results.evaluation_facts import evaluation_facts
 from qvlm_lightning.results.next_steps import steps_after_evaluation
 from qvlm_lightning.results.render import grids, markdown, show
-from qvlm_lightning.results.report import load_answers, report_rows, write_results
+from qvlm_lightning.results.report import (
+    asked_differently,
+    load_answers,
+    report_rows,
+    write_results,
+)
 from qvlm_lightning.results.run_report import show_lines
 from qvlm_lightning.results.scores import score_grids
 from qvlm_lightning.run_lock import run_lock
@@ -124,12 +129,15 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         rows = report_rows(known)
         write_results(root / "results.json", rows)
         drawn = [*grids(rows), *score_grids(known)]
-        tables = "\n\n".join(map(markdown, drawn)) + "\n"
+        notes = asked_differently(known)
+        tables = "\n\n".join([*map(markdown, drawn), *notes]) + "\n"
         write_whole(root / "results.md", tables)
         if cli.model.artifact is not None:
             put_results(located(cli.model.artifact), tables)
         for grid in drawn:
             show(grid)
+        for note in notes:
+            print(f"note: {note}")
         facts = evaluation_facts(answered, known, root)
         show_lines(facts, steps_after_evaluation(root))
     return cli

@@ -195,7 +195,9 @@ class FidelityMeter:
         ends = end_tokens_of(model, self.processor) | images
         batch = self._prompts(model, prompts)
         longest = self.inputs.max_new_tokens
-        return generate(model, batch, ends, longest, self._image).rows()
+        answers = generate(model, batch, ends, longest, self._image)
+        answers.check([prompt.id for prompt in prompts])
+        return answers.rows()
 
     def _read(
         self, model: nn.Module, prompts: Sequence[Sample], answers: Sequence[Sequence[int]]

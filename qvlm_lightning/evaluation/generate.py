@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.data.collate import Batch
+from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.family import model_inputs
 
 
@@ -24,11 +25,29 @@ class Answers:
     """[B] tokens of each answer, without the end token, with those of a stop string."""
     log_probs: Tensor
     """[B, V] log-probabilities of the first answer token, float32, in nats."""
+    finite: Tensor
+    """[B] whether the largest logit of every token up to the end was a number."""
 
     def rows(self) -> list[list[int]]:
         """Return the token ids of each answer."""
         pairs = zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)
         return [row[:length] for row, length in pairs]
+
+    def check(self, ids: Sequence[str]) -> None:
+        """Refuse answers that were read off logits that are none.
+
+        Args:
+            ids: of the questions, one per row.
+
+        Raises:
+            InputError: a logit was NaN or infinite; names the first such question.
+        """
+        for name, fine in zip(ids, self.finite.tolist(), strict=True):
+            if not fine:
+                raise InputError(
+                    f"the model's logits for question {name!r} are NaN or infinite: its weights, "
+                    "or what it computes in this type, do not answer"
+                )
 
 
 @torch.no_grad()
@@ -78,6 +97,7 @@ def generate(
         first["position_ids"] = places[:, -first["input_ids"].shape[1] :]
     out = model(**first, use_cache=True, logits_to_keep=1)
     log_probs = out.logits[:, -1].float().log_softmax(-1)
+    finite = ~log_probs.isnan().any(-1)
     token = log_probs.argmax(-1)
     written = _Written(len(mask), torch.tensor(sorted(end_tokens), device=mask.device), stopped)
     written.add(token)
@@ -95,9 +115,10 @@ def generate(
             past_key_values=out.past_key_values,
             use_cache=True,
         )
+        finite &= written.ended | out.logits[:, -1].amax(-1).isfinite()
         token = out.logits[:, -1].argmax(-1)
         written.add(token)
-    return Answers(torch.stack(written.tokens, dim=1), written.lengths, log_probs)
+    return Answers(torch.stack(written.tokens, dim=1), written.lengths, log_probs, finite)
 
 
 class _Written:

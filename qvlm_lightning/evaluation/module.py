@@ -77,6 +77,7 @@ class VQAEvaluation(LightningModule):
         self.search: dict[str, Any] = {}
         self.model: nn.Module | None = None
         self.questions: SharedQuestions | None = None
+        self._images: dict[int, str] = {}
 
     def build(self, data: VQADataModule) -> None:
         """Load the model and check that it may answer these questions; idempotent.
@@ -159,7 +160,7 @@ class VQAEvaluation(LightningModule):
             "mode": self._data.mode,
             "split": self._data.split,
             "control": control,
-            "questions": digest_questions(samples, self._data.processor),
+            "questions": digest_questions(samples, self._data.processor, self._images),
             "max_new_tokens": self._longest,
             "stop": self._stop,
             "log_probs": self.keep_log_probs and not control,
@@ -192,8 +193,9 @@ class VQAEvaluation(LightningModule):
         assert self.questions is not None
         stopped = self._stopped if self._stop else None
         answers = generate(self.model, batch, self._ends, self._longest, self._image, stopped)
-        texts = [cut_at_stop(self._decode(row), self._stop).strip() for row in answers.rows()]
         places = batch["sample_index"].tolist()
+        answers.check([self.questions.samples[place].id for place in places])
+        texts = [cut_at_stop(self._decode(row), self._stop).strip() for row in answers.rows()]
         # a killed process may have left part of a batch; it is answered whole, written once
         new = [row for row, place in enumerate(places) if place not in self.questions.done]
         new_places, new_texts = [places[row] for row in new], [texts[row] for row in new]

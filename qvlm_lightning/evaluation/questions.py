@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qvlm_lightning.data.collate import Batch, prompt_text
+from qvlm_lightning.data.image import LazyImage, content_of
 from qvlm_lightning.data.loaders import QuestionBatches
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.evaluation.journal import EvaluationKey, Journal
@@ -65,17 +66,21 @@ class SharedQuestions:
             yield self.batches.make(self._mine[step]) if step < len(self._mine) else {}
 
 
-def digest_questions(samples: Sequence[Sample], processor: Any) -> str:
-    """Hash what is asked and expected; images count by the ids of their questions.
+def digest_questions(
+    samples: Sequence[Sample], processor: Any, images: dict[int, str] | None = None
+) -> str:
+    """Hash what is asked and expected, with the bytes of the images.
 
     Args:
         samples: the questions.
         processor: its chat template is part of what is asked.
+        images: hashes of images by the identity of the object; those that are missing are put in.
 
     Returns:
         16 hexadecimal digits.
     """
     digest = hashlib.sha256()
+    known = {} if images is None else images
     for shown in (True, False):
         first = next((s for s in samples if (s.image is not None) is shown), None)
         if first is not None:
@@ -85,5 +90,15 @@ def digest_questions(samples: Sequence[Sample], processor: Any) -> str:
         target = sample.target
         if target is not None:
             row += [target.answers, target.choices, target.groups, target.cluster]
-        digest.update(json.dumps([*row, sample.image is not None]).encode())
+        digest.update(json.dumps([*row, _image_digest(sample.image, known)]).encode())
     return digest.hexdigest()[:16]
+
+
+def _image_digest(image: Any, known: dict[int, str]) -> str | None:
+    if image is None:
+        return None
+    if id(image) not in known:
+        size = "" if isinstance(image, LazyImage) else f"{image.mode} {image.size} "
+        content = size.encode() + content_of(image)
+        known[id(image)] = hashlib.blake2b(content, digest_size=16).hexdigest()
+    return known[id(image)]

@@ -1,5 +1,6 @@
 """The evaluation of a variant: its answers are stored, with those it is compared with."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,11 @@ from qvlm_lightning.data.controls import blind_answers, shuffle_images
 from qvlm_lightning.data.loaders import QuestionBatches
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.evaluation.journal import Journal
+from qvlm_lightning.evaluation.journal import EvaluationKey, Journal
 from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.questions import SharedQuestions
 from qvlm_lightning.metrics.grouped import plain_scores
+from qvlm_lightning.models.checks import positions_of
 from qvlm_lightning.results.predictions import Predictions, is_stored
 from qvlm_lightning.results.variant import Control, file_name
 
@@ -59,10 +61,11 @@ def evaluate(
         )
         evaluate(trainer, full, data, controls=controls, again=False)
     run = _Run(trainer, module, data, folder)
+    run.check(again)
     if controls and module.artifact is None:
         run.blind()
         run.shuffled()
-    return run.plain(again)
+    return run.plain()
 
 
 def _check_trainer(trainer: Trainer) -> None:
@@ -80,11 +83,26 @@ class _Run:
         self, trainer: Trainer, module: VQAEvaluation, data: VQADataModule, folder: Path
     ) -> None:
         self.trainer, self.module, self.data, self.folder = trainer, module, data, folder
+        self.batches: QuestionBatches | None = None
 
-    def plain(self, again: bool) -> Predictions:
+    def check(self, again: bool) -> None:
+        """Write every prompt before the first is answered, and say what is odd about them."""
         if not again and self._done(self.data.evaluation):
+            return
+        self.batches = self._in_batches(self.data.evaluation)
+        assert self.module.model is not None
+        notes = self.batches.check(positions_of(self.module.model))
+        if self.trainer.is_global_zero:
+            for note in [*self.data.evaluation_notes, *notes]:
+                print(f"note: {note}", file=sys.stderr)
+
+    def _in_batches(self, samples: Sequence[Sample]) -> QuestionBatches:
+        return QuestionBatches(samples, self.data.processor, self.data.evaluation_batch_size)
+
+    def plain(self) -> Predictions:
+        if self.batches is None:
             return Predictions.load(self.folder, self._name())
-        return self._answer(self.data.evaluation)
+        return self._answer(self.data.evaluation, self.batches)
 
     def blind(self) -> None:
         questions = self.data.evaluation
@@ -96,28 +114,33 @@ class _Run:
             self._predictions(questions, texts, 0.0, "blind").save(self.folder)
 
     def shuffled(self) -> None:
-        images = {id(s.image) for s in self.data.evaluation if s.image is not None}
-        if len(images) < 2:
+        shown = [sample for sample in self.data.evaluation if sample.image is not None]
+        if not shown or self._done(shown, "shuffled"):
             return
-        samples = shuffle_images(self.data.evaluation)
-        if not self._done(samples, "shuffled"):
-            self._answer(samples, "shuffled")
+        shuffled = shuffle_images(shown)
+        if shuffled:
+            self._answer(shown, self._in_batches(shuffled), "shuffled")
 
     def _name(self, control: Control = "") -> str:
         return file_name(self.module.variant, control, self.data.split)
 
+    def _key(self, control: Control) -> EvaluationKey:
+        # of all questions for a control too: it counts beside the answers to the same ones
+        return self.module.key(self.data.evaluation, control)
+
     def _done(self, samples: Sequence[Sample], control: Control = "") -> bool:
-        key = self.module.key(samples, control)
+        key = self._key(control)
         ids = [sample.id for sample in samples]
         done = is_stored(self.folder, self._name(control), self.module.source, ids, key)
         # once there are several processes: one looks, all do the same
         return self.trainer.strategy.broadcast(done)
 
-    def _answer(self, samples: Sequence[Sample], control: Control = "") -> Predictions:
+    def _answer(
+        self, samples: Sequence[Sample], batches: QuestionBatches, control: Control = ""
+    ) -> Predictions:
         name = self._name(control)
         journal = Journal(self.folder / f"{name}.partial")
-        batches = QuestionBatches(samples, self.data.processor, self.data.evaluation_batch_size)
-        key = self.module.key(samples, control)
+        key = self._key(control)
         self.module.questions = questions = SharedQuestions(batches, journal, key)
         self.trainer.test(self.module, dataloaders=questions, verbose=False)
         self.trainer.strategy.barrier()
@@ -143,7 +166,7 @@ class _Run:
             variant=module.variant,
             source=module.source,
             base=module.base,
-            asked=module.key(samples, control),
+            asked=self._key(control),
             seconds=seconds,
             control=control,
             split=data.split,

@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from qvlm_lightning.errors import InputError, first_line
+from qvlm_lightning.errors import Foreign, InputError
 from qvlm_lightning.models.checkpoint import WeightReader
+from qvlm_lightning.models.checks import check_finite, check_full_precision, check_processor
 from qvlm_lightning.models.experts import expert_groups, unfuse_experts
 from qvlm_lightning.models.family import ANSWER, PAD, PROMPT, VISION, Named, VLMFamily
 from qvlm_lightning.models.find_residual import find_residual
@@ -78,17 +79,18 @@ class HubFamily(VLMFamily):
 
         self._check_folder("config.json")
         try:
-            settings, _ = PretrainedConfig.get_config_dict(self.path)
-            self.check_type(settings.get("model_type"), repr(self.path))
-            tower_path(self, (settings.get("vision_config") or {}).get("model_type"))
-            model, found = self.read_model(_DTYPES[self.dtype])
-        except InputError:
-            raise
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            if isinstance(error, SafetensorError) and Path(self.path).is_dir():
+            with Foreign(self._unusable):
+                settings, _ = PretrainedConfig.get_config_dict(self.path)
+                self.check_type(settings.get("model_type"), repr(self.path))
+                check_full_precision(settings, repr(self.path))
+                tower_path(self, (settings.get("vision_config") or {}).get("model_type"))
+                model, found = self.read_model(_DTYPES[self.dtype])
+        except InputError as fault:
+            if isinstance(fault.__cause__, SafetensorError) and Path(self.path).is_dir():
                 WeightReader(Path(self.path))  # names the file that is broken
-            raise InputError(self._unusable(error)) from error
+            raise
         self._complete(model, found["missing_keys"])
+        check_finite(model.named_parameters(), f"model {self.path!r}")
         unfuse_experts(model)
         return model.eval().requires_grad_(False)
 
@@ -97,7 +99,7 @@ class HubFamily(VLMFamily):
         from transformers import AutoModelForImageTextToText
 
         return AutoModelForImageTextToText.from_pretrained(
-            self.path, dtype=dtype, output_loading_info=True
+            self.path, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )
 
     def _complete(self, model: nn.Module, missing: Iterable[str]) -> None:
@@ -115,11 +117,11 @@ class HubFamily(VLMFamily):
             held = own in owner._parameters
             setattr(owner, own, nn.Parameter(zeros, requires_grad=False) if held else zeros)
 
-    def _unusable(self, error: Exception) -> str:
-        reason = first_line(error)
+    @property
+    def _unusable(self) -> str:
         if Path(self.path).exists():
-            return f"no usable model in {self.path!r}: {reason}"
-        return f"there is no folder {self.path!r}, and no such model on the hub: {reason}"
+            return f"no usable model in {self.path!r}"
+        return f"there is no folder {self.path!r}, and no such model on the hub"
 
     def streamed(self) -> tuple[nn.Module, dict[str, Place]]:
         """Build the model without weights and find them (see :class:`VLMFamily`)."""
@@ -135,12 +137,11 @@ class HubFamily(VLMFamily):
             InputError: it is missing or broken, or of another family.
         """
         self._check_folder("config.json")
-        try:
+        with Foreign(self._unusable):
             dtype = _DTYPES[self.dtype]
             model = without_weights(lambda: self.empty_model(dtype), self.path)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(self._unusable(error)) from error
         self.check_type(model.config.model_type, repr(self.path))
+        check_full_precision(model.config.to_dict(), repr(self.path))
         self._tower_layers(model)
         return model
 
@@ -177,19 +178,24 @@ class HubFamily(VLMFamily):
         """Load the processor once (see :class:`VLMFamily`)."""
         if self._processor is None:
             self._check_folder("config.json")
-            try:
-                self._processor = self.read_processor()
-            except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-                raise InputError(
-                    f"no usable processor in {self.path!r}: {first_line(error)}"
-                ) from error
+            with Foreign(f"no usable processor in {self.path!r}"):
+                processor = self.read_processor()
+            check_processor(processor, repr(self.path), self.read_config)
+            self._processor = processor
         return self._processor
+
+    def read_config(self) -> Any:
+        """Read the model's configuration from the folder."""
+        from transformers import AutoConfig
+
+        with Foreign(self._unusable):
+            return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
 
     def read_processor(self) -> Any:
         """Read the processor from the folder."""
         from transformers import AutoProcessor
 
-        return AutoProcessor.from_pretrained(self.path)
+        return AutoProcessor.from_pretrained(self.path, trust_remote_code=False)
 
     def _check_folder(self, required: str) -> None:
         looks_local = self.path.startswith((".", "/", "~")) or Path(self.path).exists()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.checks import check_finite, check_full_precision, check_processor
 from qvlm_lightning.models.experts import unfuse_experts
 from qvlm_lightning.models.find import family_for
 from qvlm_lightning.models.hub import HubFamily
@@ -22,14 +23,18 @@ def loaded(model: Any, processor: Any, known: type[HubFamily] | None = None) -> 
         known: the family's class; default: that of the model's ``model_type``.
 
     Raises:
-        InputError: no family knows such a model, or such a vision tower.
+        InputError: no family knows such a model, or such a vision tower; the model is quantized
+            already or has NaN in a weight, or the processor cannot make prompts.
     """
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     known = known or family_for(str(kind))
     made = type(f"Loaded{known.__name__}", (_InMemory, known), {"known": known})
+    check_full_precision(model.config.to_dict(), "model")
     family: HubFamily = made(str(getattr(model.config, "_name_or_path", "") or "in memory"))
     family.hold(model, processor)  # type: ignore[attr-defined]
     family.vision_layers(model)  # a tower of another kind is refused before any work
+    check_processor(processor, "the model in memory", lambda: model.config)
+    check_finite(model.named_parameters(), "the model in memory")
     return family
 
 

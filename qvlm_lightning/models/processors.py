@@ -6,8 +6,31 @@ is installed.
 """
 
 import inspect
+import re
 from functools import cache
 from typing import Any
+
+_VISUAL = re.compile("image|img|video|vision|audio|boi|eoi", re.IGNORECASE)
+
+
+def image_words(processor: Any) -> frozenset[str]:
+    """Return the words of a text that a processor takes for an image, or for its border.
+
+    Args:
+        processor: a Hugging Face processor of images and text.
+    """
+    words: set[str] = set()
+    for owner in (processor, processor.tokenizer):
+        held = getattr(owner, "__dict__", {}) | getattr(owner, "special_tokens_map", {})
+        named = {
+            str(value)
+            for name, value in held.items()
+            if _VISUAL.search(name) and name.endswith(("_token", "_tag")) and value is not None
+        }
+        words |= named
+    special = getattr(processor.tokenizer, "added_tokens_decoder", {}).values()
+    words |= {token.content for token in special if token.special and _VISUAL.search(token.content)}
+    return frozenset(words - {""})
 
 
 def load_image_processor_only(path: str) -> Any:

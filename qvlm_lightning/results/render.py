@@ -1,6 +1,5 @@
 """The rows of ``results.json`` as tables for people: on the terminal and in Markdown."""
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +17,7 @@ from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import variant_title
 
 NONE = "–"
+_FRAME = 2  # columns of the terminal that a table's border takes
 Number = Callable[[float], str]
 
 
@@ -249,20 +249,46 @@ def _table(grid: Grid) -> Iterator[str]:
 
 
 def show(grid: Grid, console: Console | None = None) -> None:
-    """Draw a grid on the terminal, intervals below their values.
+    """Draw a grid on the terminal, intervals below their values; columns that do not fit follow
+    below, each time with the names of the rows.
 
     Args:
         grid: the table.
-        console: where to draw; standard output by default.
+        console: where to draw; standard output by default, as wide as the terminal or ``COLUMNS``.
     """
-    # a pipe has no width of its own; 80 columns would fold every cell
-    screen = console or Console(width=None if sys.stdout.isatty() else 132)
-    title, caption = escape(grid.title), escape(grid.note)
-    table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for place, name in enumerate(grid.header):
-        table.add_column(escape(name.replace("_", " ")), justify="right" if place else "left")
-    for row in grid.rows:
-        style = "dim" if "stress" in row[0] or row[0].startswith("  ") else None
-        cells = [cell.replace(" [", "\n[").replace("] ", "]\n") for cell in row]
-        table.add_row(*map(escape, cells), style=style)
-    screen.print(table)
+    screen = console or Console()
+    parts = _side_by_side(grid, screen.width)
+    for number, columns in enumerate(parts):
+        title = escape(grid.title) if number == 0 else None
+        caption = escape(grid.note) if number == len(parts) - 1 else None
+        table = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        for place in columns:
+            name = escape(grid.header[place].replace("_", " "))
+            table.add_column(name, justify="right" if place else "left")
+        for row in grid.rows:
+            style = "dim" if "stress" in row[0] or row[0].startswith("  ") else None
+            table.add_row(*(escape(_lines(row[place])) for place in columns), style=style)
+        screen.print(table)
+
+
+def _side_by_side(grid: Grid, width: int) -> list[list[int]]:
+    """Return which columns stand beside each other, the first one always."""
+    cells = [[row[place] for row in grid.rows] for place in range(len(grid.header))]
+    words = [max(map(len, name.replace("_", " ").split()), default=0) for name in grid.header]
+    widths = [
+        1 + max([word, *(len(line) for text in column for line in _lines(text).split("\n"))])
+        for word, column in zip(words, cells, strict=True)
+    ]
+    parts, used = [[0]], widths[0]
+    for place in range(1, len(widths)):
+        # a name of a row that leaves room for nothing is folded
+        if len(parts[-1]) > 1 and used + widths[place] > width - _FRAME:
+            parts.append([0])
+            used = widths[0]
+        parts[-1].append(place)
+        used += widths[place]
+    return parts
+
+
+def _lines(cell: str) -> str:
+    return cell.replace(" [", "\n[").replace("] ", "]\n")

@@ -15,6 +15,7 @@ from qvlm_lightning.results.measures import (
     Groups,
     difference_measures,
     divergences,
+    other_settings,
     own_measures,
     paired_measures,
     score_measures,
@@ -81,6 +82,8 @@ def variant_rows(answered: Predictions, known: Known) -> list[Row]:
         ci_low, ci_high, n``; ``variant`` is the name of the row, ``task`` is ``overall`` or a
         family of questions.
 
+    Differences are left out where the other was asked with another prompt or other settings.
+
     Raises:
         InputError: the variant and what it is compared with answered other questions, or come
             from other full-precision weights.
@@ -90,20 +93,44 @@ def variant_rows(answered: Predictions, known: Known) -> list[Row]:
     if variant.is_fp:
         for control in CONTROLS:
             guessed = known.get(file_name(variant, control, answered.split))
-            if guessed is not None:
+            if guessed is not None and not other_settings(guessed, answered):
                 scores = score_measures(guessed, _tasks(guessed))
                 measures += [(t, row | {"metric": f"accuracy_{control}"}) for t, row in scores]
     else:
         reference = known.get(file_name(variant.reference, split=answered.split))
         rounded = _rounded(answered, known)
-        if reference is not None:
+        if reference is not None and not other_settings(answered, reference):
             paired = paired_measures(answered, _comparable(reference, answered), groups)
             measures += _renamed(paired, "accuracy_minus_fp")
-        if rounded is not None and rounded is not answered:
+        alike = rounded is not None and not other_settings(answered, rounded)
+        if rounded is not None and rounded is not answered and alike:
             rounded = _comparable(rounded, answered)
             measures += _against_rtn(answered, rounded, reference, groups)
     head = row_head(answered)
     return [head | {"task": task} | row for task, row in measures]
+
+
+def asked_differently(known: Known) -> list[str]:
+    """Return a sentence for every variant and control that was not asked what full precision was:
+    other questions, another prompt, other stop strings or another longest answer. Its answers are
+    not compared with those of full precision.
+
+    Args:
+        known: all stored answers.
+    """
+    notes = []
+    for answered in known.values():
+        reference = known.get(file_name(answered.variant.reference, split=answered.split))
+        if reference is None or reference is answered:
+            continue
+        if changed := other_settings(answered, reference):
+            same = answered.control or answered.ids == reference.ids
+            what = [x if same or x != "prompt" else "questions" for x in changed]
+            notes.append(
+                f"{answered.name} was asked with another {' and '.join(what)} than full precision: "
+                "the two are not compared; evaluate it again"
+            )
+    return notes
 
 
 def row_head(answered: Predictions) -> Row:

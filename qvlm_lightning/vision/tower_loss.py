@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvlm_lightning.errors import check_numbers
+from qvlm_lightning.errors import InputError, check_numbers
 from qvlm_lightning.forward.passes import Passes
 from qvlm_lightning.forward.samples import Batch, counted, model_inputs
 from qvlm_lightning.losses import (
@@ -120,6 +120,9 @@ class TowerLoss:
             sums: of a whole batch.
             weights: of the terms.
             jacobian: w_k per tower.
+
+        Raises:
+            InputError: the loss is NaN or infinite; what it would teach is none either.
         """
         nll, count = sums["nll"]
         reg = nll / count.clamp_min(1)
@@ -135,7 +138,11 @@ class TowerLoss:
         if flat:
             ent = entropy_loss(flat, torch.tensor(factors, device=reg.device))
         total = reg + weights.lambda_ent * ent + weights.lambda_err * err
-        return {"reg": reg, "ent": ent, "err": err, "total": total}
+        terms = {"reg": reg, "ent": ent, "err": err, "total": total}
+        if not bool(total.isfinite()):
+            said = ", ".join(f"{name} {float(value.detach()):g}" for name, value in terms.items())
+            raise InputError(f"the loss is not finite ({said}); try a smaller model.lr")
+        return terms
 
     def jacobian(self) -> Jacobian:
         """Return w_k per unit from one gradient pass of E^(n) on the first batch, of mean

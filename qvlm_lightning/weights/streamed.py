@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.checks import check_finite
 from qvlm_lightning.nn.changes import Changes
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.weights.shards import Entry, Shards
@@ -43,6 +44,7 @@ class StreamedWeights:
         _keep_tensors_off_the_heap()
         self.model, self.shards, self.device = model, shards, device
         self._kept: dict[str, Tensor] | None = {} if kept else None
+        self._checked: set[str] = set()
         self.changes = Changes()
         named = dict(model.named_parameters(remove_duplicate=False))
         self.dtypes = {name: p.dtype for name, p in named.items() if p.is_meta}
@@ -80,11 +82,18 @@ class StreamedWeights:
     def _original(self, name: str) -> Tensor:
         """Return a parameter as the files hold it, in the model's type."""
         if self._kept is None:
-            return self.shards.read(name).to(self.dtypes[name])
+            return self._read(name)
         if name not in self._kept:
-            read = self.shards.read(name).to(self.dtypes[name])
+            read = self._read(name)
             self._kept[name] = read.pin_memory() if self.device.type == "cuda" else read
         return self._kept[name]
+
+    def _read(self, name: str) -> Tensor:
+        read = self.shards.read(name).to(self.dtypes[name])
+        if name not in self._checked:  # the files do not change: once is enough
+            check_finite([(name, read)], repr(str(self.shards.entries[name].file)))
+            self._checked.add(name)
+        return read
 
     def stored_types(self) -> dict[str, torch.dtype]:
         """Return the types of the parameters that the files hold in half types, where the model's

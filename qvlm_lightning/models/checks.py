@@ -1,0 +1,136 @@
+"""What a model folder, or a model in memory, must have before anything long starts."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+
+from qvlm_lightning.errors import Foreign, InputError
+
+_CLASS_TOKENS = ("clip_vision_model", "dinov2")
+"""Towers whose output begins with a token that is no patch."""
+
+
+def check_full_precision(settings: dict[str, Any], where: str) -> None:
+    """Refuse a model that another program has quantized.
+
+    Args:
+        settings: its configuration.
+        where: its folder, for messages.
+
+    Raises:
+        InputError: the configuration, or one in it, says how it was quantized.
+    """
+    inner = [x for x in settings.values() if isinstance(x, dict)]
+    for part in (settings, *inner):
+        given = part.get("quantization_config") or part.get("compression_config")
+        if given:
+            how = given.get("quant_method") if isinstance(given, dict) else None
+            method = f" ({how})" if isinstance(how, str) else ""
+            raise InputError(
+                f"{where} holds a model that is quantized already{method}; give the model in full "
+                "precision that it was made from"
+            )
+
+
+def check_processor(processor: Any, where: str, config: Callable[[], Any]) -> None:
+    """Check that a processor can make prompts, before anything long starts; a patch size that older
+    versions of transformers did not store is taken from the model's configuration.
+
+    Args:
+        processor: of a model; changed in place.
+        where: its folder, for messages.
+        config: reads the model's configuration, if it is needed.
+
+    Raises:
+        InputError: it has no tokenizer, no chat template, one that leaves images out, no token that
+            ends an answer, or no patch size.
+    """
+    tokenizer = getattr(processor, "tokenizer", None)
+    if tokenizer is None or not hasattr(processor, "apply_chat_template"):
+        raise InputError(
+            f"{where} has a {type(processor).__name__}, which does not take images and text; "
+            "needed is a processor with a tokenizer and a chat template"
+        )
+    if not getattr(processor, "chat_template", None):
+        raise InputError(
+            f"the processor of {where} has no chat template; needed is a chat_template.jinja that "
+            "writes the model's prompt"
+        )
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"the tokenizer of {where} has no eos_token, which answers end with; name it in "
+            "tokenizer_config.json"
+        )
+    if getattr(processor, "patch_size", 0) is None:
+        _take_patches(processor, where, config)
+    with Foreign(f"the chat template of {where} cannot write a question with an image"):
+        text = [{"type": "text", "text": "What?"}]
+        asked = [
+            processor.apply_chat_template(
+                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+            )
+            for content in (text, [{"type": "image"}, *text])
+        ]
+    if asked[0] == asked[1]:
+        raise InputError(
+            f"the chat template of {where} leaves images out; needed is one that writes a "
+            "placeholder for a part of type image"
+        )
+
+
+def _take_patches(processor: Any, where: str, config: Callable[[], Any]) -> None:
+    """Let LLaVA's processors of before transformers 4.45 count the tokens of an image."""
+    found = config()
+    vision: Any = getattr(found, "vision_config", None)
+    patch = getattr(vision, "patch_size", None)
+    if not isinstance(patch, int):
+        raise InputError(
+            f"the processor of {where} has no patch_size, nor has config.json; add it to "
+            "processor_config.json"
+        )
+    processor.patch_size = patch
+    strategy = getattr(found, "vision_feature_select_strategy", None)
+    processor.vision_feature_select_strategy = strategy or "default"
+    processor.num_additional_image_tokens = int(vision.model_type in _CLASS_TOKENS)
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """Refuse numbers that are none: every result computed from them would be none either.
+
+    Args:
+        tensors: by name; those of integers and those on the meta device are passed over.
+        where: what holds them, for messages.
+
+    Raises:
+        InputError: a value is NaN or infinite; names the tensor.
+
+    Example:
+        >>> import torch
+        >>> check_finite([("a", torch.ones(2)), ("b", torch.tensor([0.0, torch.nan]))], "'folder'")
+        Traceback (most recent call last):
+            ...
+        qvlm_lightning.errors.InputError: 'folder' has NaN or infinite values in b (1 of 2); ...
+    """
+    for name, tensor in tensors:
+        if not tensor.is_floating_point() or tensor.is_meta or tensor.numel() == 0:
+            continue
+        # without a copy of the tensor's size, and NaN wins
+        low, high = tensor.detach().aminmax()
+        if not (math.isfinite(low) and math.isfinite(high)):
+            count = int((~tensor.isfinite()).sum())
+            raise InputError(
+                f"{where} has NaN or infinite values in {name} ({count:,} of {tensor.numel():,}); "
+                "such a model gives no answers"
+            )
+
+
+def positions_of(model: Any) -> int | None:
+    """Return for how many tokens a model was made; ``None`` if its configuration does not say."""
+    config = getattr(model, "config", None)
+    if config is None:
+        return None
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    found = getattr(text, "max_position_embeddings", None)
+    return found if isinstance(found, int) and found > 0 else None
