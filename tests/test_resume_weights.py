@@ -76,6 +76,7 @@ def result(root: Path) -> dict[str, object]:
     report = json.loads((root / "report.json").read_text())
     for spent in (report["search"], *report["search"]["passes"]):
         assert spent.pop("seconds") > 0
+    assert report.pop("spent")["search"]["seconds"] > 0
     files = sorted(p for p in (root / "artifact").rglob("*") if p.is_file())
     return report | {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 

@@ -209,14 +209,13 @@ def intervals(rows: Sequence[tuple[str, Interval, str]], words: str, width: int 
     """
     ends = [0.0, *(x for _, interval, _ in rows for x in interval if math.isfinite(x))]
     low, top = min(ends), max(ends)
-    scale = (width - 70) / ((top - low) or 1)
+    scale = (width - 12) / ((top - low) or 1)
     parts = [_line(6 - low * scale, 0, 6 - low * scale, 34 * len(rows), "t")]
     for place, (label, interval, colour) in enumerate(rows):
         y = 34 * place + 24
         x, start, end = (6 + (value - low) * scale for value in interval)
         drawn = [_line(start, y, end, y, "i"), _circle(x, y, "i")]
-        parts += [_text(0, y - 11, label), _coloured(colour, drawn)]
-        parts.append(_text(max(x, end) + 8, y + 4, f"{interval[0]:+.1f}", "d"))
+        parts += [_text(0, y - 11, f"{label}: {interval[0]:+.1f}"), _coloured(colour, drawn)]
     return _svg(width, 34 * len(rows), words, parts)
 
 

@@ -163,5 +163,7 @@ def test_measured_terms_are_logged(started):
     module.trainer.loggers = [kept]
     module.state.steps = 3
     module._measure(1, "training")
-    values = {f"loss_fixed/{n}": module.state.loss_fixed[0][n] for n in TERMS}
-    assert kept.rows == [(values, 3)]
+    measured = module.state.loss_fixed[0]
+    values = {f"detail/loss_fixed/{n}": measured[n] for n in TERMS}
+    total = dict.fromkeys(("headline/loss", "baseline/loss"), measured["total"])
+    assert kept.rows == [(values | total, 3)]
