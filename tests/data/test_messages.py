@@ -114,7 +114,7 @@ LOST = [
 ]
 
 
-@pytest.mark.parametrize("row", LOST, ids=str)
+@pytest.mark.parametrize("row", LOST, ids=range(len(LOST)))
 def test_an_image_is_never_left_out_in_silence(row):
     with pytest.raises(InputError, match=r"^line 7 has .*image.*; name its file as image"):
         read_exchange(row, "line 7")
