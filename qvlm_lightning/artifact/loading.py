@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from qvlm_lightning.artifact.saving import save_as_artifact
+from qvlm_lightning.artifact.untrusted import check_sizes, checked_manifest
 from qvlm_lightning.errors import InputError, first_line, parse_json
 from qvlm_lightning.models.checks import check_finite
 from qvlm_lightning.models.find import family_for, family_name, known
@@ -80,9 +81,15 @@ def load_artifact(path: str | Path, family: type[HubFamily] | None = None) -> Ar
     if manifest["format"] == 1:
         quantizers = {_present_name(name): value for name, value in quantizers.items()}
     held_by = _family(folder, manifest, str(config.get("model_type")), family)
-    model = _empty_model(held_by, types_of(manifest, weights))
     try:
         scheme = Scheme.from_dict(manifest.get("scheme"))
+        manifest = checked_manifest(manifest, scheme)
+        check_sizes(config, weights)
+        types = types_of(manifest, weights)
+    except InputError as error:
+        raise InputError(f"artifact {str(path)!r} is broken: {error}") from error
+    model = _empty_model(held_by, types)
+    try:
         structure = quantize_model(model, held_by, scheme, accepted=True)
         if structure.sinks:
             structure.sinks.update(manifest.get("sinks"))

@@ -1,12 +1,18 @@
 """Questions behind stored answers: the data of an evaluation, opened again for its images."""
 
-from collections.abc import Mapping, Sequence
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.cli import CONFIG, EvaluationCLI, quiet
 
+_LARGEST = 256 * 1024  # bytes of a configuration
 Samples = Mapping[str, Mapping[str, Sample]]
 
 
@@ -50,7 +56,10 @@ def open_questions_of_runs(runs: Sequence[str]) -> tuple[Samples, list[str]]:
         config = run / CONFIG
         if config.is_file():
             try:
-                questions = open_questions([str(config)])
+                with tempfile.TemporaryDirectory() as scratch:
+                    trusted = Path(scratch) / CONFIG
+                    trusted.write_text(yaml.safe_dump(_only_data(config)), encoding="utf-8")
+                    questions = open_questions([str(trusted)])
             except (InputError, SystemExit) as error:  # pictures are an extra: compare without
                 # who exits has said why
                 reason = "see above" if isinstance(error, SystemExit) else error
@@ -60,6 +69,59 @@ def open_questions_of_runs(runs: Sequence[str]) -> tuple[Samples, list[str]]:
                     known = questions_of_runs.get(benchmark, {})
                     questions_of_runs[benchmark] = {**known, **samples}
     return questions_of_runs, notes
+
+
+def _only_data(config: Path) -> dict[str, Any]:
+    """Return the data of a run folder's configuration, which anybody may have written: only classes
+    of this package, and only what lies on this machine.
+
+    Raises:
+        InputError: it is no configuration, or names another class, or data elsewhere; who trusts it
+            gives it with ``--data``.
+    """
+    trust = f"if you trust it, give it: --data {config}"
+    if config.stat().st_size > _LARGEST:
+        raise InputError(f"its {config.name} has more than {_LARGEST} bytes; {trust}")
+    try:
+        found = yaml.load(config.read_text(encoding="utf-8"), Loader=_WithoutAliases)
+        data = dict(found["data"])
+        arguments = dict(data.get("init_args") or {})
+    except (yaml.YAMLError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"its {config.name} is no configuration of eval.py") from error
+    arguments.pop("family", None)
+    data["init_args"] = arguments
+    for named in _named(data, "class_path"):
+        if not re.fullmatch(r"qvlm_lightning\.(data|tasks)\.[\w.]+", str(named)):
+            raise InputError(
+                f"it names the class {str(named)[:80]!r}, none of this package; {trust}"
+            )
+    if any(_named(data, "allow_outside")):
+        raise InputError(f"it opens image paths outside of its folders; {trust}")
+    for path in _named(data, "path"):
+        if not Path(str(path)).expanduser().exists():
+            raise InputError(f"its data {str(path)[:80]!r} is not on this machine")
+    family = {"class_path": "qvlm_lightning.models.tiny_family.Tiny"}  # nothing is answered
+    module = "qvlm_lightning.evaluation.module.VQAEvaluation"
+    return {"model": {"class_path": module, "init_args": {"family": family}}, "data": data}
+
+
+def _named(values: Any, key: str) -> Iterator[Any]:
+    """Yield what stands under a key, at any depth."""
+    inner = values.values() if isinstance(values, dict) else values
+    if isinstance(values, dict) and values.get(key) is not None:
+        yield values[key]
+    if isinstance(values, dict | list):
+        for value in inner:
+            yield from _named(value, key)
+
+
+class _WithoutAliases(yaml.SafeLoader):
+    """Reads plain values; a few aliases of aliases would be gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read")
+        return super().compose_node(parent, index)
 
 
 def _run_folder(run: str) -> Path:

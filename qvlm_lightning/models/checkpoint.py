@@ -59,6 +59,11 @@ class WeightReader:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{str(index)!r} is no index of weights") from error
         for name in sorted(names):
+            if not isinstance(name, str) or Path(name).name != name:
+                raise InputError(
+                    f"{str(index)!r} names the shard {str(name)[:80]!r}; allowed are files of its "
+                    "own folder"
+                )
             if not (index.parent / name).is_file():
                 raise InputError(
                     f"{str(index.parent)!r} lacks the shard {name!r} that its index names"

@@ -1,10 +1,10 @@
 """Overrides of a scheme against the Linear layers of a model."""
 
-import re
 from collections.abc import Sequence
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.quant.overrides import Overrides
+from qvlm_lightning.quant.patterns import matches
 from qvlm_lightning.quant.scheme import PartScheme
 
 
@@ -22,7 +22,7 @@ def check_overrides(overrides: Overrides, inputs: Sequence[dict[str, PartScheme]
     """
     names = [name for widths in inputs for name in widths]
     for pattern in overrides:
-        if not any(re.search(pattern, name) for name in names):
+        if not any(matches(pattern, name) for name in names):
             such = f", such as {names[0]!r}" if names else ""
             raise InputError(
                 f"overrides pattern {pattern!r} matches no Linear layer that can be quantized; "
@@ -43,9 +43,9 @@ def _one_input(overrides: Overrides, widths: dict[str, PartScheme]) -> str:
         for pattern, given in reversed(overrides.items())
         if "activation_bits" in given
         for name in bits
-        if re.search(pattern, name)
+        if matches(pattern, name)
         for other in bits
-        if not re.search(pattern, other) and bits[other] != bits[name]
+        if not matches(pattern, other) and bits[other] != bits[name]
     )
     return (
         f"overrides pattern {pattern!r} gives {name} {bits[name]} activation bits, but {other} "

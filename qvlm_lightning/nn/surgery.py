@@ -2,7 +2,6 @@
 weight.
 """
 
-import re
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.routing import Route
 from qvlm_lightning.nn.sink_surgery import keep_sinks, stored_projections
 from qvlm_lightning.nn.structure import Site, Structure, Tower, Unit
+from qvlm_lightning.quant.patterns import matches
 from qvlm_lightning.quant.scheme import OFF, PartScheme, Scheme
 
 _LEFT_IN_FULL_PRECISION = (nn.Embedding, nn.modules.conv._ConvNd)
@@ -70,9 +70,7 @@ def quantize_model(
             inputs += widths
     _account_for_the_rest(model, family, structure)
     for pattern in scheme.ignore:
-        if pattern not in used_patterns and not any(
-            re.search(pattern, n) for n in structure.ignored
-        ):
+        if pattern not in used_patterns and not any(matches(pattern, n) for n in structure.ignored):
             raise InputError(f"ignore pattern {pattern!r} matches no Linear layer of the model")
     check_overrides(scheme.overrides, inputs)
     if not structure.quantized:
@@ -115,7 +113,7 @@ def _plan(
         widths: dict[str, PartScheme] = {}
         for name in (n for n in names if n in plain):
             full = f"{unit.name}.{name}"
-            pattern = next((p for p in scheme.ignore if re.search(p, full)), None)
+            pattern = next((p for p in scheme.ignore if matches(p, full)), None)
             if pattern is not None:
                 used.add(pattern)
                 structure.ignored[full] = f"ignore pattern {pattern!r}"
@@ -258,7 +256,7 @@ def _check_weights(
         full = f"{unit.name}.{name}" if name else unit.name
         if full in structure.ignored:
             continue
-        pattern = next((p for p in scheme.ignore if re.search(p, full)), None)
+        pattern = next((p for p in scheme.ignore if matches(p, full)), None)
         if pattern is None and name in routers:
             structure.ignored[full] = _ROUTER
             continue

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Collection, Mapping
 from typing import Any
+
+from qvlm_lightning.quant.patterns import check_pattern, matches
 
 KEYS = ("weight_bits", "activation_bits")
 
@@ -30,8 +31,8 @@ def checked_overrides(given: Any, widths: Collection[int]) -> Overrides:
     found: Overrides = {}
     for pattern, bits in given.items():
         try:
-            re.compile(pattern)
-        except (re.error, TypeError) as error:
+            check_pattern(pattern)
+        except ValueError as error:
             raise ValueError(
                 f"overrides pattern {pattern!r} is no regular expression: {error}"
             ) from error
@@ -65,7 +66,7 @@ def given_to(overrides: Overrides, name: str) -> dict[str, int]:
     """
     found: dict[str, int] = {}
     for pattern, bits in overrides.items():
-        if re.search(pattern, name):
+        if matches(pattern, name):
             found |= bits
     return found
 

@@ -6,6 +6,7 @@ from typing import Any, Literal, get_args
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.quant.overrides import checked_overrides, given_to, overrides_suffix
+from qvlm_lightning.quant.patterns import check_pattern
 
 ActivationMode = Literal["static_tensor", "static_channel", "dynamic_token"]
 GroupFallback = Literal["error", "channel"]
@@ -240,8 +241,8 @@ def _patterns(patterns: Any) -> tuple[str, ...]:
         )
     for pattern in patterns:
         try:
-            re.compile(pattern)
-        except re.error as error:
+            check_pattern(pattern)
+        except ValueError as error:
             raise InputError(
                 f"ignore pattern {pattern!r} is no regular expression: {error}"
             ) from error
