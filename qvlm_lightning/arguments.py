@@ -4,10 +4,12 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from textwrap import wrap
 from typing import Any, NoReturn
 
 import torch
+from docstring_parser import parse_from_object
 from lightning.pytorch.cli import LightningArgumentParser
 
 from qvlm_lightning.errors import InputError
@@ -21,7 +23,20 @@ _FRAME = re.compile(
 
 
 class OneSentenceParser(LightningArgumentParser):
-    """For ``LightningCLI(parser_class=OneSentenceParser)``."""
+    """For ``LightningCLI(parser_class=OneSentenceParser)``.
+
+    Attributes:
+        described: prefix of options -> classes that may stand there, whose options the help shows.
+    """
+
+    described: Mapping[str, Sequence[type]] = {}
+
+    def format_help(self, *args: Any, **options: Any) -> str:
+        """Return the help, with the options of classes that jsonargparse leaves to another help."""
+        parts = [
+            options_of(prefix, kind) for prefix, kinds in self.described.items() for kind in kinds
+        ]
+        return "\n".join([super().format_help(*args, **options), *parts])
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what was given and what is allowed, and end with code 2."""
@@ -29,6 +44,30 @@ class OneSentenceParser(LightningArgumentParser):
             super().error(message, ex)
         print(f"error: {one_sentence(message)}", file=sys.stderr)
         raise SystemExit(USER_FAULT) from None
+
+
+def options_of(prefix: str, kind: type) -> str:
+    """Return the options of a class as its docstring describes them.
+
+    Args:
+        prefix: of the options, such as ``model``.
+        kind: the class; what it inherits and does not name is not shown.
+
+    """
+    said = parse_from_object(kind)
+    about = {p.arg_name: " ".join((p.description or "").split()) for p in said.params}
+    lines = [f"--{prefix} {kind.__name__}: {said.short_description or ''}"]
+    for name, given in inspect.signature(kind).parameters.items():
+        if given.kind in (given.VAR_KEYWORD, given.VAR_POSITIONAL):
+            continue
+        told = given.default not in (given.empty, None) and "factory" not in repr(given.default)
+        text = about.get(name, "") + (f" (default: {given.default})" if told else "")
+        shown = wrap(text.strip(), 78, initial_indent=_IN, subsequent_indent=_IN)
+        lines += [f"  --{prefix}.{name}", *shown]
+    return "\n".join([*lines, ""])
+
+
+_IN = " " * 8
 
 
 def usable_accelerator(asked: str) -> str:

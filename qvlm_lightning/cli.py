@@ -10,10 +10,8 @@ from lightning.pytorch.cli import ArgsType, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 import qvlm_lightning.callbacks
-import qvlm_lightning.data.chat
-import qvlm_lightning.data.tiny
 import qvlm_lightning.methods
-import qvlm_lightning.models  # noqa: F401  short class names in YAML
+import qvlm_lightning.models
 from qvlm_lightning.arguments import (
     OneSentenceParser,
     check_trainer_options,
@@ -21,14 +19,19 @@ from qvlm_lightning.arguments import (
 )
 from qvlm_lightning.calibration.checkpoint import latest, read_checkpoint
 from qvlm_lightning.calibration.module import QuantModule
+from qvlm_lightning.calibration.visual_encoder import VisualEncoderOptimization
 from qvlm_lightning.callbacks import ArtifactExport, CalibrationBar, PercentileSearch
 from qvlm_lightning.callbacks.between_epochs import BetweenEpochs
 from qvlm_lightning.data.base import VQADataModule
+from qvlm_lightning.data.chat import ChatData
+from qvlm_lightning.data.tiny import TinyVQA
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.exits import user_faults
 from qvlm_lightning.files import storage_faults, writing
 from qvlm_lightning.foreign_notes import without_foreign_notes
+from qvlm_lightning.methods.base import Method
 from qvlm_lightning.progress import say
+from qvlm_lightning.quant.scheme import Scheme
 from qvlm_lightning.ranks import RankWatch, check_scheduler, requeued
 from qvlm_lightning.results.run_report import show_run
 from qvlm_lightning.run_lock import run_lock
@@ -88,7 +91,17 @@ class CalibrationCLI(LightningCLI):
         return {"fit": LightningCLI.subcommands()["fit"]}
 
     def add_arguments_to_parser(self, parser: Any) -> None:
-        """One model for both, one seed for both, and one epoch more than the optimisation has."""
+        """One model for both, one seed for both, and one epoch more than the optimisation has; the
+        help shows the options of models, methods and data.
+        """
+        offered = [x for x in vars(qvlm_lightning.methods).values() if isinstance(x, type)]
+        methods = [x for x in offered if issubclass(x, Method) and x is not Method]
+        parser.described = {
+            "model": (QuantModule, VisualEncoderOptimization),
+            "model.method": methods,
+            "model.scheme": (Scheme,),
+            "data": (VQADataModule, ChatData, TinyVQA),
+        }
         parser.link_arguments(
             "model.init_args.family", "data.init_args.family", apply_on="instantiate"
         )
