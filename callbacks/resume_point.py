@@ -58,4 +58,4 @@ class ResumePoint(ModelCheckpoint):
         self._saved_at = trainer.global_step
         assert self.dirpath is not None
         self.last_model_path = str(Path(self.dirpath) / LAST)
-        trainer.save_checkpoint(self.last_model_path)
+        trainer.save_checkpoint(self.last_model_path, weights_only=False)

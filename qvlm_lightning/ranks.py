@@ -54,7 +54,7 @@ class RankWatch(Callback):
     ) -> None:
         """Leave it to the watch to say that another process is gone."""
         if trainer.world_size > 1 and isinstance(exception, RuntimeError):
-            time.sleep(_PATIENCE)
+            time.sleep(2 * _PATIENCE)
         for child in self._children():
             child.terminate()  # it waits for the end of this process, and says nothing
 
@@ -103,7 +103,7 @@ class RankWatch(Callback):
 
     def _say(self, what: str) -> None:
         again = command_line() if self.handler is None else self.handler.again()
-        say(f"error: {what}; the other ranks are stopped; go on with: {again}")
+        say(f"\nerror: {what}; the other ranks are stopped; go on with: {again}")
 
 
 def _how(code: int) -> str:

@@ -120,7 +120,7 @@ class SignalHandler:
         """Say once what happened and how to go on."""
         if self._said.acquire(blocking=False) and is_first():
             name = signal.Signals(signum).name
-            say(f"stopped by {name}; go on with: {again or self.again()}")
+            say(f"\nstopped by {name}; go on with: {again or self.again()}")
 
     def _watch(self) -> None:
         signum = self._next(None)
