@@ -1,4 +1,4 @@
-"""The parser of the Lightning programs: its complaints are one sentence, not a tree."""
+"""The parser of the programs: its complaints are one sentence, not a tree."""
 
 import inspect
 import pkgutil
@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import Any, NoReturn
 
-import torch
 from docstring_parser import parse_from_object
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.exits import USER_FAULT
@@ -22,8 +21,8 @@ _FRAME = re.compile(
 )
 
 
-class OneSentenceParser(LightningArgumentParser):
-    """For ``LightningCLI(parser_class=OneSentenceParser)``.
+class OneSentence(ArgumentParser):
+    """A parser whose complaints are one sentence.
 
     Attributes:
         described: prefix of options -> classes that may stand there, whose options the help shows.
@@ -89,6 +88,8 @@ def usable_accelerator(asked: str) -> str:
         raise InputError("accelerator mps is given, which has no float64; allowed are cpu and cuda")
     if asked != "auto":
         return asked
+    import torch  # seconds, which the help of a verb need not wait for
+
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 

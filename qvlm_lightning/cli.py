@@ -13,7 +13,6 @@ import qvlm_lightning.callbacks
 import qvlm_lightning.methods
 import qvlm_lightning.models
 from qvlm_lightning.arguments import (
-    OneSentenceParser,
     check_trainer_options,
     usable_accelerator,
 )
@@ -29,6 +28,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.exits import user_faults
 from qvlm_lightning.files import storage_faults, writing
 from qvlm_lightning.foreign_notes import without_foreign_notes
+from qvlm_lightning.lightning_parser import OneSentenceParser
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.progress import say
 from qvlm_lightning.quant.scheme import Scheme

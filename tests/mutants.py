@@ -807,7 +807,7 @@ FIDELITY = [
         f"{_READ}::test_a_stored_result_is_taken_for_its_own_key_only",
     ),
     (
-        "qvlm_lightning/commands/table.py",
+        "qvlm_lightning/commands/_table_run.py",
         "if there and not measured:",
         "if there:",
         "a measurement counts as nothing to do",
@@ -932,14 +932,14 @@ STRESS = [
         SINK_TABLE,
     ),
     (
-        "qvlm_lightning/commands/table.py",
+        "qvlm_lightning/commands/_table_run.py",
         "product(plan.outlier_scales, plan.sink_scales)",
         "zip(plan.outlier_scales, plan.sink_scales)",
         "a table leaves out combinations of scales",
         SINK_TABLE,
     ),
     (
-        "qvlm_lightning/commands/table.py",
+        "qvlm_lightning/commands/_table_run.py",
         "                *stress_options(stress),\n",
         "",
         "a table evaluates the model as trained",

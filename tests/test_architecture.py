@@ -29,6 +29,7 @@ ROWS = [
     {"data"},
     {"metrics", "plots", "progress", "foreign_notes"},
     {"models"},
+    {"lightning_parser"},
     {"arguments", "ranks"},
     {"exits"},
     {"tensor_files", "run_lock", "stopping"},
@@ -54,7 +55,8 @@ ONLY_FOR = {
     },
     "tasks": {"commands", "cli", "notebook", "evaluation", "results"},
     "metrics": {"commands", "calibration", "evaluation", "results", "tasks", "data"},
-    "arguments": {"cli", "evaluation", "commands"},
+    "arguments": {"cli", "evaluation", "commands", "lightning_parser"},
+    "lightning_parser": {"cli", "evaluation"},
     "ranks": {"cli", "evaluation", "commands"},
     "plots": {"commands", "callbacks", "evaluation", "results"},
 }

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from qvlm_lightning.arguments import (
-    OneSentenceParser,
+    OneSentence,
     check_trainer_precision,
     one_sentence,
     usable_accelerator,
@@ -37,7 +37,7 @@ class Thing(Base):
 
 @pytest.fixture
 def complain(capsys):
-    parser = OneSentenceParser(prog="prog")
+    parser = OneSentence(prog="prog")
     parser.add_subclass_arguments(Base, "thing")
     parser.add_argument("--count", type=int, default=1)
     path = f"{Thing.__module__}.Thing"

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from jsonargparse import set_parsing_settings
 
-from qvlm_lightning.arguments import OneSentenceParser
+from qvlm_lightning.arguments import OneSentence
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.quant.scheme import PARTS, ActivationMode
 from qvlm_lightning.results.stress import Stress
@@ -272,7 +272,7 @@ def parse_plan(argv: Sequence[str], summary: str = "") -> TablePlan:
         summary: what ``--help`` says first.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # they become the help
-    parser = OneSentenceParser(prog="qvlm table", description=summary)
+    parser = OneSentence(prog="qvlm table", description=summary)
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
     parser.add_class_arguments(TablePlan)
     values = parser.parse_args(list(argv)).as_dict()

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from qvlm_lightning.commands._parser import PlainParser
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.evaluation.bridge import command
 
 
 def main(argv: Sequence[str]) -> int:
@@ -28,6 +27,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(
             f"{str(options.artifact)!r} is not an artifact: it has no quantization.json"
         )
+
+    from qvlm_lightning.evaluation.bridge import command
 
     given = command(
         options.python,

@@ -4,12 +4,12 @@ import json
 import platform
 import resource
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qvlm_lightning.calibration.phases import host_peak
+from qvlm_lightning.commands._streaming_options import Options
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.files import write_json
 
@@ -18,54 +18,14 @@ if TYPE_CHECKING:
     from qvlm_lightning.commands._random_model import RandomPairs
 
 
-@dataclass
-class Options:
-    """What ``qvlm streaming`` takes."""
-
-    shape: Path | None = None
-    """Folder with the ``config.json`` of a LLaVA (configs/models/shapes/llava-1.5-7b)."""
-    layers: int | None = None
-    """Decoder layers; default those of the shape, or 24."""
-    width: int | None = None
-    """Of the decoder; the MLP is 2.75 times as wide. Default 2048; not together with a shape."""
-    vocabulary: int | None = None
-    """Tokens, 4 of them no words. Default 32000; not together with a shape."""
-    pairs: int = 8
-    """Calibration pairs."""
-    search_pairs: int | None = None
-    """The first of them, used by the search; default all."""
-    batch_size: int = 8
-    """Pairs of a batch."""
-    tokens: int = 160
-    """Tokens per pair, those of the image included (16 without a shape)."""
-    method: str = "cdm"
-    """``rtn``, ``sequential`` or ``cdm``."""
-    max_depth: int = 3
-    """Most layers in a block, for ``cdm``."""
-    steps: int = 0
-    """Of visual-encoder optimisation, a batch each: whole epochs."""
-    measure_every_n_epochs: int = 1
-    """Distance between measurements of the loss over all pairs."""
-    activation_checkpointing: bool = False
-    """For the steps of a model in memory: run layers again for the backward pass. A streamed model
-    always does."""
-    device: str = "cpu"
-    """Where layers run: ``cpu`` or ``cuda``."""
-    scheme: str = "w4a4"
-    """Widths."""
-    streaming: bool = True
-    """``false`` loads the model as a whole, for comparison."""
-    folder: Path = Path("runs/random-model")
-    """Where the model is made, in a folder of its own, unless it is there already; about 2 bytes
-    per parameter."""
-    json: Path | None = None
-    """Where to write the figures."""
-
-
 def main(argv: list[str]) -> int:
     """Make a random bfloat16 LLaVA, calibrate it and print peak memory and seconds per layer."""
-    from jsonargparse import ArgumentParser
+    from jsonargparse import ArgumentParser, set_parsing_settings
 
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # they become the help
+    parser = ArgumentParser(prog="qvlm streaming", description=main.__doc__)
+    parser.add_class_arguments(Options, None)
+    options = Options(**vars(parser.instantiate_classes(parser.parse_args(argv))))
     from qvlm_lightning.commands._random_model import (
         RandomFamily,
         RandomPairs,
@@ -75,9 +35,6 @@ def main(argv: list[str]) -> int:
         small_shape,
     )
 
-    parser = ArgumentParser(prog="qvlm streaming", description=main.__doc__)
-    parser.add_class_arguments(Options, None)
-    options = Options(**vars(parser.instantiate_classes(parser.parse_args(argv))))
     check(options)
     if options.shape is None:
         given = (options.layers, options.width, options.vocabulary)
@@ -179,6 +136,7 @@ def measure(options: Options, folder: Path, data: "RandomPairs") -> dict[str, An
     import torch
 
     from qvlm_lightning.artifact import copy_weights
+    from qvlm_lightning.calibration.phases import host_peak
     from qvlm_lightning.commands._laps import Laps
     from qvlm_lightning.vision.learned import tower_parameters
 

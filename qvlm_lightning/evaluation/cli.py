@@ -13,7 +13,7 @@ from lightning.pytorch.cli import ArgsType, LightningCLI
 import qvlm_lightning.data.chat
 import qvlm_lightning.data.tiny
 import qvlm_lightning.models  # noqa: F401  short class names in YAML
-from qvlm_lightning.arguments import OneSentenceParser, check_trainer_precision
+from qvlm_lightning.arguments import check_trainer_precision
 from qvlm_lightning.artifact.card import put_results
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.evaluation.module import VQAEvaluation
@@ -22,6 +22,7 @@ from qvlm_lightning.evaluation.run import evaluate
 from qvlm_lightning.exits import user_faults
 from qvlm_lightning.files import write_whole, writing
 from qvlm_lightning.foreign_notes import without_foreign_notes
+from qvlm_lightning.lightning_parser import OneSentenceParser
 from qvlm_lightning.ranks import RankWatch, check_scheduler
 from qvlm_lightning.results.evaluation_facts import evaluation_facts
 from qvlm_lightning.results.next_steps import steps_after_evaluation

@@ -3,9 +3,12 @@
 import ast
 import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.tasks.base import Task
+
+if TYPE_CHECKING:
+    from qvlm_lightning.tasks.base import Task
 
 
 def task_names() -> list[str]:
@@ -16,7 +19,7 @@ def task_names() -> list[str]:
     return sorted(_classes())
 
 
-def find_task(name: str) -> type[Task]:
+def find_task(name: str) -> "type[Task]":
     """Return a task's class.
 
     Args:
@@ -25,6 +28,8 @@ def find_task(name: str) -> type[Task]:
     Raises:
         InputError: there is no such task.
     """
+    from qvlm_lightning.tasks.base import Task
+
     known = _classes()
     key = name.replace("-", "_")
     path = f"{__package__}.{key}.{known[key]}" if key in known else name

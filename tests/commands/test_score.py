@@ -131,7 +131,7 @@ def test_a_missing_answer_is_wrong_even_where_empty_text_is_right(score, monkeyp
         monkeypatch.setattr(task, "judge", lambda *_: Judgement(WHOLE, "yes"))
         return task
 
-    monkeypatch.setattr("qvlm_lightning.commands.score.find_task", lenient)
+    monkeypatch.setattr("qvlm_lightning.commands._scoring.find_task", lenient)
     found = score([answer("a", "")])
     assert (found["overall"], found["missing"], found["unparsed"]) == (25.0, 3, 0)
 

@@ -10,6 +10,7 @@ import torch
 
 import qvlm_lightning.evaluation.module as evaluation_module
 from qvlm_lightning.__main__ import main as program
+from qvlm_lightning.commands import _table_run as table_run
 from qvlm_lightning.commands import table
 from qvlm_lightning.commands._table_configs import TableConfigs
 from qvlm_lightning.errors import InputError
@@ -25,7 +26,7 @@ class Calibrations:
         self.calls: list[list[str]] = []
         self.fail_at = -1
 
-    def train_main(self, args: list[str]) -> None:
+    def train_main(self, args: list[str], summary: bool = True) -> None:
         self.calls.append(args)
         options = dict(option.removeprefix("--").split("=", 1) for option in args[1:])
         folder = Path(options["trainer.default_root_dir"])
@@ -75,7 +76,7 @@ class Calibrations:
 @pytest.fixture
 def calibrations(monkeypatch) -> Calibrations:
     made = Calibrations()
-    monkeypatch.setattr(table, "train_main", made.train_main)
+    monkeypatch.setattr(table_run, "train_main", made.train_main)
     # a second each; test_an_option_that_is_refused does it
     monkeypatch.setattr(TableConfigs, "check", lambda self, calibration: None)
     monkeypatch.setattr(evaluation_module, "load_artifact", made.load_artifact)
@@ -295,7 +296,7 @@ def slow_but(first: str, names: list[Any]) -> list[Any]:
 def test_every_plan_can_be_carried_out(path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     # photographs are the user's
-    run = table.TableRun(table.parse_plan([f"--config={path}", "--fidelity=null"]))
+    run = table_run.TableRun(table.parse_plan([f"--config={path}", "--fidelity=null"]))
     assert run.calibrations
     folders = [calibration.folder for calibration in run.calibrations]
     assert len(set(folders)) == len(folders)
@@ -465,5 +466,5 @@ def test_the_plan_of_the_document_can_be_carried_out(tmp_path):
     (plan,) = re.findall(r"^```yaml\n(variants:.*?)^```", text, re.S | re.M)
     (tmp_path / "plan.yaml").write_text(plan)
     given = [f"--config={tmp_path / 'plan.yaml'}", f"--configs={CONFIGS}"]
-    run = table.TableRun(table.parse_plan([*given, f"--root={tmp_path / 'run'}"]))
+    run = table_run.TableRun(table.parse_plan([*given, f"--root={tmp_path / 'run'}"]))
     assert [variant.name for variant in run.variants] == ["rtn", "sequential", "per-token"]

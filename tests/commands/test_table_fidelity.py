@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from qvlm_lightning.commands import _table_run as table_run
 from qvlm_lightning.commands import table
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.fidelity import FidelityMeter
@@ -168,7 +169,7 @@ def test_a_mode_that_does_not_exist_is_refused(calibrations, tmp_path):  # noqa:
 
 def test_sources_reach_calibration_and_evaluation(calibrations, tmp_path):  # noqa: F811
     batch = "--data.init_args.evaluation_batch_size=5"
-    run = table.TableRun(table.parse_plan(options(tmp_path, sources=[batch])))
+    run = table_run.TableRun(table.parse_plan(options(tmp_path, sources=[batch])))
     assert run._evaluation(Stress()).datamodule.evaluation_batch_size == 5
     run.run()
     assert all(batch in call for call in calibrations.calls)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from qvlm_lightning.commands._table_plan import TablePlan
-from qvlm_lightning.commands.table import TableRun
+from qvlm_lightning.commands._table_run import TableRun
 
 PILOT = 8, 64
 """Texts and tokens that the pilot reads in full precision."""

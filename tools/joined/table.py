@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qvlm_lightning.commands._progress import clock
 from qvlm_lightning.commands._table_plan import TablePlan, parse_plan, planned_variant
-from qvlm_lightning.commands.table import TableRun
+from qvlm_lightning.commands._table_run import TableRun
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.cli import quiet
 from qvlm_lightning.exits import user_faults

@@ -1,0 +1,300 @@
+"""The run of a table: calibrations, evaluations, files of results; it resumes."""
+
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from qvlm_lightning.cli import train_main
+from qvlm_lightning.commands._progress import Progress
+from qvlm_lightning.commands._table_configs import TableConfigs, refuse_other_plan
+from qvlm_lightning.commands._table_disk import share_weights
+from qvlm_lightning.commands._table_fidelity import TableFidelity
+from qvlm_lightning.commands._table_plan import (
+    Calibration,
+    PlannedVariant,
+    TablePlan,
+    is_headline,
+    planned_steps,
+    planned_variants,
+    stress_options,
+)
+from qvlm_lightning.errors import InputError, parse_json
+from qvlm_lightning.evaluation.cli import EvaluationCLI, quiet
+from qvlm_lightning.evaluation.module import VQAEvaluation
+from qvlm_lightning.evaluation.run import evaluate
+from qvlm_lightning.files import write_json, write_whole, writing
+from qvlm_lightning.metrics.grouped import OVERALL
+from qvlm_lightning.results.fidelity_tables import fidelity_grids
+from qvlm_lightning.results.figure import results_figure
+from qvlm_lightning.results.predictions import Predictions, is_stored
+from qvlm_lightning.results.render import grids, markdown, show
+from qvlm_lightning.results.report import (
+    load_answers,
+    row_head,
+    variant_rows,
+    write_results,
+)
+from qvlm_lightning.results.rows import Row, figure
+from qvlm_lightning.results.steps import Step, step_grid, step_rows
+from qvlm_lightning.results.stress import Stress
+from qvlm_lightning.results.variant import file_name
+from qvlm_lightning.run_lock import run_lock
+from qvlm_lightning.weights.exported import MANIFEST
+
+SECONDS = "calibration.json"
+"""Wall time of a calibration, in its run folder."""
+
+
+def run(plan: TablePlan) -> None:
+    """Make the table of a plan.
+
+    Args:
+        plan: what to compare.
+
+    Raises:
+        InputError: see :func:`qvlm_lightning.commands.table.main`.
+    """
+    with quiet():
+        TableRun(plan).run()
+
+
+class TableRun:
+    """Carries out a plan; what is stored is taken, what is missing is made.
+
+    Args:
+        plan: what to compare.
+    """
+
+    def __init__(self, plan: TablePlan) -> None:
+        self.plan = plan
+        self.root = Path(plan.root)
+        self.configs = TableConfigs(plan)
+        self.variants = planned_variants(plan)
+        self.stresses = [
+            Stress(*scales) for scales in product(plan.outlier_scales, plan.sink_scales)
+        ]
+        self.calibrations = [
+            self._calibration(variant, seed, stress)
+            for stress in self.stresses
+            for seed in plan.seeds
+            for variant in self.variants
+        ]
+        if not self.calibrations:
+            raise InputError("the plan compares nothing; give variants, seeds and scales")
+        self._check_options()
+        self.fidelity = None if plan.fidelity is None else TableFidelity(plan.fidelity)
+        self.known: dict[str, Predictions] = {}
+        self.answers: dict[tuple[str, int, Stress], Predictions] = {}
+        self.rows: list[Row] = []
+        self.progress = Progress(self._kinds())
+
+    def run(self) -> None:
+        """Calibrate, evaluate, write and print.
+
+        Raises:
+            InputError: another process is at it.
+        """
+        with run_lock(self.root):
+            self._lock()
+            self._make()
+
+    def _make(self) -> None:
+        for stress in self.stresses:
+            program = self._evaluation(stress)
+            self._evaluate(program, None)
+            for calibration in self.calibrations:
+                if calibration.stress == stress:
+                    self._calibrate(calibration)
+                    self._evaluate(program, calibration)
+        self._finish()
+
+    def _kinds(self) -> list[str]:
+        kinds = []
+        for stress in self.stresses:
+            kinds.append("full precision")
+            for calibration in self.calibrations:
+                if calibration.stress == stress:
+                    kinds += [calibration.variant.method, "evaluation"]
+        return kinds
+
+    def _calibration(self, variant: PlannedVariant, seed: int, stress: Stress) -> Calibration:
+        folder = self._stress_folder(stress) / f"seed{seed}" / variant.folder
+        first = self.plan.seeds[0], self.stresses[0]
+        if is_headline(self.plan, variant) and (seed, stress) == first:
+            folder = self.root
+        return Calibration(variant, seed, stress, folder)
+
+    def _stress_folder(self, stress: Stress, root: Path | None = None) -> Path:
+        return (root or self.root) / f"{self.plan.model}-{stress.name}"
+
+    @property
+    def results_folder(self) -> Path:
+        """Where answers and results go."""
+        return self.root / (self.plan.results or "")
+
+    def _check_options(self) -> None:
+        """Find all files, and try the options of every row that is not finished; those of other
+        seeds are alike.
+        """
+        for variant in self.variants:
+            self.configs.files(variant)
+        self.configs.evaluation()
+        tried: set[PlannedVariant] = set()
+        for calibration in self.calibrations:
+            if not calibration.finished and calibration.variant not in tried:
+                tried.add(calibration.variant)
+                self.configs.check(calibration)
+
+    def _lock(self) -> None:
+        """Refuse a folder whose calibrations another plan identity."""
+        path = self.root / "plan.json"
+        theirs = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        identity = self.configs.identity(self.variants)
+        refuse_other_plan(self.root, theirs, identity)
+        identity["variants"] = theirs.get("variants", {}) | identity["variants"]
+        self.root.mkdir(parents=True, exist_ok=True)
+        write_json(path, identity)
+
+    def _calibrate(self, calibration: Calibration) -> None:
+        with self.progress.step(f"calibrate {calibration.label}") as step:
+            if calibration.finished:
+                step.skip()
+                return
+            began, begun = time.monotonic(), (calibration.folder / "config.yaml").is_file()
+            resume = ["--ckpt_path=last"] if begun else []
+            train_main(["fit", *self.configs.options(calibration), *resume], summary=False)
+            self._calibrated(calibration, time.monotonic() - began)
+
+    def _calibrated(self, calibration: Calibration, seconds: float) -> None:
+        """Note how long a calibration took: an interrupted one, since it was resumed."""
+        if not calibration.finished:
+            raise InputError(
+                f"the calibration in {str(calibration.folder)!r} stopped before its end; "
+                "give the same command again to resume"
+            )
+        write_json(calibration.folder / SECONDS, {"seconds": round(seconds, 3)})
+        share_weights(calibration.artifact, [other.artifact for other in self.calibrations])
+
+    def _evaluation(self, stress: Stress) -> EvaluationCLI:
+        return EvaluationCLI(
+            [
+                f"--config={self.configs.evaluation()}",
+                f"--trainer.default_root_dir={self._stress_folder(stress, self.results_folder)}",
+                f"--data.init_args.evaluation_count={self.plan.questions}",
+                *self.configs.split,
+                *stress_options(stress),
+                *self.plan.sources,
+            ]
+        )
+
+    def _evaluate(self, program: EvaluationCLI, calibration: Calibration | None) -> None:
+        label = "full precision" if calibration is None else calibration.label
+        with self.progress.step(f"evaluate {label}") as step:
+            module, data, trainer = program.model, program.datamodule, program.trainer
+            if calibration is not None:
+                module = self._module(program, calibration)
+            module.build(data)
+            if calibration is not None and module.base != program.model.base:
+                raise InputError(
+                    f"{str(calibration.folder)!r} was calibrated from other weights than the model "
+                    "has now; remove the folder"
+                )
+            folder = Path(trainer.default_root_dir) / "predictions"
+            name, key = file_name(module.variant, split=data.split), module.key(data.evaluation)
+            there = is_stored(folder, name, module.source, data.evaluation_ids, key)
+            answered = evaluate(trainer, module, data, reference=False, again=False)
+            # from the disk: a vocabulary times all questions of all rows is gigabytes
+            answered = Predictions.load(folder, answered.name)
+            if calibration is None:
+                program.save()
+                self.known |= load_answers(folder)
+            else:
+                place = calibration.variant.title, calibration.seed, calibration.stress
+                self.answers[place] = answered
+            self.known[answered.name] = answered
+            self.rows += variant_rows(answered, self.known)
+            further, measured = self._further(program, module, calibration)
+            head = row_head(answered) | {"task": OVERALL}
+            self.rows += [head | row for row in further]
+            if there and not measured:
+                step.skip()
+            write_results(self._file("results.json"), self.rows)
+
+    def _further(
+        self, program: EvaluationCLI, module: VQAEvaluation, calibration: Calibration | None
+    ) -> tuple[list[Row], bool]:
+        """Return what rows say beside the answers, and whether it was measured now."""
+        rows: list[Row] = []
+        if calibration is not None and (calibration.folder / SECONDS).is_file():
+            seconds = parse_json((calibration.folder / SECONDS).read_text(encoding="utf-8"))
+            rows.append(figure("calibration_seconds", seconds["seconds"], None, self.plan.pairs))
+        if self.fidelity is None:
+            return rows, False
+        folder = self._stress_folder(module.variant.stress) / "fidelity"
+        processor, device = program.datamodule.processor, program.trainer.strategy.root_device
+        found, measured = self.fidelity.rows(folder, module, processor, device)
+        return rows + found, measured
+
+    def _module(self, program: EvaluationCLI, calibration: Calibration) -> VQAEvaluation:
+        """Return the evaluation of an artifact; refuse one that something else put there."""
+        manifest = _manifest(calibration.artifact)
+        method, seed = str(manifest.get("method")), manifest.get("seed")
+        scheme, planned = str(manifest.get("scheme_name")), calibration.variant
+        same_method = method.endswith(planned.method.rpartition("/")[2])
+        same_scheme = planned.may_be(scheme, str(manifest.get("activation_mode")))
+        if seed != calibration.seed or not same_method or not same_scheme:
+            raise InputError(
+                f"{str(calibration.folder)!r} holds {scheme} {method}, seed {seed}, the plan has "
+                f"{calibration.label}; choose another root or remove the folder"
+            )
+        full = program.model
+        return VQAEvaluation(
+            full.family,
+            str(calibration.artifact),
+            full.max_new_tokens,
+            name=planned.label(scheme),
+        )
+
+    def _steps(self) -> list[Row]:
+        rows = []
+        for row, against in planned_steps(self.plan):
+            for stress in self.stresses:
+                pairs = [
+                    (self.answers[row, seed, stress], self.answers[against, seed, stress])
+                    for seed in self.plan.seeds
+                ]
+                variant, split = pairs[0][0].variant, pairs[0][0].split
+                reference = self.known[file_name(variant.reference, split=split)]
+                rows += step_rows(Step(row, against, pairs, reference))
+        return rows
+
+    def _finish(self) -> None:
+        drawn, steps = grids(self.rows), self._steps()
+        drawn += fidelity_grids(self.rows)
+        if steps:
+            drawn.append(step_grid(steps))
+            write_results(self._file("results.json"), self.rows, steps)
+        write_whole(self._file("table.md"), "\n\n".join(map(markdown, drawn)) + "\n")
+        with writing(self._file("table.png")) as scratch:
+            results_figure(self.rows).savefig(scratch, dpi=160, format="png")
+        for grid in drawn:
+            show(grid)
+        files = [self._file(name).name for name in ("results.json", "table.md", "table.png")]
+        where = f"{files[0]}, {files[1]} and {files[2]} are in {self.results_folder}"
+        print(f"{where}; {self.progress.total()}")
+
+    def _file(self, name: str) -> Path:
+        """Return where a result goes; those of the development split lie beside those of test."""
+        split = self.plan.split
+        path = self.results_folder / name
+        return path if split in (None, "test") else path.with_stem(f"{path.stem}-{split}")
+
+
+def _manifest(artifact: Path) -> dict[str, Any]:
+    try:
+        return dict(parse_json((artifact / MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"artifact {str(artifact)!r} cannot be read ({error}); remove its run folder"
+        ) from error
