@@ -80,7 +80,9 @@ def _blocks(report: Mapping[str, Any]) -> Iterator[tuple[str, str, dict[str, flo
 
 def _heat_maps(percentiles: Mapping[str, float]) -> Iterator[tuple[str, Markup]]:
     for prefix, sites in by_prefix(percentiles).items():
-        values, rows, columns = {}, {}, {}
+        values: dict[tuple[str, str], float] = {}
+        rows: dict[str, None] = {}
+        columns: dict[str, None] = {}
         for name, value in sites.items():
             layer, _, site = name.rpartition(".")
             number = layer.rpartition(".")[2]
