@@ -35,9 +35,8 @@ class CalibrationBar(ProgressBar):
             return
         if trainer.current_epoch >= pl_module.epochs:  # the final pass takes no step
             return
-        module = pl_module
-        steps, total = module.state.steps, module.epochs * module.steps_per_epoch
-        loss = "" if module.last_loss is None else f", loss {module.last_loss:.4g}"
+        steps, total = pl_module.state.steps, pl_module.epochs * pl_module.steps_per_epoch
+        loss = "" if pl_module.last_loss is None else f", loss {pl_module.last_loss:.4g}"
         bar("optimisation", steps, total, f"epoch {trainer.current_epoch + 1}{loss}")
 
     def on_exception(

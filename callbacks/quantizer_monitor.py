@@ -176,5 +176,5 @@ def _drop_from(writer: SummaryWriter, step: int) -> None:
     TensorBoard takes a session that starts at a step for one that goes on behind an interruption.
     """
     start = SessionLog(status=SessionLog.START)
-    # declared as None, which it is only once closed
-    cast(Any, writer).file_writer.add_event(Event(step=step, session_log=start))
+    files: Any = writer.file_writer  # open until the run ends
+    files.add_event(Event(step=step, session_log=start))

@@ -15,7 +15,7 @@ WARNED = (
     # batches are built in the process on purpose: they are few, and their order is part of a result
     r"The '\w+_dataloader' does not have many workers which may be a bottleneck",
     # methods that only search have nothing to optimise
-    r"`configure_optimizers` returned `None`, this fit will run with no optimizer",
+    r"`LightningModule\.configure_optimizers` returned `None`, this fit will run with no optimizer",
     # `table` runs the programs in its own process
     r"LightningCLI's args parameter is intended to run from within Python",
     # the metric has summed over processes by itself

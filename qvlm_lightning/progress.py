@@ -4,6 +4,7 @@ A thread keeps elapsed times moving while something is open. On a terminal it dr
 a log file it says once, after some seconds, what is under way, and then every minute.
 """
 
+import shutil
 import sys
 import threading
 import time
@@ -21,7 +22,8 @@ SILENT = 2.0
 """Longest silence, seconds."""
 AGAIN = 60.0
 """Seconds between two lines of one phase in a log file."""
-FORMAT = "{desc}: {percentage:3.0f}% |{bar:16}| {elapsed}, {remaining} left{postfix}"
+FORMAT = "{desc} {percentage:3.0f}% |{bar:4}| {elapsed}<{remaining}{postfix}"
+"""What is left, too, stands in 80 columns with a note: time so far < time to go."""
 
 
 class Progress(Protocol):
@@ -48,7 +50,12 @@ class _Screen:
             if what not in self.bars:
                 # the tiny delay: it draws nothing before it is told to
                 self.bars[what] = tqdm(
-                    total=of, initial=done, desc=what, delay=1e-9, bar_format=FORMAT
+                    total=of,
+                    initial=done,
+                    desc=what,
+                    delay=1e-9,
+                    bar_format=FORMAT,
+                    ncols=_columns(),
                 )
             bar, now = self.bars[what], time.monotonic()
             bar.set_postfix_str(note, refresh=False)
@@ -106,7 +113,8 @@ class _Screen:
         what, began = self.phases[-1]
         if now - began >= SILENT - BEAT:
             if self.line is None:
-                self.line = tqdm(desc=what, bar_format="{desc} ... {postfix}", leave=False)
+                plain = "{desc} ... {postfix}"
+                self.line = tqdm(desc=what, bar_format=plain, leave=False, ncols=_columns())
             self.line.set_description_str(what, refresh=False)
             self.line.set_postfix_str(f"{now - began:.0f} s", refresh=True)
 
@@ -115,6 +123,11 @@ class _Screen:
         if self.line is not None:
             self.line.close()
             self.line = None
+
+
+def _columns() -> int | None:
+    """Return the width of the terminal, 80 where it says 0; None in a file, which has no width."""
+    return shutil.get_terminal_size().columns if sys.stderr.isatty() else None
 
 
 _screen = _Screen()

@@ -148,9 +148,9 @@ class BlockSearch:
         done, count = sum(last - first + 1 for first, last in blocks[:index]), len(blocks)
         notes = []
         if index < count:
-            notes.append(f"block {index + 1} of {count}: {layers(*blocks[index])}")
+            notes.append(f"block {index + 1}/{count}: {layers(*blocks[index])}")
         if index and (scores := list(scores_of(objective[-1]).values())):
-            notes.append(f"J {scores[0]:.3g} -> {scores[-1]:.3g}")
+            notes.append(f"J {scores[0]:.3g}->{scores[-1]:.3g}")
         self.progress(f"search {tower.name}", done, len(tower.units), ", ".join(notes))
 
     def chains(self, tower: Tower, method: Method) -> tuple[list[UnitInput], list[UnitInput]]:
@@ -257,6 +257,6 @@ def layers(first: int, last: int) -> str:
 
     Example:
         >>> layers(2, 2), layers(2, 4)
-        ('layer 2', 'layers 2 to 4')
+        ('layer 2', 'layers 2-4')
     """
-    return f"layer {first}" if first == last else f"layers {first} to {last}"
+    return f"layer {first}" if first == last else f"layers {first}-{last}"
