@@ -94,11 +94,14 @@ class Foreign:
 
 
 def reason(error: BaseException) -> str:
-    """Return what an error says, in one line; its type where the message alone says nothing.
+    r"""Return what an error says, in one line; its type where the message alone says nothing.
 
     Example:
-        >>> reason(KeyError("a")), reason(ValueError("no a")), reason(StopIteration())
-        ("KeyError 'a'", 'no a', 'StopIteration')
+        >>> reason(KeyError("a")), reason(ValueError("no:\n- a")), reason(StopIteration())
+        ("KeyError 'a'", 'no: - a', 'StopIteration')
     """
-    line, name = first_line(error).rstrip("."), type(error).__name__
+    line, name = first_line(error).strip().rstrip("."), type(error).__name__
+    if line.endswith(":"):
+        rest = [part.strip() for part in str(error).strip().splitlines()[1:] if part.strip()]
+        line = " ".join([line, *rest[:1]]).rstrip(":.")
     return f"{name} {line}" if isinstance(error, LookupError) and line != name else line

@@ -19,6 +19,7 @@ from qvlm_lightning.data.dialogue import (
 from qvlm_lightning.data.image import decoded
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import Foreign, InputError
+from qvlm_lightning.models.checks import check_finite
 from qvlm_lightning.models.processors import image_words
 
 Batch = dict[str, Tensor]
@@ -99,7 +100,7 @@ def collate(
 
     Raises:
         InputError: an image cannot be decoded, answers of a dialogue cannot be told from its
-            questions, or the processor cannot read a sample, which is named.
+            questions, or the processor cannot read a sample, which is named, or makes NaN of it.
     """
     check_words(samples, processor)
     prompts = [prompt_text(sample, processor) for sample in samples]
@@ -127,6 +128,7 @@ def collate(
         index = [order.setdefault(id(image), len(order)) for image in given]
         with Foreign(f"images of {_span(samples)} do not fit in one batch; give batch_size: 1"):
             batch |= _image_inputs(encoded)
+        check_finite(batch.items(), f"what the model's processor makes of {_span(samples)}")
         batch["image_index"] = torch.tensor(index)
     for name in (n for n in _PER_TOKEN if n in encoded):
         # 0 is text, usually all that an answer adds to its prompt

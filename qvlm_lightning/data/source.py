@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from qvlm_lightning.data.image import LazyImage, inside
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.models.offline import stored_if_unreachable
 
 Row = dict[str, Any]
 
@@ -213,12 +214,14 @@ def _open(source: Source) -> Any:
 
 
 def _load(source: Source, split: str) -> Any:
-    from datasets import load_dataset
+    from datasets import config, load_dataset
 
     path = source.here
     options = {"split": split, "streaming": source.streaming}
     if path is None:
-        return load_dataset(source.path, name=source.config, revision=source.revision, **options)
+        with stored_if_unreachable(config):
+            named = {"name": source.config, "revision": source.revision}
+            return load_dataset(source.path, **named, **options)
     if path.is_file():
         kind = "parquet" if path.suffix == ".parquet" else "json"
         return load_dataset(kind, data_files={split: str(path)}, **options)

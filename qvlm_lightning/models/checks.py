@@ -122,7 +122,7 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
             count = int((~tensor.isfinite()).sum())
             raise InputError(
                 f"{where} has NaN or infinite values in {name} ({count:,} of {tensor.numel():,}); "
-                "such a model gives no answers"
+                "allowed are finite numbers"
             )
 
 

@@ -4,6 +4,7 @@ A family below is little more than names: where layers are, and which Linear lay
 """
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from qvlm_lightning.models.experts import expert_groups, unfuse_experts
 from qvlm_lightning.models.family import ANSWER, PAD, PROMPT, VISION, Named, VLMFamily
 from qvlm_lightning.models.find_residual import find_residual
 from qvlm_lightning.models.find_wiring import find_attention, find_sources, norm_source
+from qvlm_lightning.models.offline import stored_if_unreachable
 from qvlm_lightning.models.towers import tower_path
 from qvlm_lightning.models.weight_map import Place, stored_types, weight_map, without_weights
 from qvlm_lightning.models.wiring import Attention, Residual, Source
@@ -79,7 +81,7 @@ class HubFamily(VLMFamily):
 
         self._check_folder("config.json")
         try:
-            with Foreign(self._unusable):
+            with Foreign(self._unusable), self._at_hand():
                 settings, _ = PretrainedConfig.get_config_dict(self.path)
                 self.check_type(settings.get("model_type"), repr(self.path))
                 check_full_precision(settings, repr(self.path))
@@ -123,6 +125,9 @@ class HubFamily(VLMFamily):
             return f"no usable model in {self.path!r}"
         return f"there is no folder {self.path!r}, and no such model on the hub"
 
+    def _at_hand(self) -> AbstractContextManager[None]:
+        return nullcontext() if Path(self.path).exists() else stored_if_unreachable()
+
     def streamed(self) -> tuple[nn.Module, dict[str, Place]]:
         """Build the model without weights and find them (see :class:`VLMFamily`)."""
         model = self.weightless()
@@ -137,7 +142,7 @@ class HubFamily(VLMFamily):
             InputError: it is missing or broken, or of another family.
         """
         self._check_folder("config.json")
-        with Foreign(self._unusable):
+        with Foreign(self._unusable), self._at_hand():
             dtype = _DTYPES[self.dtype]
             model = without_weights(lambda: self.empty_model(dtype), self.path)
         self.check_type(model.config.model_type, repr(self.path))
@@ -178,7 +183,7 @@ class HubFamily(VLMFamily):
         """Load the processor once (see :class:`VLMFamily`)."""
         if self._processor is None:
             self._check_folder("config.json")
-            with Foreign(f"no usable processor in {self.path!r}"):
+            with Foreign(f"no usable processor in {self.path!r}"), self._at_hand():
                 processor = self.read_processor()
             check_processor(processor, repr(self.path), self.read_config)
             self._processor = processor
@@ -188,7 +193,7 @@ class HubFamily(VLMFamily):
         """Read the model's configuration from the folder."""
         from transformers import AutoConfig
 
-        with Foreign(self._unusable):
+        with Foreign(self._unusable), self._at_hand():
             return AutoConfig.from_pretrained(self.path, trust_remote_code=False)
 
     def read_processor(self) -> Any:

@@ -125,10 +125,10 @@ def asked_differently(known: Known) -> list[str]:
             continue
         if changed := other_settings(answered, reference):
             same = answered.control or answered.ids == reference.ids
-            what = [x if same or x != "prompt" else "questions" for x in changed]
+            what = [f"another {x}" if same or x != "prompt" else "other questions" for x in changed]
             notes.append(
-                f"{answered.name} was asked with another {' and '.join(what)} than full precision: "
-                "the two are not compared; evaluate it again"
+                f"{answered.name} was asked with {' and '.join(what)} than full precision: the two "
+                "are not compared; evaluate it again"
             )
     return notes
 

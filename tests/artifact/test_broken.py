@@ -1,5 +1,6 @@
 """Artifacts that cannot be loaded say why, in one sentence."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -119,3 +120,70 @@ def test_tied_weights_that_are_missing_under_both_names_are_named(
 def test_another_architecture_is_refused(folder):
     rewrite(folder / "config.json", model_type="bert", architectures=["BertModel"])
     refused(folder)
+
+
+NAN, INF = float("nan"), float("inf")
+LAYER = "model.language_model.layers.1.mlp.down_proj"
+FAULTS = {
+    "low": (
+        f"{LAYER}.input_quantizer.low",
+        NAN,
+        "NaN or infinite values in",
+        "input_quantizer.low",
+    ),
+    "high": (f"{LAYER}.input_quantizer.high", INF, "NaN or infinite values in", "quantizer.high"),
+    "order": (f"{LAYER}.input_quantizer.high", -1e6, "has a range of", "allowed: low <= high"),
+    "ratio": (
+        f"{LAYER}.input_quantizer.low_ratio",
+        0.0,
+        "the ratio",
+        "low_ratio at 0; allowed: > 0",
+    ),
+    "clip": (f"{LAYER}.weight_quantizer.clip_ratio", -0.5, "the ratio", "clip_ratio at -0.5"),
+    "clip that is none": (f"{LAYER}.weight_quantizer.clip_ratio", NAN, "NaN", "clip_ratio"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_bounds_that_mean_nothing_are_neither_loaded_nor_exported(
+    stored, folder, restore, export, fault
+):
+    name, value, *words = FAULTS[fault]
+    file = folder / "quantizers.safetensors"
+    tensors = load_file(file)
+    tensors[name].reshape(-1)[-1] = value
+    restore(tensors, file)
+    refused(folder, *words, name.rpartition(".")[0])
+    model = copy.deepcopy(stored[1])
+    model.load_state_dict({name: tensors[name]}, strict=False)
+    with pytest.raises(InputError, match=r"^the calibrated model has ") as said:
+        export(folder.parent / "new", model, Scheme.parse("w4a4"))
+    assert all(word in str(said.value) for word in words)
+    assert not [path for path in folder.parent.iterdir() if path != folder], "nothing is left"
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_weights_that_are_none_are_neither_loaded_nor_exported(
+    stored, folder, restore, export, value
+):
+    file, name = folder / "weights.simulated", f"{LAYER}.weight"
+    tensors = load_file(file)
+    tensors[name][0, 0] = value
+    restore(tensors, file)
+    refused(folder, "NaN or infinite values in", name)
+    model = copy.deepcopy(stored[1])
+    model.get_parameter(name).data[0, 0] = value
+    with pytest.raises(InputError, match=f"^the calibrated model has NaN .* in {name}"):
+        export(folder.parent / "new", model, Scheme.parse("w4a4"))
+    assert not (folder.parent / "new").exists()
+
+
+def test_a_clip_ratio_of_tokens_is_positive(calibrate, export, restore, tmp_path):
+    """In dynamic_token mode the upper bound is a ratio on each token's largest value."""
+    scheme = Scheme.parse("w4a4", activation_mode="dynamic_token")
+    model, _ = calibrate(scheme)
+    folder = export(tmp_path / "artifact", model, scheme)
+    file, name = folder / "quantizers.safetensors", f"{LAYER}.input_quantizer.high"
+    tensors = load_file(file)
+    restore(tensors | {name: tensors[name] * 0}, file)
+    refused(folder, "the ratio", name, "allowed: > 0")

@@ -1,7 +1,7 @@
-import pytest
 from PIL import Image
 
 from qvlm_lightning.data.controls import blind_answers, shuffle_images
+from qvlm_lightning.data.image import LazyImage, decoded
 from qvlm_lightning.data.sample import Sample
 
 A, B, C = (Image.new("RGB", (4, 4), color) for color in ("red", "green", "blue"))
@@ -28,5 +28,18 @@ def test_every_question_gets_another_image_and_texts_are_left_out():
 
 
 def test_one_image_cannot_be_shuffled():
-    with pytest.raises(ValueError, match="only one image"):
-        shuffle_images([Sample("0", A, "q")])
+    assert shuffle_images([Sample("0", A, "q")]) == []
+    assert shuffle_images([Sample("0", A, "q"), Sample("1", A.copy(), "q")]) == []
+    assert shuffle_images([Sample("0", None, "q")]) == []
+
+
+def test_another_image_has_other_pixels(tmp_path):
+    """Equal pictures in two files, or twice in memory, are no other image to show."""
+    A.save(tmp_path / "a.png")
+    A.save(tmp_path / "a.bmp")
+    same = [A.copy(), *(LazyImage.of(tmp_path / f"a.{kind}") for kind in ("png", "bmp"))]
+    shown = [same[0], B, same[1], same[2], C, B.copy()]
+    samples = [Sample(str(i), image, "q") for i, image in enumerate(shown)]
+    colors = [decoded(s.image).getpixel((0, 0)) for s in shuffle_images(samples)]
+    red, green, blue = (image.getpixel((0, 0)) for image in (A, B, C))
+    assert colors == [green, blue, green, green, red, blue]

@@ -4,6 +4,7 @@ import torch
 from qvlm_lightning.data import TinyVQA
 from qvlm_lightning.data.collate import collate
 from qvlm_lightning.data.loaders import QuestionBatches
+from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.generate import cut_at_stop, end_tokens_of, generate
 from qvlm_lightning.evaluation.precision import cast
 from qvlm_lightning.models import Llava
@@ -168,3 +169,32 @@ def test_batch_size_and_precision(family, data, precision, nats):
     assert [t[:1] for t, s in zip(one, sure, strict=True) if s] == [
         t[:1] for t, s in zip(many, sure, strict=True) if s
     ]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_none_are_named_with_the_question(model, data, value):
+    """Of the first token, or of a later one; after the end of an answer nothing counts."""
+    processor = data.processor
+    batch = collate(data.evaluation[:3], processor, with_answer=False)
+    ids = [sample.id for sample in data.evaluation[:3]]
+    generate(model, batch, {2}, 3).check(ids)
+    for broken in (0, 1):
+        calls = []
+
+        def hook(module, inputs, output, broken=broken, calls=calls):
+            calls.append(1)
+            if len(calls) == broken + 1:
+                output.logits[1, -1, 7] = value
+            return output
+
+        handle = model.register_forward_hook(hook)
+        found = generate(model, batch, {-1}, 3)
+        handle.remove()
+        assert found.finite.tolist() == [True, False, True]
+        with pytest.raises(InputError, match=f"logits for question '{ids[1]}' are NaN or infinite"):
+            found.check(ids)
+    first = generate(model, batch, {-1}, 1).tokens[1, 0].item()
+    calls = []
+    handle = model.register_forward_hook(hook)
+    assert generate(model, batch, {first}, 3).finite[1], "it had ended"
+    handle.remove()

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from qvlm_lightning.data import Sample, TinyVQA
+from qvlm_lightning.data import LazyImage, Sample, TinyVQA
 from qvlm_lightning.evaluation.questions import SharedQuestions, digest_questions
 from qvlm_lightning.metrics.target import Target
 from qvlm_lightning.models import Tiny
@@ -111,3 +112,27 @@ def test_another_chat_template_is_another_question(processor, samples):
             return "Be brief. " + processor.apply_chat_template(*args, **kwargs)
 
     assert digest_questions(samples, Other()) != digest_questions(samples, processor)
+
+
+def test_other_pixels_or_bytes_are_other_questions(tmp_path, processor):
+    """A resumed evaluation does not add answers about one picture to those about another."""
+    red, blue = (Image.new("RGB", (4, 4), color) for color in ("red", "blue"))
+    paths = [tmp_path / name for name in ("a.png", "b.png")]
+    for path in paths:
+        red.save(path)
+
+    def asked(*images) -> str:
+        return digest_questions(
+            [Sample(str(i), image, "why?") for i, image in enumerate(images)], processor
+        )
+
+    before = asked(*map(LazyImage.of, paths))
+    assert before == asked(*map(LazyImage.of, paths))
+    blue.save(paths[1])
+    after = asked(*map(LazyImage.of, paths))
+    assert after != before
+    assert after != asked(*map(LazyImage.of, reversed(paths)))
+    assert len({asked(x) for x in (red, blue, red.resize((2, 8)), red.convert("L"), None)}) == 5
+    known = {}
+    one = digest_questions([Sample("0", red, "why?")], processor, known)
+    assert (one, list(known)) == (asked(red), [id(red)])

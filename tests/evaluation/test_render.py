@@ -1,4 +1,5 @@
 import io
+from collections import Counter
 
 import pytest
 from rich.console import Console
@@ -99,6 +100,24 @@ def test_terminal_shows_every_cell(rows):
         show(grid, Console(file=screen, width=132))
     for text in ("W4A4 qvlm", "88.0", "[87.0, 89.0]", "p=.012", "stress"):
         assert text in screen.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_a_terminal_of_any_width_shows_every_cell_whole(rows, width):
+    """Nothing is folded, cut or wider than the screen; every part has the names of the rows."""
+    for grid in grids(rows):
+        screen = io.StringIO()
+        show(grid, Console(file=screen, width=width))
+        lines = screen.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        words = " ".join(lines).split()
+        for row in grid.rows:
+            cells = [word for text in row[1:] for word in text.split()]
+            assert not Counter(cells) - Counter(words)
+        parts = sum(grid.header[0] in line for line in lines)
+        named = sum(line.strip().startswith(grid.rows[0][0].strip()) for line in lines)
+        assert named >= parts
+        assert (parts == 1) == (width == 200 or len(grid.header) < 6)
 
 
 def test_picture_has_both_panels_and_every_variant(rows):

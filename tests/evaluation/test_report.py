@@ -8,6 +8,7 @@ import torch
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.metrics.intervals import wilson_interval
 from qvlm_lightning.results.report import (
+    asked_differently,
     load_answers,
     report_rows,
     variant_rows,
@@ -259,3 +260,42 @@ def test_a_named_round_to_nearest_counts_where_it_is_the_only_one(answered, know
     rows = report_rows(known(answered("fp"), *rounded, answered("qvlm")))
     found = {(r["variant"], r["metric"]): r["value"] for r in rows if r["task"] == "overall"}
     assert found.get(("qvlm", "accuracy_minus_rtn")) == minus
+
+
+ASKED = {"questions": "1", "max_new_tokens": 4, "stop": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"questions": "2"}, "prompt"),
+        ({"max_new_tokens": 9}, "max_new_tokens"),
+        ({"stop": ["."]}, "stop strings"),
+    ],
+)
+def test_answers_to_another_prompt_are_not_compared(answered, known, change, what):
+    full = answered("fp", asked=ASKED)
+    stale = answered("rtn", asked=ASKED | change)
+    guess = answered("fp", control="blind", log_probs=None, asked=ASKED | change)
+    new = answered("qvlm", asked=ASKED)
+    table = known(full, guess, stale, new)
+    rows = report_rows(table)
+    metrics = {m: {r["metric"] for r in rows if r["method"] == m} for m in ("fp", "rtn", "qvlm")}
+    assert metrics["rtn"] == {"accuracy", "parse_failures", "seconds"}
+    assert {"accuracy_minus_fp", "kl", "agreement"} <= metrics["qvlm"]
+    assert not {"accuracy_minus_rtn", "kl_minus_rtn"} & metrics["qvlm"]
+    assert "accuracy_blind" not in metrics["fp"]
+    notes = asked_differently(table)
+    assert len(notes) == 2
+    assert all(f"was asked with another {what} than full precision" in note for note in notes)
+    assert [note.split()[0] for note in notes] == [guess.name, stale.name]
+    assert asked_differently(known(full, new)) == []
+
+
+def test_other_questions_are_called_so(answered, known):
+    other = answered("rtn", ids=["q0", "q1", "q2", "q9"], asked=ASKED | {"questions": "2"})
+    table = known(answered("fp", asked=ASKED), other)
+    assert {r["metric"] for r in report_rows(table) if r["method"] == "rtn"} == {
+        *("accuracy", "parse_failures", "seconds")
+    }
+    assert "with other questions than" in asked_differently(table)[0]
