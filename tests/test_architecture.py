@@ -32,7 +32,7 @@ ROWS = [
     {"lightning_parser"},
     {"arguments", "ranks"},
     {"exits"},
-    {"tensor_files", "run_lock", "stopping"},
+    {"tensor_files", "run_lock", "stopping", "finite"},
     {"files"},
     {"names"},
     {"errors"},
@@ -62,8 +62,10 @@ ONLY_FOR = {
 }
 # These know a family by its interface only, never a concrete one.
 FAMILY_BY_INTERFACE = {"calibration", "estimate", "forward", "methods", "nn", "vision", "weights"}
+INTERFACE = ("family", "checks", "saved")  # of a family, and what holds for any model
 WITHOUT_MODELS = {"quant", "losses", "metrics", "plots"}
 WITH_LIGHTNING = {
+    "lightning_parser",
     "arguments",
     "ranks",
     "commands",
@@ -119,7 +121,8 @@ def complaint(source: str, imported: str, at_import: bool) -> str | None:
         return f"only {', '.join(sorted(ONLY_FOR[target]))} may import {target}"
     if target == "models" and source in WITHOUT_MODELS:
         return f"{source} knows no models"
-    if target == "models" and source in FAMILY_BY_INTERFACE and "models.family." not in imported:
+    interface = imported.startswith(tuple(f"qvlm_lightning.models.{x}." for x in INTERFACE))
+    if target == "models" and source in FAMILY_BY_INTERFACE and not interface:
         return "know a family by its interface, models.family"
     return None
 

@@ -32,6 +32,7 @@ def python(code: str, cwd: Path, **environment: str) -> str:
 def test_the_list_of_packages_is_the_folders() -> None:
     walk = os.walk(ROOT / "qvlm_lightning", followlinks=True)
     folders = {Path(d).relative_to(ROOT) for d, _, files in walk if "__init__.py" in files}
+    folders.add(Path("qvlm_lightning", "configs"))  # holds no code
     assert {".".join(f.parts) for f in folders} == set(PROJECT["tool"]["setuptools"]["packages"])
 
 
@@ -39,6 +40,7 @@ def test_callbacks_is_a_link_into_the_checkout() -> None:
     link = ROOT / "qvlm_lightning" / "callbacks"
     assert link.is_symlink()
     assert link.readlink() == Path("../callbacks")
+    assert link.with_name("configs").readlink() == Path("../configs")
 
 
 def test_callbacks_have_one_name() -> None:
@@ -96,7 +98,7 @@ def checkout(tmp_path_factory) -> Path:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     skip = shutil.ignore_patterns("__pycache__", "*.egg-info")
-    for name in ("qvlm_lightning", "callbacks"):
+    for name in ("qvlm_lightning", "callbacks", "configs"):
         shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=skip)
     return copy
 
@@ -119,6 +121,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel) -> None:
     sources = {Path(d) / f for d, _, files in walk for f in files if f.endswith(".py")}
     assert installed == {str(s.relative_to(ROOT)) for s in sources}
     assert "qvlm_lightning/callbacks/quantizer_monitor.py" in installed
+    assert "qvlm_lightning/configs/methods/rtn.yaml" in names
+    assert "qvlm_lightning/configs/models/shapes/llava-1.5-7b/config.json" in names
     weights = {f"qvlm_lightning/models/tiny/weights/{f}" for f in ("config.json", "tokenizer.json")}
     assert weights <= set(names)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qvlm_lightning.artifact.saving import save_as_artifact
 from qvlm_lightning.artifact.untrusted import check_sizes, checked_manifest
 from qvlm_lightning.errors import InputError, first_line, parse_json
-from qvlm_lightning.models.checks import check_finite
+from qvlm_lightning.finite import check_finite
 from qvlm_lightning.models.find import family_for, family_name, known
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.nn.finite import check_bounds

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from qvlm_lightning.artifact.card import CARD, license_of, model_card
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.files import write_json, write_whole, writing_folder
-from qvlm_lightning.models.checks import check_finite
+from qvlm_lightning.finite import check_finite
 from qvlm_lightning.models.saved import save_settings
 from qvlm_lightning.nn.adapters import merged_tensors
 from qvlm_lightning.nn.calibrated import is_learned_beside, is_quantizer_tensor

@@ -14,10 +14,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from qvlm_lightning.errors import InputError, first_line, parse_json
+from qvlm_lightning.finite import check_finite
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.decision import Decision
-from qvlm_lightning.models.checks import check_finite
 from qvlm_lightning.nn.distributed import all_sum, is_main
 from qvlm_lightning.progress import say
 from qvlm_lightning.tensor_files import write_tensors

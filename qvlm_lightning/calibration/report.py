@@ -9,7 +9,6 @@ from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.calibration.monitoring import histogram
 from qvlm_lightning.calibration.token_peaks import counted_tokens
 from qvlm_lightning.estimate.sizes import part_sizes
-from qvlm_lightning.models.find import family_name
 
 
 def versions() -> dict[str, str]:
@@ -56,7 +55,7 @@ def manifest(module: QuantModule) -> dict[str, Any]:
         "scheme_name": module.scheme.name,
         "activation_mode": module.scheme.activation_mode,
         **module.family.describe(),
-        "read_by": family_name(module.family.of_artifact()),
+        "read_by": module.family.read_by(),
         "model": module.identity()["model"],
         "seed": module.seed,
         "calibration_ids": list(module.calibration_ids),

@@ -200,6 +200,12 @@ class VLMFamily(ABC):
         """Return the class that reads an artifact of this model, from ``class(folder)``."""
         return type(self)
 
+    def read_by(self) -> str:
+        """Return the name by which an artifact calls the family that reads it."""
+        from qvlm_lightning.models.find import family_name
+
+        return family_name(self.of_artifact())
+
     def stored_types(self, model: nn.Module) -> dict[str, torch.dtype]:
         """Return by name the types of the parameters that the model's folder holds in a narrower
         type than the model; an artifact keeps these types. None by default.

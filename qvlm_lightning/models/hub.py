@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.errors import Foreign, InputError
+from qvlm_lightning.finite import check_finite
 from qvlm_lightning.models.checkpoint import WeightReader
-from qvlm_lightning.models.checks import check_finite, check_full_precision, check_processor
+from qvlm_lightning.models.checks import check_full_precision, check_processor
 from qvlm_lightning.models.experts import expert_groups, unfuse_experts
 from qvlm_lightning.models.family import ANSWER, PAD, PROMPT, VISION, Named, VLMFamily
 from qvlm_lightning.models.find_residual import find_residual
@@ -154,10 +155,7 @@ class HubFamily(VLMFamily):
         """Return the narrower types of the folder (see :class:`VLMFamily`); none of a folder that
         is not in safetensors.
         """
-        try:
-            return stored_types(model, self.path)
-        except InputError:  # the model has been loaded all the same
-            return {}
+        return stored_types(model, self.path)
 
     def empty_model(self, dtype: torch.dtype) -> nn.Module:
         """Build the model from the folder's configuration (see :class:`VLMFamily`)."""
@@ -225,9 +223,7 @@ class HubFamily(VLMFamily):
         layers = self._tower_layers(model)
         chosen = getattr(model.config, "vision_feature_layer", None)
         reason = f"cannot reach the output: vision_feature_layer is {chosen}"
-        return [
-            (name, layer, reason) for name, layer in layers[self._reached(model, len(layers)) :]
-        ]
+        return [(*named, reason) for named in layers[self._reached(model, len(layers)) :]]
 
     @staticmethod
     def _reached(model: Any, count: int) -> int:

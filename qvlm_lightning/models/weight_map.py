@@ -102,13 +102,18 @@ def stored_types(model: Any, path: str) -> dict[str, torch.dtype]:
         model: of transformers, with weights.
         path: its folder, or a repository id on the hub.
 
-    Raises:
-        InputError: see :func:`weight_map`.
+    Returns:
+        Nothing of a checkpoint that :func:`weight_map` refuses: the model has been loaded all the
+        same.
     """
     from safetensors import safe_open
 
     keys: dict[Path, list[tuple[str, str]]] = defaultdict(list)
-    for name, (file, key) in weight_map(model, path).items():
+    try:
+        places = weight_map(model, path)
+    except InputError:
+        return {}
+    for name, (file, key) in places.items():
         keys[file].append((name, key))
     state, found = model.state_dict(), {}
     for file, names in keys.items():

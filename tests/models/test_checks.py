@@ -21,7 +21,8 @@ from qvlm_lightning.data import Sample
 from qvlm_lightning.data.collate import collate
 from qvlm_lightning.data.loaders import QuestionBatches
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.models.checks import check_finite, check_processor, positions_of
+from qvlm_lightning.finite import check_finite
+from qvlm_lightning.models.checks import check_processor, positions_of
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.models.loaded import loaded
 from qvlm_lightning.models.offline import stored_if_unreachable
