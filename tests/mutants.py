@@ -947,6 +947,100 @@ STRESS = [
     ),
 ]
 
+_TYPES = "tests/artifact/test_stored_types.py"
+STORED = f"{_TYPES}::test_weights_keep_the_type_of_their_folder"
+HOSTILE = f"{_TYPES}::test_no_class_is_imported_because_a_manifest_names_it"
+QUANTIZE = "tests/commands/test_quantize.py"
+UNTRUSTED = "tests/artifact/test_untrusted.py"
+GIVEN = "tests/data/test_given.py"
+
+DAILY = [
+    (
+        "qvlm_lightning/artifact/saving.py",
+        "plain = {n: x.to((stored or {}).get(n, x.dtype)) for n, x in plain.items()}",
+        "plain = dict(plain)",
+        "an artifact of a half-precision folder is twice as large as it",
+        STORED,
+    ),
+    (
+        "qvlm_lightning/artifact/loading.py",
+        "model = _empty_model(held_by, types)",
+        "model = _empty_model(held_by, types_of({}, weights))",
+        "a loaded artifact computes in the type of its files",
+        STORED,
+    ),
+    (
+        "qvlm_lightning/nn/adapters.py",
+        "(weight + self.b @ self.a).to(self.stored or weight.dtype).to(weight.dtype)",
+        "(weight + self.b @ self.a).to(weight.dtype)",
+        "a changed weight is rounded after its codes were computed",
+        STORED,
+    ),
+    (
+        "qvlm_lightning/models/tiny_family.py",
+        "return super().stored_types(model) if as_trained else {}",
+        "return super().stored_types(model)",
+        "injected outliers are rounded to half precision",
+        f"{_TYPES}::test_a_model_whose_weights_no_folder_holds_keeps_its_own_type",
+    ),
+    (
+        "qvlm_lightning/artifact/loading.py",
+        "if own is None or own[1] not in known():",
+        "if own is None:",
+        "a manifest may name any word as its family",
+        f"{_TYPES}::test_a_family_of_ones_own_is_given_by_the_caller",
+    ),
+    (
+        "qvlm_lightning/artifact/loading.py",
+        r"(?:qvlm_lightning\.models\.)?(\w+)(?:\.\w+)?",
+        r"(?:[\w.]+\.)?(\w+)(?:\.\w+)?",
+        "a class path of anybody's is taken for a family of ours",
+        HOSTILE,
+    ),
+    (
+        "qvlm_lightning/artifact/untrusted.py",
+        'checked_name(method, "its method")',
+        "str(method)",
+        "a method of an artifact names a file elsewhere",
+        f"{UNTRUSTED}::test_a_method_that_is_no_name_is_refused",
+    ),
+    (
+        "qvlm_lightning/evaluation/questions_of_runs.py",
+        'arguments.pop("family", None)',
+        'arguments.pop("nothing", None)',
+        "a run folder names a class of the model's family",
+        UNTRUSTED,
+    ),
+    (
+        "qvlm_lightning/models/checkpoint.py",
+        "if not isinstance(name, str) or Path(name).name != name:",
+        "if not isinstance(name, str):",
+        "an index of weights reads files elsewhere",
+        f"{UNTRUSTED}::test_a_weight_index_stays_inside_its_folder",
+    ),
+    (
+        "qvlm_lightning/commands/quantize.py",
+        "options += [*chosen.options(own.model), *others]",
+        "options += [*others, *chosen.options(own.model)]",
+        "what is given by hand does not win",
+        QUANTIZE,
+    ),
+    (
+        "qvlm_lightning/commands/_quantize_choice.py",
+        "ways = ((False, False), (True, False), (True, True))",
+        "ways = ((False, False),)",
+        "a model that does not fit is not streamed",
+        f"{QUANTIZE}::test_what_does_not_fit_in_memory_is_streamed",
+    ),
+    (
+        "qvlm_lightning/data/given.py",
+        'f"{path.name}:{number}", path.parent)',
+        'f"{path.name}:{number}", Path())',
+        "images of a file elsewhere are looked for here",
+        f"{GIVEN}::test_a_file_elsewhere_finds_its_images",
+    ),
+]
+
 MUTANTS = [
     *QUANT,
     *LOSSES,
@@ -961,4 +1055,5 @@ MUTANTS = [
     *OVERRIDES,
     *FIDELITY,
     *STRESS,
+    *DAILY,
 ]
