@@ -150,7 +150,7 @@ def check_trainer_options(given: Mapping[str, Any]) -> None:
     for name, (allowed, reason) in _CHANGES_RESULTS.items():
         if (value := given.get(name)) not in allowed:
             raise InputError(
-                f"trainer.{name} is {value!r}; allowed is {allowed[-1]!r}, because {reason}"
+                f"trainer.{name} is {value!r}; allowed is {allowed[-1]!r}: {reason}"
             )
     devices = given.get("devices", 1)
     if devices in (0, "0", "", [], ()):

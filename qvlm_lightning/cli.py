@@ -24,7 +24,7 @@ from qvlm_lightning.callbacks.between_epochs import BetweenEpochs
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.data.chat import ChatData
 from qvlm_lightning.data.tiny import TinyVQA
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import Foreign, InputError
 from qvlm_lightning.exits import user_faults
 from qvlm_lightning.files import storage_faults, writing
 from qvlm_lightning.foreign_notes import without_foreign_notes
@@ -135,7 +135,8 @@ class CalibrationCLI(LightningCLI):
             # always the same folder: a resumed run goes on in it
             root = given["default_root_dir"] or "."
             kwargs["logger"] = TensorBoardLogger(root, version=0, default_hp_metric=False)
-        trainer: Any = super().instantiate_trainer(**kwargs)
+        with Foreign("no Trainer can be made of the trainer's options"):
+            trainer: Any = super().instantiate_trainer(**kwargs)
         trainer.callbacks.insert(0, RankWatch(trainer))
         return trainer
 

@@ -949,7 +949,6 @@ STRESS = [
 
 _TYPES = "tests/artifact/test_stored_types.py"
 STORED = f"{_TYPES}::test_weights_keep_the_type_of_their_folder"
-HOSTILE = f"{_TYPES}::test_no_class_is_imported_because_a_manifest_names_it"
 QUANTIZE = "tests/commands/test_quantize.py"
 UNTRUSTED = "tests/artifact/test_untrusted.py"
 GIVEN = "tests/data/test_given.py"
@@ -982,20 +981,6 @@ DAILY = [
         "return super().stored_types(model)",
         "injected outliers are rounded to half precision",
         f"{_TYPES}::test_a_model_whose_weights_no_folder_holds_keeps_its_own_type",
-    ),
-    (
-        "qvlm_lightning/artifact/loading.py",
-        "if own is None or own[1] not in known():",
-        "if own is None:",
-        "a manifest may name any word as its family",
-        f"{_TYPES}::test_a_family_of_ones_own_is_given_by_the_caller",
-    ),
-    (
-        "qvlm_lightning/artifact/loading.py",
-        r"(?:qvlm_lightning\.models\.)?(\w+)(?:\.\w+)?",
-        r"(?:[\w.]+\.)?(\w+)(?:\.\w+)?",
-        "a class path of anybody's is taken for a family of ours",
-        HOSTILE,
     ),
     (
         "qvlm_lightning/artifact/untrusted.py",

@@ -19,6 +19,7 @@ from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.progress import QuestionBar
 from qvlm_lightning.evaluation.run import evaluate
+from qvlm_lightning.errors import Foreign
 from qvlm_lightning.exits import user_faults
 from qvlm_lightning.files import write_whole, writing
 from qvlm_lightning.foreign_notes import without_foreign_notes
@@ -95,7 +96,8 @@ class EvaluationCLI(LightningCLI):
         if given["enable_progress_bar"] is not False:
             own = any(isinstance(callback, ProgressBar) for callback in callbacks)
             callbacks += [] if own else [QuestionBar()]
-        trainer: Any = super().instantiate_trainer(**(kwargs | {"callbacks": callbacks}))
+        with Foreign("no Trainer can be made of the trainer's options"):
+            trainer: Any = super().instantiate_trainer(**(kwargs | {"callbacks": callbacks}))
         trainer.callbacks.insert(0, RankWatch(trainer))
         return trainer
 
