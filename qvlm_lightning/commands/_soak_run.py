@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import tempfile
+import threading
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -113,8 +114,11 @@ def _calibrate(folder: Path, tmpdir: Path, log: Path, trace: Path, fault: Fault 
     for standard in (1, 2):
         os.dup2(number, standard)
     os.environ["TMPDIR"], tempfile.tempdir = str(tmpdir), None
+    from tqdm import tqdm
+
     from qvlm_lightning.cli import train_main
 
+    tqdm.set_lock(threading.RLock())  # its own is one of processes: whoever is killed leaks it
     if fault is not None:
         FaultyDisk([folder, tmpdir], fault, trace).install()
     config = folder.with_name("soak.json")

@@ -75,10 +75,26 @@ def test_the_next_process_writes_over_what_was_half_written(killed, tmp_path):
     assert names == [f"{NAME}-000.safetensors", f"{NAME}-001.safetensors"]
 
 
-def test_a_damaged_file_is_decided_again_but_not_restored(killed, tmp_path):
+@pytest.mark.parametrize("what", ["a number", "a score", "metadata"])
+def test_a_file_that_was_changed_is_named_and_decided_again(killed, tmp_path, capsys, what):
+    path = tmp_path / "search" / Decisions.file(NAME, 0)
+    data = path.read_bytes()
+    old, new = {
+        "a number": (torch.ones(2).numpy().tobytes(), torch.tensor([1.0, 2.0]).numpy().tobytes()),
+        "a score": (b"2.0", b"2.x"),
+        "metadata": (b"cost", b"lost"),
+    }[what]
+    assert old in data
+    path.write_bytes(data.replace(old, new, 1))
+    assert killed.read(NAME, "key", 0) is None
+    assert f"{path} is damaged" in capsys.readouterr().out
+
+
+def test_a_damaged_file_is_decided_again_but_not_restored(killed, tmp_path, capsys):
     path = tmp_path / "search" / Decisions.file(NAME, 0)
     path.write_bytes(path.read_bytes()[:40])
     assert killed.read(NAME, "key", 0) is None
+    assert f"{path} is damaged" in capsys.readouterr().out
     with pytest.raises(InputError, match="needs its whole folder"):
         killed.tensor(path.name, "a.weight")
 

@@ -15,6 +15,7 @@ from qvlm_lightning.commands import table
 from qvlm_lightning.commands._table_configs import TableConfigs
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models import Llava
+from qvlm_lightning.run_lock import LOCK
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -176,6 +177,13 @@ def test_finished_work_is_not_done_again(calibrations, evaluated, tmp_path, caps
     assert (len(calibrations.calls), len(evaluated)) == (calls, loops)
     assert (tmp_path / "results.json").read_bytes() == before
     assert "already there" in capsys.readouterr().err
+
+
+def test_a_table_that_another_process_makes_is_left_alone(calibrations, tmp_path):
+    (tmp_path / LOCK).write_text('{"host": "node7", "pid": 1}')
+    with pytest.raises(InputError, match="process 1 on host node7"):
+        table.main(options(tmp_path))
+    assert calibrations.calls == []
 
 
 def test_an_interrupted_calibration_is_resumed(calibrations, tmp_path):

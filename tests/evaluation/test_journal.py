@@ -1,12 +1,15 @@
+import errno
 import json
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.journal import Journal, Record, differences
 
 ASKED = {"source": "weights", "mode": "official", "stop": []}
@@ -40,6 +43,28 @@ def test_answers_of_all_processes_and_sessions_come_back(journal):
     assert journal.log_probs(["0", "1", "2", "3"]).equal(rows(0, 1, 2, 3))
     # the slowest process of each session
     assert journal.seconds() == 2.5 + 4.0
+
+
+def test_a_disk_that_fills_up_keeps_the_earlier_answers(journal, monkeypatch):
+    journal.open(ASKED)
+    record = Record(journal, 0, 0, True)
+    record.add(["0"], ["red"], rows(0), 0.25)
+    for name in ("_lines", "_table"):
+        file = getattr(record, name)
+        full = SimpleNamespace(write=lambda data, file=file: file.write(data[:3]), tell=file.tell)
+        monkeypatch.setattr(record, name, full)
+    record.add(["1"], ["green"], rows(1), 0.5)  # a write takes what it likes
+    assert journal.texts() == {"0": "red", "1": "green"}
+
+    def refuse(data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    record._lines.write = refuse
+    with pytest.raises(InputError, match="the disk is full") as fault:
+        record.add(["2"], ["blue"], rows(2), 0.75)
+    assert repr(str(journal.folder)) in str(fault.value)
+    assert journal.texts() == {"0": "red", "1": "green"}
+    assert journal.log_probs(["1", "0"]).equal(rows(1, 0))
 
 
 def test_answers_are_there_as_they_come(journal):

@@ -1,5 +1,7 @@
+import errno
 import json
 import math
+import os
 from dataclasses import fields, replace
 
 import pytest
@@ -88,6 +90,27 @@ def test_files_appear_whole(tmp_path):
     write_whole(tmp_path / "a.json", b"new")
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert (tmp_path / "a.json").read_text() == "new"
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_a_full_disk_leaves_the_older_answers(answered, tmp_path, monkeypatch, at):
+    """Seven files and folders are synced before the first of three renames."""
+    made = answered("qvlm")
+    made.save(tmp_path)
+    real, calls = os.fsync, []
+
+    def fail(number: int) -> None:
+        calls.append(number)
+        if len(calls) == at:
+            raise OSError(errno.ENOSPC, "full")
+        real(number)
+
+    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
+    with monkeypatch.context() as faulty:
+        faulty.setattr(os, "fsync", fail)
+        with pytest.raises(InputError, match="the disk is full"):
+            replace(made, source="others", texts=["never"] * len(made.ids)).save(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
 
 
 def test_what_the_rule_says_is_stored_with_the_answer(tmp_path, variants):
