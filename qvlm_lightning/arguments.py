@@ -149,9 +149,7 @@ def check_trainer_options(given: Mapping[str, Any]) -> None:
     check_trainer_precision(given.get("precision"))
     for name, (allowed, reason) in _CHANGES_RESULTS.items():
         if (value := given.get(name)) not in allowed:
-            raise InputError(
-                f"trainer.{name} is {value!r}; allowed is {allowed[-1]!r}: {reason}"
-            )
+            raise InputError(f"trainer.{name} is {value!r}; allowed is {allowed[-1]!r}: {reason}")
     devices = given.get("devices", 1)
     if devices in (0, "0", "", [], ()):
         raise InputError(f"trainer.devices is {devices!r}; allowed are 1 and more, auto, or -1")

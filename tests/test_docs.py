@@ -1,6 +1,7 @@
 """The examples of the documents run as they are printed."""
 
 import importlib.util
+import json
 import re
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 import yaml
+from PIL import Image
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
@@ -17,9 +19,12 @@ from transformers import (
 )
 
 from qvlm_lightning.cli import train_main
+from qvlm_lightning.data import Source
+from qvlm_lightning.models import Tiny
 from qvlm_lightning.models.family import model_inputs
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.tasks import TaskData
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = ROOT / "configs"
@@ -138,6 +143,25 @@ def test_the_task_of_the_document_scores(as_module, tmp_path) -> None:
     (question,) = task.read(tmp_path)
     assert task.text(question) == "How many?\nAnswer with a number."
     assert task.scores(["3"], [question.target])["kind/cups"] == 50.0
+
+
+def test_the_yaml_of_the_added_task_evaluates_and_calibrates(tmp_path: Path) -> None:
+    """Step 2 of adding a task: both programs take the file as it stands."""
+    (source,) = blocks("docs/adding_a_task.md", "python")
+    (settings,) = blocks("docs/adding_a_task.md", "yaml")
+    module = as_module("qvlm_lightning.tasks.counting", source)
+    given = yaml.safe_load(settings)["data"]["init_args"]["task"]
+    assert given["class_path"] == "qvlm_lightning.tasks.counting.Counting"
+    (tmp_path / "images").mkdir()
+    for place, split in enumerate(("test", "train")):
+        Image.new("RGB", (8, 8), (place, 0, 0)).save(tmp_path / "images" / f"{split}.png")
+        row = {"id": split, "image": f"{split}.png", "question": "?", "answer": 2, "kind": "cups"}
+        (tmp_path / f"{split}.jsonl").write_text(json.dumps(row))
+    lies = Source(str(tmp_path))
+    sizes = {"calibration_pairs": 1, "search_pairs": 1}
+    data = TaskData(Tiny(), module.Counting(**given["init_args"]), lies, lies, **sizes)
+    data.setup("fit")
+    assert (data.calibration_ids, data.evaluation_ids) == (["train"], ["test"])
 
 
 def test_readme_is_short() -> None:

@@ -16,10 +16,10 @@ import qvlm_lightning.models  # noqa: F401  short class names in YAML
 from qvlm_lightning.arguments import check_trainer_precision
 from qvlm_lightning.artifact.card import put_results
 from qvlm_lightning.data.base import VQADataModule
+from qvlm_lightning.errors import Foreign
 from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.progress import QuestionBar
 from qvlm_lightning.evaluation.run import evaluate
-from qvlm_lightning.errors import Foreign
 from qvlm_lightning.exits import user_faults
 from qvlm_lightning.files import write_whole, writing
 from qvlm_lightning.foreign_notes import without_foreign_notes

@@ -1,12 +1,14 @@
 """The evaluation program: rows, tables, faults in one sentence."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from qvlm_lightning.evaluation.cli import eval_main
 from qvlm_lightning.evaluation.progress import QuestionBar
+from qvlm_lightning.results.predictions import Predictions
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -78,3 +80,27 @@ def test_both_splits_in_one_folder_stay_apart(tmp_path, capsys, names):
     assert ids == ["test-0-000000", "development-0-000000"]
     key = json.loads((tmp_path / "predictions" / "fp-k1-development.json").read_text())["asked"]
     assert key["split"] == "development"
+
+
+def test_answers_to_another_prompt_are_named_and_not_compared(tmp_path, capsys):
+    """The folder of a run may hold answers that an older prompt was given."""
+    eval_main(arguments(tmp_path, "--controls=false"))
+    folder = tmp_path / "predictions"
+    full = Predictions.load(folder, "fp-k1")
+    older = full.asked | {"questions": "0"}
+    variant = replace(full.variant, method="rtn", scheme="w4a4", activation_mode="static_tensor")
+    replace(full, variant=replace(variant, seed=0), asked=older).save(folder)
+    eval_main(arguments(tmp_path, "--controls=false"))
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    metrics = {row["metric"] for row in rows if row["method"] == "rtn"}
+    assert metrics == {"accuracy", "parse_failures", "seconds"}
+    sentence = "was asked with another prompt than full precision: the two are not compared"
+    assert sentence in (tmp_path / "results.md").read_text()
+    assert sentence in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_printed_table_fits_a_terminal(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    eval_main(arguments(tmp_path, "--controls=false"))
+    printed = capsys.readouterr().out.splitlines()
+    assert max(len(line) for line in printed if not line.startswith("rows: ")) <= 80

@@ -2,11 +2,13 @@
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import Tensor, nn
 
 import qvlm_lightning
@@ -222,3 +224,25 @@ def test_options_that_do_not_go_together_are_refused(
     with pytest.raises(qvlm_lightning.InputError, match=sentence):
         qvlm_lightning.quantize(model, processor, samples, **options, **small)
     assert not quantizers(model)
+
+
+def test_what_an_artifact_needs_is_checked_before_the_work(
+    model, original, processor, samples, tmp_path, small
+):
+    """Settings of generation that contradict each other are not saved by transformers."""
+    model.generation_config.do_sample, model.generation_config.temperature = False, 0.9
+    with pytest.raises(InputError, match=r"^the generation_config of the model cannot be saved"):
+        qvlm_lightning.quantize(
+            model, processor, samples, method="rtn", output=tmp_path / "run", **small
+        )
+    assert not (tmp_path / "run").exists()
+    kinds = [(n, type(m)) for n, m in original.named_modules()]
+    assert [(n, type(m)) for n, m in model.named_modules()] == kinds, "left as it was"
+
+
+def test_what_is_said_of_images_stands_in_the_report(model, processor, samples, tmp_path, small):
+    deep = replace(samples[0], image=Image.new("I;16", (48, 48), 40_000))
+    given = [deep, *samples[1:]]
+    qvlm_lightning.quantize(model, processor, given, method="rtn", output=tmp_path, **small)
+    notes = json.loads((tmp_path / "report.json").read_text())["notes"]
+    assert [note[:50] for note in notes] == ["1 calibration images have grey values of 16 bits, "]

@@ -1,0 +1,91 @@
+"""What a calibration refuses before it starts, and numbers that are none while it runs."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from qvlm_lightning.calibration.checks import check_before, check_context
+from qvlm_lightning.calibration.decisions import decide
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.methods.decision import Decision
+from qvlm_lightning.vision.tower_loss import LossWeights, TowerLoss
+
+NAN, INF = float("nan"), float("inf")
+
+
+def batch(lengths: list[int], first: int) -> dict[str, Tensor]:
+    mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+    places = torch.arange(first, first + len(lengths))
+    return {"attention_mask": mask.long(), "sample_index": places}
+
+
+def test_the_longest_of_samples_beyond_the_positions_is_named() -> None:
+    batches = [batch([3, 9], 0), batch([12, 4], 2)]
+    ids = list("abcd")
+    check_context(batches, 12, ids)
+    check_context(batches, None, ids)
+    with pytest.raises(InputError, match=r"^1 calibration samples .* positions, 11, such as 'c' w"):
+        check_context(batches, 11, ids)
+    with pytest.raises(InputError, match=r"^2 calibration samples .* such as 'c' with 12; leave"):
+        check_context(batches, 8, ids)
+
+
+def test_only_what_will_be_exported_must_be_saved() -> None:
+    config = SimpleNamespace(max_position_embeddings=4)
+    model: Any = SimpleNamespace(config=config)  # of which nothing can be saved
+    family = SimpleNamespace(load_processor=lambda: None)
+    batches = [batch([2], 0)]
+    check_before(SimpleNamespace(exports=False, family=family), model, batches, ["a"])
+    with pytest.raises(InputError, match="configuration of the model cannot be saved"):
+        check_before(SimpleNamespace(exports=True, family=family), model, batches, ["a"])
+    with pytest.raises(InputError, match="such as 'a' with 5"):
+        check_before(SimpleNamespace(exports=False), model, [batch([5], 0)], ["a"])
+
+
+def block() -> Any:
+    units = [SimpleNamespace(name=f"layers.{place}") for place in (3, 4)]
+    return SimpleNamespace(units=units, cost=SimpleNamespace(layer_forwards=1, site_forwards=1))
+
+
+def method(decision: Decision | Exception) -> Any:
+    def solve(_: Any) -> Decision:
+        if isinstance(decision, Exception):
+            raise decision
+        return decision
+
+    return SimpleNamespace(solve=solve)
+
+
+@pytest.mark.parametrize(
+    ("decision", "words"),
+    [
+        (Decision({}, {"minmax": 1.0, "own": NAN}), "the objective of 'own' is nan"),
+        (Decision({}, {"minmax": INF}), "the objective of 'minmax' is inf"),
+        (Decision({"a.low": torch.tensor([1.0, NAN])}, {"own": 1.0}), "values in a.low"),
+        (FloatingPointError("the search objective is not finite: [nan]"), "is not finite"),
+    ],
+)
+def test_a_decision_of_numbers_that_are_none_is_not_taken(decision: Any, words: str) -> None:
+    with pytest.raises(InputError, match=f"^the search of layers.3 to layers.4.*{words}"):
+        decide(block(), method(decision), 0.0)
+
+
+def test_a_decision_of_numbers_is_taken() -> None:
+    given = Decision({"a.low": torch.tensor([1.0])}, {"own": 1.0})
+    assert decide(block(), method(given), 0.0).decision is given
+
+
+@pytest.mark.parametrize("value", [NAN, INF])
+def test_a_loss_that_is_none_ends_the_optimisation(value: float) -> None:
+    loss = object.__new__(TowerLoss)  # of which the terms need nothing without entropies
+    sums = {"nll": torch.tensor([2.0, 4.0]), "error": torch.tensor([[1.0, 2.0], [3.0, 4.0]])}
+    terms = loss.terms(sums, LossWeights(), {})
+    assert math.isclose(float(terms["reg"]), 0.5)
+    with pytest.raises(
+        InputError, match=r"^the loss is not finite \(reg .*; try a smaller model.lr"
+    ):
+        loss.terms(sums | {"nll": torch.tensor([value, 4.0])}, LossWeights(), {})
