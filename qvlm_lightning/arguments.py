@@ -150,6 +150,10 @@ def check_trainer_options(given: Mapping[str, Any]) -> None:
     for name, (allowed, reason) in _CHANGES_RESULTS.items():
         if (value := given.get(name)) not in allowed:
             raise InputError(f"trainer.{name} is {value!r}; allowed is {allowed[-1]!r}: {reason}")
+    if (given.get("log_every_n_steps") or 1) < 1:
+        raise InputError(
+            f"trainer.log_every_n_steps is {given['log_every_n_steps']}; allowed are 1 and more"
+        )
     devices = given.get("devices", 1)
     if devices in (0, "0", "", [], ()):
         raise InputError(f"trainer.devices is {devices!r}; allowed are 1 and more, auto, or -1")

@@ -67,8 +67,10 @@ class SequentialSearch(Method):
         super().__init__(objective, token_weights)
         if per not in ("site", "layer"):
             raise InputError(f"per={per!r} is not known; allowed: 'site', 'layer'")
-        self.percentiles = checked_candidates(percentiles or FINE_PERCENTILES, "percentiles", 0.5)
-        self.clip_ratios = checked_candidates(clip_ratios or FINE_RATIOS, "clip_ratios", 0.0)
+        fine = FINE_PERCENTILES if percentiles is None else percentiles
+        ratios = FINE_RATIOS if clip_ratios is None else clip_ratios
+        self.percentiles = checked_candidates(fine, "percentiles", 0.5)
+        self.clip_ratios = checked_candidates(ratios, "clip_ratios", 0.0)
         self.per: Per = per
 
     def candidates(self, activation_mode: str) -> list[float]:

@@ -132,7 +132,8 @@ def test_data_of_this_package_is_opened(tmp_path):
     line = {"id": "q1", "question": "Why?", "answer": "So."}
     (tmp_path / "test.jsonl").write_text(json.dumps(line))
     source = f"evaluation: {{path: {tmp_path / 'test.jsonl'}}}"
-    text = f"data: {{class_path: {OWN}, init_args: {{name: mine, {source}}}}}"
+    family = "family: {class_path: qvlm_lightning.models.tiny_family.Tiny}"  # as eval.py writes it
+    text = f"data: {{class_path: {OWN}, init_args: {{name: mine, {family}, {source}}}}}"
     samples, notes = open_questions_of_runs([run_folder(tmp_path, text)])
     assert notes == []
     assert samples["mine"]["q1"].question == "Why?"
