@@ -98,24 +98,17 @@ class TableRun:
         self.progress = Progress(self._kinds())
 
     def run(self) -> None:
-        """Calibrate, evaluate, write and print.
-
-        Raises:
-            InputError: another process is at it.
-        """
+        """Calibrate, evaluate, write and print, unless another process is at it."""
         with run_lock(self.root):
             self._lock()
-            self._make()
-
-    def _make(self) -> None:
-        for stress in self.stresses:
-            program = self._evaluation(stress)
-            self._evaluate(program, None)
-            for calibration in self.calibrations:
-                if calibration.stress == stress:
-                    self._calibrate(calibration)
-                    self._evaluate(program, calibration)
-        self._finish()
+            for stress in self.stresses:
+                program = self._evaluation(stress)
+                self._evaluate(program, None)
+                for calibration in self.calibrations:
+                    if calibration.stress == stress:
+                        self._calibrate(calibration)
+                        self._evaluate(program, calibration)
+            self._finish()
 
     def _kinds(self) -> list[str]:
         kinds = []
@@ -161,7 +154,6 @@ class TableRun:
         identity = self.configs.identity(self.variants)
         refuse_other_plan(self.root, theirs, identity)
         identity["variants"] = theirs.get("variants", {}) | identity["variants"]
-        self.root.mkdir(parents=True, exist_ok=True)
         write_json(path, identity)
 
     def _calibrate(self, calibration: Calibration) -> None:
@@ -278,8 +270,7 @@ class TableRun:
         return rows
 
     def _finish(self) -> None:
-        drawn, steps = grids(self.rows), self._steps()
-        drawn += fidelity_grids(self.rows)
+        drawn, steps = [*grids(self.rows), *fidelity_grids(self.rows)], self._steps()
         if steps:
             drawn.append(step_grid(steps))
             write_results(self._file("results.json"), self.rows, steps)
