@@ -1058,6 +1058,54 @@ SEAM = [
 ]
 # fmt: on
 
+_FILES = "qvlm_lightning/files.py"
+_CHECKPOINT = "qvlm_lightning/calibration/checkpoint.py"
+_LOCK = "qvlm_lightning/run_lock.py"
+_STOPPING = "qvlm_lightning/stopping.py"
+_RANKS = "qvlm_lightning/ranks.py"
+WRITER = "tests/test_files.py"
+POINTS = "tests/calibration/test_checkpoint_files.py"
+HELD = "tests/test_run_lock.py"
+SIGNALS = "tests/test_stopping.py"
+TOGETHER = "tests/test_ranks.py"
+STOPPED = "tests/test_stopped_runs.py"
+# fmt: off
+STOPPING = [
+    (_FILES, "            sync(scratch)\n            os.replace(scratch, path)", "            os.replace(scratch, path)", "a name is on the disk before what it names", f"{WRITER}::test_the_file_is_on_the_disk_before_its_name_is"),
+    (_FILES, '            with contextlib.suppress(OSError):\n                scratch.unlink(missing_ok=True)\n', "", "a write that failed leaves its temporary file", f"{WRITER}::test_a_fault_leaves_the_old_file"),
+    (_FILES, '    scratch = path.with_name(f".{path.name}.part")', '    scratch = Path(os.environ["TMPDIR"]) / path.name', "checkpoints go through the folder for temporary files", f"{POINTS}::test_nothing_goes_through_the_folder_for_temporary_files"),
+    (_FILES, "            with contextlib.suppress(OSError):\n                _put_back(old, folder)\n", "", "an export that failed takes the older artifact along", f"{WRITER}::test_a_fault_leaves_the_old_folder"),
+    (_FILES, "os.open(name, flags, MODE)", "os.open(name, flags, 0o600)", "nobody else may read what is written", f"{WRITER}::test_others_may_read_what_the_umask_allows"),
+    (_CHECKPOINT, "(place == self._mine or is_whole(place))", "place.exists()", "a damaged checkpoint takes the place of the one before it", f"{POINTS}::test_a_damaged_one_does_not_take_the_place_of_the_one_before_it"),
+    (_CHECKPOINT, "if scratch.read_bytes() != buffer.getbuffer():", "if not scratch.exists():", "a checkpoint is not read back", f"{POINTS}::test_what_is_read_back_wrongly_is_refused"),
+    (_CHECKPOINT, "if (damaged := archive.testzip()) is not None:", "if (damaged := None) is not None:", "a flipped bit of a checkpoint is not seen", f"{POINTS}::test_a_damaged_one_is_named_and_the_one_before_it_taken"),
+    (_CHECKPOINT, "for name in (LAST, PREVIOUS) if", "for name in (LAST,) if", "the checkpoint before the last is never taken", f"{POINTS}::test_the_one_before_is_enough"),
+    ("callbacks/resume_point.py", "trainer.strategy.checkpoint_io = CheckpointFiles()", "pass", "checkpoints are written as Lightning does", "tests/callbacks/test_resume_point.py"),
+    (_DECISIONS, 'if said["sha256"] != _digest(tensors):', 'if "sha256" not in said:', "a decision whose numbers were changed is taken over", f"{STORED}::test_a_file_that_was_changed_is_named_and_decided_again"),
+    ("qvlm_lightning/evaluation/journal.py", "view = view[file.write(view) or 0 :]", "view = view[(file.write(view) or 0) * 0 + len(view) :]", "half an answer is stored", "tests/evaluation/test_journal.py::test_a_disk_that_fills_up_keeps_the_earlier_answers"),
+    ("qvlm_lightning/results/predictions.py", "                sync(scratch)  #", "                #", "a full disk takes the older answers along", "tests/evaluation/test_predictions.py::test_a_full_disk_leaves_the_older_answers"),
+    (_LOCK, "fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", "two processes work in one run folder", f"{HELD}::test_a_second_process_is_refused"),
+    (_LOCK, 'if owner and owner.get("host") != me["host"]:', 'if not me["host"]:', "the run folder of another host is taken over", f"{HELD}::test_what_another_host_left_is_refused"),
+    (_LOCK, "if (owner := _owner(path)) == me:", "if not (owner := _owner(path)):", "a table cannot calibrate in its own folder", f"{HELD}::test_the_same_process_may_take_it_again"),
+    ("qvlm_lightning/evaluation/cli.py", "held.enter_context(run_lock(Path(cli.trainer.default_root_dir)))", "pass", "two evaluations write into one folder", f"{STOPPED}::test_a_folder_in_use_is_refused[eval]"),
+    ("qvlm_lightning/commands/_table_run.py", "with run_lock(self.root):", "if True:", "two processes make one table", "tests/commands/test_table.py::test_a_table_that_another_process_makes_is_left_alone"),
+    (_STOPPING, "raise SystemExit(128 + stop.signum) from None", "raise SystemExit(0) from None", "a stopped program returns 0", f"{SIGNALS}::test_every_signal_is_one_sentence_and_its_exit_code"),
+    (_STOPPING, "os._exit(128 + signum)", "os._exit(0)", "a program that had to be ended returns 0", f"{SIGNALS}::test_a_main_thread_that_does_not_get_out_is_ended"),
+    (_STOPPING, "second = another in SIGNALS and", "second = another == 99 and", "a second signal changes nothing", f"{SIGNALS}::test_a_second_signal_ends_at_once"),
+    (_STOPPING, "time.monotonic() > began + _SAME", "time.monotonic() > began", "a signal sent twice ends a program untidily", f"{SIGNALS}::test_the_same_signal_twice_in_a_moment_is_one"),
+    (_STOPPING, "os.register_at_fork(after_in_child=self._give_back)", "pass", "a worker that ends stops its program", f"{SIGNALS}::test_a_fork_does_not_stop_its_parent"),
+    (_STOPPING, "if not follows():", "if True:", "ranks do not wait for rank 0", f"{SIGNALS}::test_a_process_that_follows_another_waits_for_it"),
+    (_STOPPING, "and before is not signal.SIG_IGN", "", "a signal that nohup ignores stops a program", f"{SIGNALS}::test_a_signal_that_is_ignored_stays_ignored"),
+    (_RANKS, "            child.kill()\n", "            pass\n", "a rank that dies leaves the others waiting", f"{TOGETHER}::test_a_rank_that_dies_takes_the_others_down"),
+    (_RANKS, "signum == environment.requeue_signal", "signum > 0", "every signal puts a job into the queue again", f"{TOGETHER}::test_slurms_signal_requeues_as_the_plugin_says"),
+    (_RANKS, 'if (per_node, nodes) != (devices, trainer["num_nodes"]) or', "if", "processes that SLURM did not start are waited for", f"{TOGETHER}::test_what_does_not_fit_is_one_sentence"),
+    ("qvlm_lightning/cli.py", "if asked is None and begun and requeued():", "if asked is None and not begun and requeued():", "a job that is started again refuses its own folder", f"{STOPPED}::test_a_run_that_a_scheduler_starts_again_goes_on"),
+    ("qvlm_lightning/cli.py", "if found is None and not begun:", "if found is None and root is None:", "a mistyped run folder starts a run", f"{STOPPED}::test_last_in_a_folder_without_a_run_says_so"),
+    ("qvlm_lightning/notebook.py", "plugins=LightningEnvironment(),", "plugins=None,", "a notebook in a job asks for the job's processes", f"{STOPPED}::test_a_notebook_does_not_care_what_a_scheduler_says"),
+    ("qvlm_lightning/commands/soak.py", "if found.get(name) != self.expected[name]", "if name not in found", "another artifact counts as survival", "tests/commands/test_soak.py::test_another_artifact_does_not_survive"),
+]
+# fmt: on
+
 MUTANTS = [
     *QUANT,
     *LOSSES,
@@ -1074,4 +1122,5 @@ MUTANTS = [
     *STRESS,
     *DAILY,
     *SEAM,
+    *STOPPING,
 ]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from qvlm_lightning.commands._soak_faults import Fault, FaultyDisk
+from qvlm_lightning.commands._soak_run import SoakRun
 from qvlm_lightning.commands.soak import Soak, main, result
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.files import write_whole
@@ -114,6 +115,39 @@ def test_another_artifact_is_not_survival(tmp_path):
     assert result(tmp_path) == first  # wall time
     (tmp_path / "artifact" / "weights").write_bytes(b"two")
     assert result(tmp_path) != first
+
+
+def test_another_artifact_does_not_survive(tmp_path, monkeypatch):
+    """A trial with runs that are done at once, all of them alike but the last."""
+    made: list[str] = []
+
+    class Run(SoakRun):
+        running = False
+
+        def start(self, fault: Fault | None = None) -> None:
+            made.append(self.folder.name)
+            self.tmpdir.mkdir(parents=True, exist_ok=True)
+            (self.folder / "artifact").mkdir(parents=True, exist_ok=True)
+            weights = b"other" if self.folder.name == "fault001" else b"same"
+            (self.folder / "artifact" / "weights").write_bytes(weights)
+            report = {"search": {"seconds": 1.0, "passes": []}}
+            (self.folder / "report.json").write_text(json.dumps(report))
+            self.log.write_text("cpu seconds: 1.5\n")
+
+        def wait(self, seconds: float = 1.0) -> int:
+            return 0
+
+    monkeypatch.setattr("qvlm_lightning.commands.soak.SoakRun", Run)
+    trials = Soak(tmp_path / "soak", tmp_path / "other", 0)
+    monkeypatch.setattr(Run, "operations", lambda run: [{"call": "x", "path": "", "failed": True}])
+    trials.undisturbed()
+    for number in range(3):
+        trials.trial("fault", number)
+    assert made[-6:] == [f"fault00{n}" for n in (0, 0, 1, 1, 2, 2)]  # disturbed, then resumed
+    assert (trials.survived["fault"], trials.total["fault"]) == (2, 3)
+    assert "fault001" in trials.failures[0]
+    assert "other than undisturbed: artifact/weights" in trials.failures[0]
+    assert trials.summary()[-1] == "together: 2 / 3 survived"
 
 
 def test_half_of_the_runs_have_another_folder_for_temporary_files(tmp_path):
