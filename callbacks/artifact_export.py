@@ -31,7 +31,8 @@ class ArtifactExport(Callback):
             raise InputError(
                 f"ArtifactExport works on a QuantModule, not on {type(pl_module).__name__}"
             )
-        pl_module.reported = True
+        # fast_dev_run is undeclared: the Trainer sets it on itself
+        pl_module.reported = not cast(Any, trainer).fast_dev_run
         pl_module.exports = True
         if self.method is not None:
             pl_module.name = checked_name(self.method, "method")

@@ -74,7 +74,7 @@ class QuantizerMonitor(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Log the hyperparameters; lay out the charts and go on behind the checkpoint."""
-        if not trainer.is_global_zero:
+        if _rests(trainer):
             return
         module = cast(Watchable, pl_module)
         for logger in trainer.loggers:
@@ -106,7 +106,7 @@ class QuantizerMonitor(Callback):
         """
         module = cast(Watchable, pl_module)
         self._draw(trainer, module)
-        if self._last and trainer.is_global_zero:
+        if self._last:
             for board in _boards(trainer):
                 board.log_hyperparams(module.hyperparameters(), self._last, module.state.steps)
 
@@ -123,7 +123,7 @@ class QuantizerMonitor(Callback):
         state = module.state
         new = state.passes[self._passes_drawn :]
         self._passes_drawn = len(state.passes)
-        if not new or not trainer.loggers or not trainer.is_global_zero:
+        if not new or _rests(trainer):
             return
         with module.phases("measurements"):
             for search in new:
@@ -134,7 +134,7 @@ class QuantizerMonitor(Callback):
 
     def _measure(self, trainer: Trainer, module: Watchable) -> None:
         """Log SQNR per layer and what passes each site."""
-        if not trainer.loggers or not trainer.is_global_zero:
+        if _rests(trainer):
             return
         steps = module.state.steps
         scalars = sqnr_scalars(module.layer_sqnr(), module.state.sqnr_minmax)
@@ -147,6 +147,12 @@ class QuantizerMonitor(Callback):
         self._last |= {n: x for n, x in scalars.items() if n.startswith("headline/")}
         for logger in trainer.loggers:
             logger.log_metrics(scalars, step=step)
+
+
+def _rests(trainer: Trainer) -> bool:
+    """Whether there is nobody to log for: no logger, another process, or a trial of one batch."""
+    trial = cast(Any, trainer).fast_dev_run  # undeclared: the Trainer sets it on itself
+    return not trainer.loggers or not trainer.is_global_zero or bool(trial)
 
 
 def _figures(module: Watchable) -> Iterator[tuple[str, Figure]]:

@@ -239,6 +239,26 @@ CALLBACKS = [
     ("callbacks/resume_point.py", "step % self.every_n_steps == 0", "step % 1 == 0", "resume points come every step", RESUME),
     ("callbacks/resume_point.py", "step != self._saved_at and ", "", "a step is saved as often as it has batches", RESUME),
 ]
+
+_CHARTS = "qvlm_lightning/results/charts.py"
+_LINES = "tests/results/test_run_report.py"
+REPORTING = [
+    ("callbacks/percentile_search.py", "if module.reported and not module.state.passes and", "if module.reported and module.state.passes and", "signal to noise before the search is measured behind it", f"{_LINES}::test_signal_to_noise_is_measured_before_the_search_and_after_it"),
+    ("callbacks/quantizer_monitor.py", "state.steps + 1 if state.initialised else 0", "0 if state.initialised else 0", "a resumed run drops the curve before its checkpoint", MONITOR),
+    ("callbacks/quantizer_monitor.py", "state.steps + 1 if state.initialised else 0", "10**6", "steps that were done again stand twice in a curve", MONITOR),
+    ("callbacks/quantizer_monitor.py", "for logger in trainer.loggers:\n            logger.log_metrics(", "for logger in _boards(trainer):\n            logger.log_metrics(", "only TensorBoard gets scalars", MONITOR),
+    ("qvlm_lightning/calibration/monitoring.py", '_headline("objective", means[1], means[0])', '_headline("objective", means[0], means[1])', "the curve of J is what it starts from", MONITOR),
+    ("qvlm_lightning/calibration/monitoring.py", '(("sqnr_mean", fmean), ("sqnr_worst", min))', '(("sqnr_mean", fmean), ("sqnr_worst", max))', "the best layer is taken for the worst", MONITOR),
+    ("qvlm_lightning/calibration/phases.py", "passed - self._inside", "passed", "a phase inside another is counted twice", "tests/calibration/test_phases.py"),
+    ("qvlm_lightning/calibration/phases.py", 'before + value if what == "seconds" else max(before, value)', "value", "seconds before a resume are lost", "tests/calibration/test_phases.py"),
+    ("qvlm_lightning/calibration/report.py", '"packed": size.quantized}', '"packed": size.full}', "packed sizes are full ones", f"{_LINES}::test_full_size_is_that_of_all_parameters"),
+    ("qvlm_lightning/results/pages.py", "autoescape=True", "autoescape=False", "text of files becomes markup", f"{_LINES}::test_text_of_files_is_escaped_and_bounded"),
+    ("qvlm_lightning/results/printable.py", "whole[: limit + 1])", "whole)", "a long text is not bounded before it is escaped", "tests/results/test_charts.py"),
+    ("qvlm_lightning/results/run_report.py", "yaml.safe_load(text)", "yaml.unsafe_load(text)", "a configuration executes what it names", f"{_LINES}::test_a_configuration_is_shown_and_never_executed"),
+    ("qvlm_lightning/results/next_steps.py", "return shlex.join([*words,", 'return " ".join([*words,', "names with blanks break the next command", f"{_LINES}::test_the_command_for_data_of_ones_own_names_model_and_data"),
+    (_CHARTS, 'kind = "b" if of_layer.get(k) == of_layer.get(k + 1) else "g"', 'kind = "b" if of_layer.get(k) == of_layer.get(k) else "g"', "an edge between two blocks is drawn as one inside", "tests/results/test_charts.py"),
+    (_CHARTS, "((first, low), (high, last))", "((first, low), (last, high))", "what is cut off above is not shaded", "tests/results/test_charts.py"),
+]
 # fmt: on
 
 _STREAM = "qvlm_lightning/forward/stream.py"
@@ -305,8 +325,8 @@ ENGINE = [
     ),
     (
         "qvlm_lightning/calibration/module.py",
-        '            torch.device("cpu"),\n',
-        "",
+        'with self.phases("loading the model"), torch.device("cpu"):',
+        'with self.phases("loading the model"):',
         "a model is built on the default device",
         f"{_STREAM_RUN}::test_a_model_is_built_on_the_cpu_whatever_the_default_device",
     ),
@@ -1115,6 +1135,7 @@ MUTANTS = [
     *VISION,
     *FORWARD,
     *CALLBACKS,
+    *REPORTING,
     *ENGINE,
     *SINKS,
     *OVERRIDES,

@@ -219,10 +219,8 @@ class QuantModule(WatchedModule):
     def configure_model(self) -> None:
         """Build, where the program has not done so already."""
         trainer: Any = self.trainer  # sets datamodule and fast_dev_run on itself, undeclared
-        with (
-            self.phases("loading the model"),
-            torch.device("cpu"),
-        ):  # and not on the accelerator: as when the program builds
+        # not on the accelerator: as when the program builds
+        with self.phases("loading the model"), torch.device("cpu"):
             self.build(trainer.datamodule, trainer)
 
     def on_train_start(self) -> None:

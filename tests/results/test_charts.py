@@ -94,3 +94,16 @@ def test_hidden_characters_become_visible(hidden):
 
 def test_other_text_stays():
     assert printable("Größe 5 ≤ 模型 🙂") == "Größe 5 ≤ 模型 🙂"
+
+
+def test_what_is_cut_off_above_is_shaded_too():
+    one = {"from": -4.0, "to": 6.0, "counts": [1, 1], "low": -4.0, "high": 1.0}
+    (shaded,) = rectangles(charts.clipping(one, "w", width=200), "c")
+    assert (shaded["x"], shaded["width"]) == (100, 100)
+
+
+def test_a_text_without_end_is_cut_before_it_is_looked_at(monkeypatch):
+    seen = []
+    monkeypatch.setattr("qvlm_lightning.results.printable._visible", lambda c: seen.append(c) or c)
+    assert printable("x" * 1_000_000, limit=10) == "x" * 9 + "…"
+    assert len(seen) == 11
