@@ -52,6 +52,9 @@ class ResumePoint(ModelCheckpoint):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """There is no validation to save after."""
 
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The end of the last epoch has saved everything; a trial saves nothing."""
+
     def _save(self, trainer: Trainer) -> None:
         if cast(Any, trainer).fast_dev_run:  # undeclared: the Trainer sets it on itself
             return

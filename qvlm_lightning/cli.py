@@ -107,6 +107,11 @@ class CalibrationCLI(LightningCLI):
         )
         parser.link_arguments("data.init_args.seed", "model.init_args.seed", apply_on="parse")
 
+    def _set_seed(self) -> None:
+        """Seed everything; what is no seed is a sentence."""
+        with Foreign("seed_everything cannot be used"):
+            super()._set_seed()
+
     def before_instantiate_classes(self) -> None:
         """Resolve the accelerator ``auto``, refuse a precision, take callbacks given twice once."""
         trainer = self.config[self.subcommand]["trainer"]
@@ -151,6 +156,8 @@ class CalibrationCLI(LightningCLI):
         if holds and root.is_dir():
             self.folder.hold(root)
         checkpoint = None if trainer.fast_dev_run else self._checkpoint(root)
+        if trainer.fast_dev_run:
+            self.datamodule.shorten(max(2, trainer.world_size * self.model.micro_batches))
         self.datamodule.setup("fit")
         register_callbacks(self.model, trainer)
         with self.model.phases("loading the model"):

@@ -30,6 +30,7 @@ def run_lock(folder: Path) -> Iterator[None]:
             file.
     """
     path, me = folder / LOCK, {"host": socket.gethostname(), "pid": os.getpid()}
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     with storage_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         number = _locked(path)
@@ -57,6 +58,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 path.unlink()
+                for place in made:  # where nothing has been written, nothing stays
+                    place.rmdir()
     finally:
         os.close(number)
 

@@ -288,3 +288,19 @@ def test_a_checkpoint_from_elsewhere_over_a_run(again, finished, tmp_path) -> No
     sentence = again(f"--ckpt_path={other}")
     assert "is not of the run" in sentence
     assert "--ckpt_path last" in sentence
+
+
+def test_a_trial_takes_seconds_and_writes_nothing(run, monkeypatch, tmp_path) -> None:
+    """``fast_dev_run`` shows that a run works, on two pairs whatever the configuration says."""
+    monkeypatch.chdir(tmp_path)
+    options = ["--data.calibration_pairs=64", "--data.batch_size=8", "--trainer.fast_dev_run=true"]
+    program = train_main(["fit", *PRESET, f"--trainer.default_root_dir={run}", *options])
+    assert len(program.datamodule.calibration) == 2
+    assert program.model.state.passes, "a block was decided"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_a_bar_is_possible(run) -> None:
+    options = ["--trainer.enable_progress_bar=false", "--trainer.fast_dev_run=true"]
+    program = train_main(["fit", *PRESET, *SMALL, f"--trainer.default_root_dir={run}", *options])
+    assert program.trainer.progress_bar_callback is None

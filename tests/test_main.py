@@ -1,6 +1,9 @@
 """The verbs, and how the programs end."""
 
 import errno
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -87,3 +90,27 @@ def test_a_user_fault_is_found_behind_what_a_parser_made_of_it(capsys) -> None:
 def test_our_own_faults_keep_their_traceback(fault: Exception) -> None:
     with pytest.raises(type(fault)), user_faults():
         raise fault
+
+
+def test_help_of_every_verb_is_quick_and_describes_every_option() -> None:
+    """Within a CPU-second: no verb imports torch or Lightning for its help."""
+    for verb in qvlm_lightning.commands.verbs():
+        code = (
+            "import sys; from qvlm_lightning.__main__ import main\n"
+            f"try: main([{verb!r}, '--help'])\nexcept SystemExit as end: assert not end.code\n"
+            "assert not {'torch', 'lightning', 'transformers'} & {*sys.modules}, 'heavy'"
+        )
+        run = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 0, (verb, run.stderr)
+        options = re.findall(r"^  (-.*)$", run.stdout, re.MULTILINE)
+        assert options, verb
+        bare = [o for o in options if not re.search(r"\S {2,}\S", o) and not follows(run.stdout, o)]
+        assert not bare, (verb, bare)
+
+
+def follows(text: str, option: str) -> bool:
+    """Return whether an option's description stands on the next line."""
+    after = text.partition(f"  {option}\n")[2].partition("\n")[0]
+    return after.startswith("      ") and bool(after.strip())

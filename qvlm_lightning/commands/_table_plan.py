@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 from jsonargparse import set_parsing_settings
 
 from qvlm_lightning.arguments import OneSentence
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, check_numbers
 from qvlm_lightning.quant.scheme import PARTS, ActivationMode
 from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import check_label, scheme_stem
@@ -279,4 +279,22 @@ def parse_plan(argv: Sequence[str], summary: str = "") -> TablePlan:
     values.pop("config")
     if values["fidelity"] is not None:
         values["fidelity"] = FidelityPlan(**values["fidelity"])
-    return TablePlan(**values)
+    plan = TablePlan(**values)
+    check_numbers(1, pairs=plan.pairs, search_pairs=plan.search_pairs, questions=plan.questions)
+    for scale in plan.outlier_scales:
+        check_numbers(1, outlier_scale=scale)
+    for scale in plan.sink_scales:
+        check_numbers(1, sink_scale=scale)
+    if plan.search_pairs > plan.pairs:
+        raise InputError(
+            f"search_pairs is {plan.search_pairs}; allowed are 1 to pairs, which is {plan.pairs}"
+        )
+    if plan.fidelity is not None:
+        given = plan.fidelity
+        check_numbers(
+            1,
+            count=given.count,
+            max_new_tokens=given.max_new_tokens,
+            batch_size=given.batch_size,
+        )
+    return plan

@@ -166,6 +166,18 @@ class VQADataModule(LightningDataModule, ABC):
         """Ids of the evaluation questions in their order."""
         return [sample.id for sample in self.evaluation]
 
+    def shorten(self, pairs: int) -> None:
+        """Take as few samples as show that a run works (``trainer.fast_dev_run``); before
+        :meth:`setup`.
+
+        Args:
+            pairs: calibration pairs, all of one batch, that are kept at most.
+        """
+        self.calibration_pairs = min(self.calibration_pairs, pairs)
+        self.search_pairs = min(self.search_pairs, self.calibration_pairs)
+        self.batch_size = min(self.batch_size, self.calibration_pairs)
+        self.evaluation_count = min(self.evaluation_count or pairs, pairs)
+
     def setup(self, stage: str) -> None:
         """Check everything before work starts.
 
