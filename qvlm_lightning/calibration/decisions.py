@@ -70,6 +70,8 @@ class Decisions:
                 tensors = {n: stored.get_tensor(n) for n in stored.keys()}  # noqa: SIM118
         except (SafetensorError, OSError):
             return None  # it is decided again
+        if not all(bool(x.isfinite().all()) for x in tensors.values() if x.is_floating_point()):
+            return None
         return Decided(Decision(tensors, json.loads(said["scores"])), json.loads(said["cost"]))
 
     def tensor(self, file: str, name: str) -> Tensor:
