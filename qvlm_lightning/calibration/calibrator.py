@@ -25,6 +25,7 @@ from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.proxies import Evidence, Proxy
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.distributed import is_main
+from qvlm_lightning.nn.finite import check_bounds
 from qvlm_lightning.nn.replay import run_unit
 from qvlm_lightning.nn.structure import Tower
 from qvlm_lightning.nn.surgery import quantize_model
@@ -127,6 +128,9 @@ class Calibrator:
 
         Args:
             percentiles: see :meth:`Statistics.collect`.
+
+        Raises:
+            InputError: an activation is NaN or infinite, or a range that a checkpoint restored is.
         """
         if self.sink_search and not self.sink_search.sinks.found:
             self.sink_search.find(self.passes, self.search_batches, self.progress)
@@ -141,6 +145,7 @@ class Calibrator:
         if not self.state.initialised:
             self.statistics.initialise()
             self.state.initialised = True
+        check_bounds(self.model, "the calibration")
 
     def repartition(
         self,

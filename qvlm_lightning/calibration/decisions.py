@@ -73,6 +73,8 @@ class Decisions:
                 return None
             if said["sha256"] != _digest(tensors):
                 raise ValueError("its tensors are not those that were written")
+            if not all(bool(x.isfinite().all()) for x in tensors.values() if x.is_floating_point()):
+                raise ValueError("it holds NaN or infinite values")
             return Decided(Decision(tensors, parse_json(said["scores"])), parse_json(said["cost"]))
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             if is_main():

@@ -16,7 +16,7 @@ from qvlm_lightning.calibration.stream_run import Streaming, open_model, prepare
 from qvlm_lightning.calibration.watched import WatchedModule
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.estimate.fits import check_memory
-from qvlm_lightning.forward.samples import Batch, fingerprint
+from qvlm_lightning.forward.samples import Batch, fingerprints
 from qvlm_lightning.forward.stream import StreamedModel
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.proxies import Proxy
@@ -251,7 +251,7 @@ class QuantModule(WatchedModule):
             "every_n_epochs": self.every_n_epochs,
             "seed": self.seed,
             "calibration_ids": list(self.calibration_ids),
-            "calibration_tokens": fingerprint(self._built().batches),
+            **fingerprints(self._built().batches),
             "batches": [len(b["sample_index"]) for b in self._built().batches],
             "search_batches": [len(b["sample_index"]) for b in self._built().search_batches],
             "method": self.method.settings() if self.method else None,

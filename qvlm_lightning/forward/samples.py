@@ -65,14 +65,24 @@ def batch_number(share: Batch, size: int) -> int:
     return int(share["sample_index"].min()) // size
 
 
-def fingerprint(batches: Sequence[Batch]) -> str:
-    """Return what differs as soon as a token or a label of the batches does."""
-    found = hashlib.sha256()
-    for batch in batches:
-        for name in ("input_ids", "labels"):
-            if name in batch:
-                found.update(batch[name].contiguous().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
+def fingerprints(batches: Sequence[Batch]) -> dict[str, str]:
+    """Return what differs as soon as a token or a label of the batches does, and what differs as
+    soon as a pixel does: ``calibration_tokens`` and ``calibration_images``.
+    """
+    entries = {
+        "calibration_tokens": ("input_ids", "labels"),
+        "calibration_images": ("pixel_values",),
+    }
+    found = {}
+    for what, names in entries.items():
+        digest = hashlib.sha256()
+        for batch in batches:
+            for name in names:
+                if name in batch:
+                    raw = batch[name].contiguous().cpu().view(torch.uint8)  # numpy lacks bfloat16
+                    digest.update(raw.numpy().tobytes())
+        found[what] = digest.hexdigest()[:16]
+    return found
 
 
 def rows_and_mask(tower: str, batch: Batch) -> tuple[list[int], Tensor | None]:

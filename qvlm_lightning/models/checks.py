@@ -60,7 +60,10 @@ def check_processor(processor: Any, where: str, config: Callable[[], Any]) -> No
             f"the tokenizer of {where} has no eos_token, which answers end with; name it in "
             "tokenizer_config.json"
         )
-    if getattr(processor, "patch_size", 0) is None:
+    # a class token that is not counted: stored between transformers 4.45 and 4.47
+    uncounted = getattr(processor, "num_additional_image_tokens", None) == 0
+    defaults = getattr(processor, "vision_feature_select_strategy", None) == "default"
+    if getattr(processor, "patch_size", 0) is None or (uncounted and defaults):
         _take_patches(processor, where, config)
     with Foreign(f"the chat template of {where} cannot write a question with an image"):
         text = [{"type": "text", "text": "What?"}]
@@ -78,19 +81,21 @@ def check_processor(processor: Any, where: str, config: Callable[[], Any]) -> No
 
 
 def _take_patches(processor: Any, where: str, config: Callable[[], Any]) -> None:
-    """Let LLaVA's processors of before transformers 4.45 count the tokens of an image."""
+    """Let LLaVA's processors of before transformers 4.47 count the tokens of an image."""
     found = config()
     vision: Any = getattr(found, "vision_config", None)
-    patch = getattr(vision, "patch_size", None)
-    if not isinstance(patch, int):
-        raise InputError(
-            f"the processor of {where} has no patch_size, nor has config.json; add it to "
-            "processor_config.json"
-        )
-    processor.patch_size = patch
-    strategy = getattr(found, "vision_feature_select_strategy", None)
-    processor.vision_feature_select_strategy = strategy or "default"
-    processor.num_additional_image_tokens = int(vision.model_type in _CLASS_TOKENS)
+    if processor.patch_size is None:
+        patch = getattr(vision, "patch_size", None)
+        if not isinstance(patch, int):
+            raise InputError(
+                f"the processor of {where} has no patch_size, nor has config.json; add it to "
+                "processor_config.json"
+            )
+        processor.patch_size = patch
+        strategy = getattr(found, "vision_feature_select_strategy", None)
+        processor.vision_feature_select_strategy = strategy or "default"
+    kind = getattr(vision, "model_type", None)
+    processor.num_additional_image_tokens = int(kind in _CLASS_TOKENS)
 
 
 def positions_of(model: Any) -> int | None:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from qvlm_lightning.calibration.checkpoint import check_checkpoint
 from qvlm_lightning.calibration.checks import check_before, check_context
-from qvlm_lightning.calibration.decisions import decide
+from qvlm_lightning.calibration.decisions import Decided, Decisions, decide
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.forward.samples import fingerprints
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.vision.tower_loss import LossWeights, TowerLoss
 
@@ -89,3 +91,35 @@ def test_a_loss_that_is_none_ends_the_optimisation(value: float) -> None:
         InputError, match=r"^the loss is not finite \(reg .*; try a smaller model.lr"
     ):
         loss.terms(sums | {"nll": torch.tensor([value, 4.0])}, LossWeights(), {})
+
+
+def test_other_pixels_are_another_calibration() -> None:
+    """A run is not resumed with other pictures under the same names."""
+    given = {"input_ids": torch.tensor([[1, 2]]), "pixel_values": torch.zeros(1, 3, 2, 2)}
+    before = fingerprints([given])
+    changed = given["pixel_values"].clone()
+    changed[0, 2, 1, 1] = 1e-3
+    after = fingerprints([given | {"pixel_values": changed}])
+    assert before["calibration_tokens"] == after["calibration_tokens"]
+    assert before["calibration_images"] != after["calibration_images"]
+    assert fingerprints([given | {"pixel_values": changed.bfloat16()}]) != after
+    stored = {"calibration": {"identity": before}, "state_dict": {}}
+    with pytest.raises(InputError, match=r"^the checkpoint has calibration_images '"):
+        check_checkpoint(stored, after, [])
+
+
+def test_a_bound_of_a_checkpoint_that_is_none_is_named(calibrated) -> None:
+    calibrator = calibrated()
+    site = calibrator.structure.sites[3]
+    site.quantizer.high.fill_(NAN)  # as a checkpoint brings it
+    with pytest.raises(InputError, match=r"^the calibration has NaN or infinite values in .*high"):
+        calibrator.collect()
+
+
+def test_a_stored_decision_of_numbers_that_are_none_is_taken_again(tmp_path) -> None:
+    decisions = Decisions(tmp_path)
+    for place, value in enumerate((1.0, NAN)):
+        given = Decision({"a.low": torch.tensor([value])}, {"own": 1.0})
+        decisions.write("name", "key", place, Decided(given, {"seconds": 1.0}))
+    assert decisions.read("name", "key", 0) is not None
+    assert decisions.read("name", "key", 1) is None
