@@ -53,6 +53,23 @@ def storage_faults(folder: Path) -> Iterator[None]:
         ) from fault
 
 
+def check_folder(folder: Path) -> None:
+    """Check that a folder is there or can be made, and may be written into; make nothing.
+
+    Args:
+        folder: of what will be written, long work from now.
+
+    Raises:
+        InputError: a file stands in its place or above it, or the system does not permit it.
+    """
+    with storage_faults(folder):
+        place = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+        if not place.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "", str(place))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "", str(place))
+
+
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[Path]:
     """Give a temporary path; when the block ends, the file there takes the place of ``path``.

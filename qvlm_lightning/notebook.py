@@ -12,6 +12,7 @@ from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.data.given import as_samples
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError, check_numbers
+from qvlm_lightning.files import check_folder
 from qvlm_lightning.methods import JointSearch, Method, MinMax, SequentialSearch
 from qvlm_lightning.methods.block import Objective
 from qvlm_lightning.models.family import VLMFamily
@@ -106,6 +107,8 @@ def quantize(
         raise InputError(
             "the model is quantized already; load it again in full precision and quantize that"
         )
+    if output is not None:
+        check_folder(Path(output))
     if scheme is None:
         scheme = Scheme.parse("w4a8", activation_mode="dynamic_token")
     scheme = Scheme.parse(scheme) if isinstance(scheme, str) else scheme

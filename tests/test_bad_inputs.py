@@ -2,7 +2,7 @@
 
 The rows are in ``tests/bad_inputs/*.yaml``: what is wrong, which program, its options, files that
 lie beside them, and words of the sentence. ``{tmp}`` is the row's folder, ``{file}`` a file in it,
-``{configs}`` and ``{model}`` those of the project.
+``{configs}`` and ``{model}`` those of the project, ``{deep}`` JSON that is nested without end.
 """
 
 import signal
@@ -82,13 +82,18 @@ def test_the_table_is_large_and_without_repetition():
     assert len({title(row) for row in ROWS}) == len(ROWS)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=title)
+def often(place: int, row: dict[str, Any]) -> Any:
+    """Return a row; two of three are run by ``make test-slow`` only."""
+    return pytest.param(row, id=title(row), marks=[pytest.mark.slow] if place % 3 else [])
+
+
+@pytest.mark.parametrize("row", [often(place, row) for place, row in enumerate(ROWS)])
 def test_a_mistake_is_one_sentence(row, tmp_path, monkeypatch, capfd, parts):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     (tmp_path / "file").write_text("x")
     for name, text in row.get("files", {}).items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+        (tmp_path / name).write_text(text.replace("{deep}", '{"a":' * 5000))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     before, start = content(tmp_path), time.process_time()
