@@ -31,7 +31,7 @@ ROWS = [
     {"models"},
     {"arguments"},
     {"exits"},
-    {"names"},
+    {"names", "finite"},
     {"errors"},
 ]
 RANK = {room: row for row, rooms in enumerate(ROWS) for room in rooms}

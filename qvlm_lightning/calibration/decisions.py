@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.finite import check_finite
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.decision import Decision
-from qvlm_lightning.models.checks import check_finite
 from qvlm_lightning.nn.distributed import all_sum
 
 _FORMAT = 3

@@ -19,7 +19,7 @@ from qvlm_lightning.data.dialogue import (
 from qvlm_lightning.data.image import decoded
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import Foreign, InputError
-from qvlm_lightning.models.checks import check_finite
+from qvlm_lightning.finite import check_finite
 from qvlm_lightning.models.processors import image_words
 
 Batch = dict[str, Tensor]

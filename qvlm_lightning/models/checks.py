@@ -1,10 +1,7 @@
 """What a model folder, or a model in memory, must have before anything long starts."""
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
-
-from torch import Tensor
 
 from qvlm_lightning.errors import Foreign, InputError
 
@@ -99,43 +96,3 @@ def _take_patches(processor: Any, where: str, config: Callable[[], Any]) -> None
         processor.vision_feature_select_strategy = strategy or "default"
     kind = getattr(vision, "model_type", None)
     processor.num_additional_image_tokens = int(kind in _CLASS_TOKENS)
-
-
-def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """Refuse numbers that are none: every result computed from them would be none either.
-
-    Args:
-        tensors: by name; those of integers and those on the meta device are passed over.
-        where: what holds them, for messages.
-
-    Raises:
-        InputError: a value is NaN or infinite; names the tensor.
-
-    Example:
-        >>> import torch
-        >>> check_finite([("a", torch.ones(2)), ("b", torch.tensor([0.0, torch.nan]))], "'folder'")
-        Traceback (most recent call last):
-            ...
-        qvlm_lightning.errors.InputError: 'folder' has NaN or infinite values in b (1 of 2); ...
-    """
-    for name, tensor in tensors:
-        if not tensor.is_floating_point() or tensor.is_meta or tensor.numel() == 0:
-            continue
-        # without a copy of the tensor's size, and NaN wins
-        low, high = tensor.detach().aminmax()
-        if not (math.isfinite(low) and math.isfinite(high)):
-            count = int((~tensor.isfinite()).sum())
-            raise InputError(
-                f"{where} has NaN or infinite values in {name} ({count:,} of {tensor.numel():,}); "
-                "allowed are finite numbers"
-            )
-
-
-def positions_of(model: Any) -> int | None:
-    """Return for how many tokens a model was made; ``None`` if its configuration does not say."""
-    config = getattr(model, "config", None)
-    if config is None:
-        return None
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    found = getattr(text, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.errors import Foreign, InputError
+from qvlm_lightning.finite import check_finite
 from qvlm_lightning.models.checkpoint import WeightReader
-from qvlm_lightning.models.checks import check_finite, check_full_precision, check_processor
+from qvlm_lightning.models.checks import check_full_precision, check_processor
 from qvlm_lightning.models.experts import expert_groups, unfuse_experts
 from qvlm_lightning.models.family import ANSWER, PAD, PROMPT, VISION, Named, VLMFamily
 from qvlm_lightning.models.find_residual import find_residual

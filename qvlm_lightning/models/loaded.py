@@ -6,7 +6,8 @@ from typing import Any
 from torch import nn
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.models.checks import check_finite, check_full_precision, check_processor
+from qvlm_lightning.finite import check_finite
+from qvlm_lightning.models.checks import check_full_precision, check_processor
 from qvlm_lightning.models.experts import unfuse_experts
 from qvlm_lightning.models.find import family_for
 from qvlm_lightning.models.hub import HubFamily

@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.models.checks import check_finite
+from qvlm_lightning.finite import check_finite
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.sinks import SinkOutput
 from qvlm_lightning.nn.weight_quantizer import OFF, WeightQuantizer

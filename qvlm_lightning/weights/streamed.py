@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.models.checks import check_finite
+from qvlm_lightning.finite import check_finite
 from qvlm_lightning.nn.changes import Changes
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.weights.shards import Entry, Shards
