@@ -1,4 +1,4 @@
-"""Tensors that must hold numbers: NaN and infinity are named where they come in."""
+"""Numbers that are none, wherever they come up."""
 
 import math
 from collections.abc import Iterable

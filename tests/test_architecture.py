@@ -32,9 +32,9 @@ ROWS = [
     {"lightning_parser"},
     {"arguments", "ranks"},
     {"exits"},
-    {"tensor_files", "run_lock", "stopping", "finite"},
+    {"tensor_files", "run_lock", "stopping"},
     {"files"},
-    {"names"},
+    {"names", "finite"},
     {"errors"},
 ]
 RANK = {room: row for row, rooms in enumerate(ROWS) for room in rooms}
@@ -62,7 +62,6 @@ ONLY_FOR = {
 }
 # These know a family by its interface only, never a concrete one.
 FAMILY_BY_INTERFACE = {"calibration", "estimate", "forward", "methods", "nn", "vision", "weights"}
-INTERFACE = ("family", "checks", "saved")  # of a family, and what holds for any model
 WITHOUT_MODELS = {"quant", "losses", "metrics", "plots"}
 WITH_LIGHTNING = {
     "lightning_parser",
@@ -121,8 +120,7 @@ def complaint(source: str, imported: str, at_import: bool) -> str | None:
         return f"only {', '.join(sorted(ONLY_FOR[target]))} may import {target}"
     if target == "models" and source in WITHOUT_MODELS:
         return f"{source} knows no models"
-    interface = imported.startswith(tuple(f"qvlm_lightning.models.{x}." for x in INTERFACE))
-    if target == "models" and source in FAMILY_BY_INTERFACE and not interface:
+    if target == "models" and source in FAMILY_BY_INTERFACE and "models.family." not in imported:
         return "know a family by its interface, models.family"
     return None
 

@@ -145,7 +145,7 @@ def test_the_task_of_the_document_scores(as_module, tmp_path) -> None:
     assert task.scores(["3"], [question.target])["kind/cups"] == 50.0
 
 
-def test_the_yaml_of_the_added_task_evaluates_and_calibrates(tmp_path: Path) -> None:
+def test_the_yaml_of_the_added_task_evaluates_and_calibrates(as_module, tmp_path: Path) -> None:
     """Step 2 of adding a task: both programs take the file as it stands."""
     (source,) = blocks("docs/adding_a_task.md", "python")
     (settings,) = blocks("docs/adding_a_task.md", "yaml")

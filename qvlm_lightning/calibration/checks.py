@@ -7,8 +7,6 @@ from torch import nn
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.samples import Batch
-from qvlm_lightning.models.checks import positions_of
-from qvlm_lightning.models.saved import check_saving
 
 
 def check_before(
@@ -27,8 +25,8 @@ def check_before(
             model has positions.
     """
     if module.exports:
-        check_saving(model, module.family.load_processor())
-    check_context(batches, positions_of(model), ids)
+        module.family.check_export(model)
+    check_context(batches, module.family.positions(model), ids)
 
 
 def check_context(batches: Sequence[Batch], positions: int | None, ids: Sequence[str]) -> None:

@@ -16,7 +16,6 @@ from qvlm_lightning.evaluation.journal import EvaluationKey, Journal
 from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.questions import SharedQuestions
 from qvlm_lightning.metrics.grouped import plain_scores
-from qvlm_lightning.models.checks import positions_of
 from qvlm_lightning.results.predictions import Predictions, is_stored
 from qvlm_lightning.results.variant import Control, file_name
 
@@ -91,7 +90,7 @@ class _Run:
             return
         self.batches = self._in_batches(self.data.evaluation)
         assert self.module.model is not None
-        notes = self.batches.check(positions_of(self.module.model))
+        notes = self.batches.check(self.module.family.positions(self.module.model))
         if self.trainer.is_global_zero:
             for note in [*self.data.evaluation_notes, *notes]:
                 print(f"note: {note}", file=sys.stderr)

@@ -96,13 +96,3 @@ def _take_patches(processor: Any, where: str, config: Callable[[], Any]) -> None
         processor.vision_feature_select_strategy = strategy or "default"
     kind = getattr(vision, "model_type", None)
     processor.num_additional_image_tokens = int(kind in _CLASS_TOKENS)
-
-
-def positions_of(model: Any) -> int | None:
-    """Return for how many tokens a model was made; ``None`` if its configuration does not say."""
-    config = getattr(model, "config", None)
-    if config is None:
-        return None
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    found = getattr(text, "max_position_embeddings", None)
-    return found if isinstance(found, int) and found > 0 else None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.experts import Experts, find_experts, find_routers
+from qvlm_lightning.models.saved import check_saving
 from qvlm_lightning.models.wiring import Attention, Projection, Residual, Source
 
 __all__ = [
@@ -183,6 +184,28 @@ class VLMFamily(ABC):
         """Return the kind of every token, ``PAD``, ``VISION``, ``PROMPT`` or ``ANSWER``: [B, T]
         int64.
         """
+
+    def positions(self, model: nn.Module) -> int | None:
+        """Return for how many tokens a model was made; ``None`` if its configuration does not say.
+
+        Args:
+            model: of this family.
+        """
+        config: Any = getattr(model, "config", None)
+        text = config.get_text_config() if hasattr(config, "get_text_config") else config
+        found = getattr(text, "max_position_embeddings", None)
+        return found if isinstance(found, int) and found > 0 else None
+
+    def check_export(self, model: nn.Module) -> None:
+        """Save everything but the weights and throw it away, so that a fault shows before the work.
+
+        Args:
+            model: of this family.
+
+        Raises:
+            InputError: transformers will not save a part; names it.
+        """
+        check_saving(model, self.load_processor())
 
     @abstractmethod
     def describe(self) -> dict[str, Any]:

@@ -36,16 +36,24 @@ def test_the_longest_of_samples_beyond_the_positions_is_named() -> None:
         check_context(batches, 8, ids)
 
 
-def test_only_what_will_be_exported_must_be_saved() -> None:
-    config = SimpleNamespace(max_position_embeddings=4)
-    model: Any = SimpleNamespace(config=config)  # of which nothing can be saved
-    family = SimpleNamespace(load_processor=lambda: None)
+def test_only_what_will_be_exported_must_be_saved(family_class) -> None:
+    class Family(family_class):
+        """One whose processor nobody can save, of a model for four tokens."""
+
+        def load_processor(self) -> object:
+            return object()
+
+        def positions(self, model: Any) -> int:
+            return 4
+
+    model = Family().load_model()
+    kept, exported = (SimpleNamespace(exports=x, family=Family()) for x in (False, True))
     batches = [batch([2], 0)]
-    check_before(SimpleNamespace(exports=False, family=family), model, batches, ["a"])
-    with pytest.raises(InputError, match="configuration of the model cannot be saved"):
-        check_before(SimpleNamespace(exports=True, family=family), model, batches, ["a"])
+    check_before(kept, model, batches, ["a"])
+    with pytest.raises(InputError, match=r"^the processor of the model cannot be saved, which an a"):
+        check_before(exported, model, batches, ["a"])
     with pytest.raises(InputError, match="such as 'a' with 5"):
-        check_before(SimpleNamespace(exports=False), model, [batch([5], 0)], ["a"])
+        check_before(kept, model, [batch([5], 0)], ["a"])
 
 
 def block() -> Any:

@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 
 import qvlm_lightning.evaluation.module as under_test
-import qvlm_lightning.evaluation.run
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation import VQAEvaluation, evaluate
 
@@ -48,7 +47,7 @@ def test_a_processor_that_refuses_a_strip_does_so_first(
 def test_prompts_that_are_too_long_are_told_before_they_are_answered(
     trainer, family, data, monkeypatch, capsys
 ):
-    monkeypatch.setattr(qvlm_lightning.evaluation.run, "positions_of", lambda model: 2)
+    monkeypatch.setattr(family, "positions", lambda model: 2)
     data.evaluation_notes.append("3 evaluation images have grey values of 16 bits")
     evaluate(trainer, VQAEvaluation(family), data, controls=False)
     notes = [x for x in capsys.readouterr().err.splitlines() if x.startswith("note: ")]

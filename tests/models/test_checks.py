@@ -22,7 +22,7 @@ from qvlm_lightning.data.collate import collate
 from qvlm_lightning.data.loaders import QuestionBatches
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.finite import check_finite
-from qvlm_lightning.models.checks import check_processor, positions_of
+from qvlm_lightning.models.checks import check_processor
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.models.loaded import loaded
 from qvlm_lightning.models.offline import stored_if_unreachable
@@ -208,10 +208,10 @@ def test_prompts_beyond_the_positions_of_a_model_are_told(make_small: Any) -> No
 
 
 def test_positions_of_a_model(make_small: Any) -> None:
-    model = make_small("llava").model()
+    model, family = make_small("llava").model(), Llava("somewhere")
     model.config.text_config.max_position_embeddings = 77
-    assert positions_of(model) == 77
-    assert positions_of(torch.nn.Linear(1, 1)) is None
+    assert family.positions(model) == 77
+    assert family.positions(torch.nn.Linear(1, 1)) is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
