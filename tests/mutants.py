@@ -244,11 +244,11 @@ _CHARTS = "qvlm_lightning/results/charts.py"
 _LINES = "tests/results/test_run_report.py"
 REPORTING = [
     ("callbacks/percentile_search.py", "if module.reported and not module.state.passes and", "if module.reported and module.state.passes and", "signal to noise before the search is measured behind it", f"{_LINES}::test_signal_to_noise_is_measured_before_the_search_and_after_it"),
-    ("callbacks/quantizer_monitor.py", "state.steps + 1 if state.initialised else 0", "0 if state.initialised else 0", "a resumed run drops the curve before its checkpoint", MONITOR),
-    ("callbacks/quantizer_monitor.py", "state.steps + 1 if state.initialised else 0", "10**6", "steps that were done again stand twice in a curve", MONITOR),
-    ("callbacks/quantizer_monitor.py", "for logger in trainer.loggers:\n            logger.log_metrics(", "for logger in _boards(trainer):\n            logger.log_metrics(", "only TensorBoard gets scalars", MONITOR),
-    ("qvlm_lightning/calibration/monitoring.py", '_headline("objective", means[1], means[0])', '_headline("objective", means[0], means[1])', "the curve of J is what it starts from", MONITOR),
-    ("qvlm_lightning/calibration/monitoring.py", '(("sqnr_mean", fmean), ("sqnr_worst", min))', '(("sqnr_mean", fmean), ("sqnr_worst", max))', "the best layer is taken for the worst", MONITOR),
+    ("callbacks/quantizer_monitor.py", "state.steps + 1 if state.initialised else 0", "0 if state.initialised else 0", "a resumed run drops the curve before its checkpoint", f"{MONITOR}::test_a_resumed_run_goes_on_in_one_curve"),
+    ("callbacks/quantizer_monitor.py", "state.steps + 1 if state.initialised else 0", "10**6", "steps that were done again stand twice in a curve", f"{MONITOR}::test_a_resumed_run_goes_on_in_one_curve"),
+    ("callbacks/quantizer_monitor.py", "for logger in trainer.loggers:\n            logger.log_metrics(", "for logger in _boards(trainer):\n            logger.log_metrics(", "only TensorBoard gets scalars", f"{MONITOR}::test_every_logger_gets_the_scalars_and_the_hyperparameters"),
+    ("qvlm_lightning/calibration/monitoring.py", '_headline("objective", means[1], means[0])', '_headline("objective", means[0], means[1])', "the curve of J is what it starts from", f"{MONITOR}::test_headlines_are_few_and_have_what_they_start_from_in_one_chart"),
+    ("qvlm_lightning/calibration/monitoring.py", '(("sqnr_mean", fmean), ("sqnr_worst", min))', '(("sqnr_mean", fmean), ("sqnr_worst", max))', "the best layer is taken for the worst", f"{MONITOR}::test_headlines_are_few_and_have_what_they_start_from_in_one_chart"),
     ("qvlm_lightning/calibration/phases.py", "passed - self._inside", "passed", "a phase inside another is counted twice", "tests/calibration/test_phases.py"),
     ("qvlm_lightning/calibration/phases.py", 'before + value if what == "seconds" else max(before, value)', "value", "seconds before a resume are lost", "tests/calibration/test_phases.py"),
     ("qvlm_lightning/calibration/report.py", '"packed": size.quantized}', '"packed": size.full}', "packed sizes are full ones", f"{_LINES}::test_full_size_is_that_of_all_parameters"),

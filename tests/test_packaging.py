@@ -139,6 +139,8 @@ assert qvlm_lightning.__file__.startswith({str(site)!r}), qvlm_lightning.__file_
 for module in pkgutil.walk_packages(qvlm_lightning.__path__, "qvlm_lightning."):
     importlib.import_module(module.name)
     print(module.name)
+from qvlm_lightning.results.pages import environment
+assert {{"run.html.j2", "compare.html.j2"}} <= set(environment().list_templates())
 """
     imported = python(code, empty, PYTHONPATH=str(site)).split()
     assert {"qvlm_lightning.callbacks.quantizer_monitor", "qvlm_lightning.cli"} <= set(imported)

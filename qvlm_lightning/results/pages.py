@@ -9,16 +9,17 @@ from qvlm_lightning.results.printable import printable
 
 
 @cache
-def _environment() -> Environment:
-    environment = Environment(
+def environment() -> Environment:
+    """Return the templates of the package."""
+    found = Environment(
         loader=PackageLoader("qvlm_lightning.results", "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["shown"] = printable
-    return environment
+    found.filters["shown"] = printable
+    return found
 
 
 def page(template: str, **values: Any) -> str:
@@ -28,4 +29,4 @@ def page(template: str, **values: Any) -> str:
         template: name of a template of the package, such as ``run.html``.
         values: what it shows; strings are escaped.
     """
-    return _environment().get_template(f"{template}.j2").render(**values)
+    return environment().get_template(f"{template}.j2").render(**values)
