@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -194,6 +195,52 @@ def test_what_is_allowed_passes(tmp_path, file: str, line: str) -> None:
     (tmp_path / file).parent.mkdir(exist_ok=True)
     (tmp_path / file).write_text(line)
     assert violations(tmp_path) == []
+
+
+# Whoever writes otherwise than through ``files``: it itself, answers as they come, a growing log,
+# faults of the disk, and what writes into a buffer or a temporary place that ``files`` gave.
+WRITERS = {
+    "files.py",
+    "tensor_files.py",
+    "run_lock.py",
+    "calibration/checkpoint.py",
+    "commands/_soak_faults.py",
+    "commands/_soak_run.py",
+    "evaluation/journal.py",
+    "models/tiny/stages.py",
+    "models/tiny/train.py",
+}
+WRITING = re.compile(
+    r"""\.write_(text|bytes)\(|\bsave_file\b|\btorch\.save\(|\.replace\(\w+\)$"""
+    r"""|\bopen\([^)]*["'][rb]*[wax+][^)]*\)|\bmkstemp\b|\bos\.(replace|rename|open)\("""
+)
+
+
+def test_files_are_written_in_one_place() -> None:
+    package = ROOT / "qvlm_lightning"
+    found = {
+        f"{file.relative_to(package)}: {line.strip()}"
+        for file in python(package)
+        if str(file.relative_to(package)) not in WRITERS
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if WRITING.search(line)
+    }
+    assert found == set()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'path.write_text("x")',
+        'with path.open("w", encoding="utf-8") as file:',
+        "save_file(tensors, path)",
+        "torch.save(state, path)",
+        "scratch.replace(path)",
+        "os.replace(scratch, path)",
+    ],
+)
+def test_another_writer_would_be_seen(line: str) -> None:
+    assert WRITING.search(line)
 
 
 def test_files_are_short() -> None:

@@ -27,7 +27,7 @@ PROGRAM = """
 import hashlib, os, sys, time
 import qvlm_lightning.stopping as stopping
 from qvlm_lightning.exits import user_faults
-stopping.GRACE = {grace}
+stopping.GRACE, stopping._SAME = {grace}, {same}
 with user_faults(lambda: "make it again"):
     print("ready", flush=True)
     {work}
@@ -39,8 +39,10 @@ def program():
     """Start a program that works until it is stopped; it has begun to work."""
     started = []
 
-    def start(work: str, grace: float = 30.0, **environment: str) -> subprocess.Popen:
-        code = PROGRAM.format(work=work, grace=grace)
+    def start(
+        work: str, grace: float = 30.0, same: float = 0.2, **environment: str
+    ) -> subprocess.Popen:
+        code = PROGRAM.format(work=work, grace=grace, same=same)
         process = subprocess.Popen(
             [sys.executable, "-c", code],
             stdout=subprocess.PIPE,
@@ -100,11 +102,12 @@ def test_the_same_signal_twice_in_a_moment_is_one(program):
     try:
         while True: time.sleep(0.01)
     finally:
-        time.sleep(0.3)
+        time.sleep(1.5)
         print("tidied up", flush=True)
 """
-    process = program(tidy)
+    process = program(tidy, same=20.0)
     process.send_signal(signal.SIGTERM)
+    time.sleep(0.5)
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=20)
     assert (process.returncode, output) == (143, "tidied up\n")
@@ -113,7 +116,7 @@ def test_the_same_signal_twice_in_a_moment_is_one(program):
 def test_a_signal_that_is_ignored_stays_ignored():
     """As in the background of a shell, or under nohup."""
     code = "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-    code += PROGRAM.format(work="time.sleep(1); print('whole')", grace=5)
+    code += PROGRAM.format(work="time.sleep(1); print('whole')", grace=5, same=0.2)
     ignoring = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT
     )

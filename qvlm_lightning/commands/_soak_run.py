@@ -96,11 +96,14 @@ class SoakRun:
     def wait(self, seconds: float = _ENDLESS) -> int | None:
         """Return the exit code; None if the process did not end in time, and had to be killed."""
         self._process.join(seconds)
-        if self.running:
+        return None if self.end() else int(self._process.exitcode)
+
+    def end(self) -> bool:
+        """Kill the process if it runs; say whether it did."""
+        if running := self.running:
             self._process.kill()
             self._process.join()
-            return None
-        return int(self._process.exitcode)
+        return running
 
     def operations(self) -> list[dict[str, Any]]:
         """Return what the last process did to its files."""

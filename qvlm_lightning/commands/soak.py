@@ -61,8 +61,8 @@ def main(argv: Sequence[str]) -> int:
                 soak.trial(kind, number)
     finally:
         shutil.rmtree(soak.tmpdir, ignore_errors=True)
-    for line in soak.summary():
-        print(line)
+        for line in soak.summary():  # of what there was, if it is stopped
+            print(line)
     return 1 if soak.failures else 0
 
 
@@ -125,8 +125,11 @@ class Soak:
         rng = random.Random(f"{self.seed} {kind} {number}")
         run = SoakRun(self.folder / f"{kind}{number:03d}", self._tmpdir(kind, number))
         self.total[kind] += 1
-        what, complaints = (self._kill if kind == "kill" else self._fault)(run, rng)
-        complaints = complaints or self._resume(run)
+        try:
+            what, complaints = (self._kill if kind == "kill" else self._fault)(run, rng)
+            complaints = complaints or self._resume(run)
+        finally:
+            run.end()
         if complaints:
             where = "another" if number % 2 else "the same"
             self.failures.append(f"{run.folder.name} ({what}, TMPDIR on {where}): {complaints}")

@@ -137,6 +137,9 @@ def test_another_artifact_does_not_survive(tmp_path, monkeypatch):
         def wait(self, seconds: float = 1.0) -> int:
             return 0
 
+        def end(self) -> bool:
+            return False
+
     monkeypatch.setattr("qvlm_lightning.commands.soak.SoakRun", Run)
     trials = Soak(tmp_path / "soak", tmp_path / "other", 0)
     monkeypatch.setattr(Run, "operations", lambda run: [{"call": "x", "path": "", "failed": True}])

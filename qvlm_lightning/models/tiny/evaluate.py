@@ -6,7 +6,6 @@ python -m qvlm_lightning.models.tiny.evaluate --count 8000 --json results.json
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections import Counter, defaultdict
 from itertools import groupby
@@ -25,6 +24,7 @@ from transformers import (
     LlavaProcessor,
 )
 
+from qvlm_lightning.files import write_json
 from qvlm_lightning.models.tiny.packing import IDS, Packed, pack
 from qvlm_lightning.models.tiny.roundtrip import quantized
 from qvlm_lightning.models.tiny.samples import (
@@ -208,7 +208,7 @@ def main() -> None:
         print(f"{family:16}{number:>6}" + "{:>10.1f}{:>8.1f}{:>10.1f}{:>8.1f}".format(*columns))
     print(f"KL(full precision || static W4A4 RTN) = {result['w4a4_rtn_kl']} nats")
     if args.json is not None:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.json, result)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tqdm import tqdm
 from transformers import LlavaForConditionalGeneration
 
+from qvlm_lightning.files import writing
 from qvlm_lightning.models.tiny.build import (
     FEATURE_LAYER,
     IMAGE_TOKENS,
@@ -216,9 +217,8 @@ def run_steps(
             sums.clear()
             kept = [optimizer.state_dict() for optimizer in optimizers]
             state = {"net": net.state_dict(), "optimizers": kept, "step": step + 1}
-            partial = checkpoint.with_suffix(".tmp")
-            torch.save(state, partial)
-            partial.replace(checkpoint)
+            with writing(checkpoint) as partial:
+                torch.save(state, partial)
 
 
 def tower_loss(
