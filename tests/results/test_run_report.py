@@ -101,7 +101,7 @@ def test_no_foreign_note_is_seen(finished):
 def test_bars_name_phase_block_objective_and_loss(finished):
     assert re.search(r"search projector +0%.* \d+:\d\d<\?, block 1/1: layer 0", finished.told)
     assert re.search(r"search language 100%.*<00:00, J [\d.e-]+->[\d.e-]+", finished.told)
-    assert re.search(r"optimisation 100%.*<00:00, epoch 1, loss [\d.]+", finished.told)
+    assert re.search(r"optimisation 100%.*\d+:\d\d<.*, epoch 1, loss [\d.]+", finished.told)
 
 
 # --- report.json ------------------------------------------------------------------------------
