@@ -1,7 +1,10 @@
 """The one exception that means "the user can mend this", and what others raise as such a one."""
 
+import errno
 from types import TracebackType
 from typing import Self
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class InputError(ValueError):
@@ -24,8 +27,8 @@ def first_line(error: BaseException) -> str:
 class Foreign:
     """Turns whatever another library raises inside the block into a user fault, ``<what>: <why>``.
 
-    Processors, tokenizers, templates and model folders come from anywhere, and raise anything. The
-    block holds nothing but the call: a fault of our own code in it would be taken for theirs.
+    Processors, tokenizers, templates and model folders come from anywhere, and raise anything. What
+    the disk does wrong is not theirs, and passes. The block holds nothing but the call: a fault of our own code in it would be taken for theirs.
 
     Args:
         what: what cannot be done, naming the folder or the sample.
@@ -50,6 +53,8 @@ class Foreign:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, OSError) and error.errno in _STORAGE:
+            return
         if isinstance(error, Exception) and not isinstance(error, InputError | MemoryError):
             raise InputError(f"{self.what}: {reason(error)}") from error
 
