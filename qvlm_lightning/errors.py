@@ -1,9 +1,12 @@
 """The one exception that means "the user can mend this", and what others raise as such a one."""
 
+import errno
 import json
 import math
 from types import TracebackType
 from typing import Any, Self
+
+_STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class InputError(ValueError):
@@ -63,8 +66,8 @@ def parse_json(text: str | bytes) -> Any:
 class Foreign:
     """Turns whatever another library raises inside the block into a user fault, ``<what>: <why>``.
 
-    Processors, tokenizers, templates and model folders come from anywhere, and raise anything. The
-    block holds nothing but the call: a fault of our own code in it would be taken for theirs.
+    Processors, tokenizers, templates and model folders come from anywhere, and raise anything. What
+    the disk does wrong is not theirs, and passes. The block holds nothing but the call: a fault of our own code in it would be taken for theirs.
 
     Args:
         what: what cannot be done, naming the folder or the sample.
@@ -89,6 +92,8 @@ class Foreign:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if isinstance(error, OSError) and error.errno in _STORAGE:
+            return
         if isinstance(error, Exception) and not isinstance(error, InputError | MemoryError):
             raise InputError(f"{self.what}: {reason(error)}") from error
 

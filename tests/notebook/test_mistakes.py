@@ -77,7 +77,9 @@ def test_a_quantized_model_is_refused(model, processor, samples, small):
 
 def test_activations_that_are_not_finite_are_named(model, processor, samples, small):
     with torch.no_grad():
-        model.model.language_model.layers[1].mlp.up_proj.weight[0, 0] = float("nan")
+        mlp = model.model.language_model.layers[1].mlp
+        for linear in (mlp.up_proj, mlp.gate_proj):  # finite; their product is not
+            linear.weight[0] *= 1e38
     with pytest.raises(InputError, match=r"layers\.1\.down_in.*NaN"):
         qvlm_lightning.quantize(model, processor, samples, method="rtn", **small)
 
