@@ -10,6 +10,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.block import Block, Objective
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.token_weights import TokenWeights, Uniform
+from qvlm_lightning.quant.scheme import Scheme
 
 
 class Method(ABC):
@@ -51,6 +52,14 @@ class Method(ABC):
                 activations; ``dynamic_token``: clip ratios on each token's largest magnitude.
         """
         return [1.0]
+
+    def check(self, scheme: Scheme) -> None:
+        """Refuse a scheme that the method cannot do anything for; called before a model is read.
+
+        Raises:
+            InputError: names the scheme, and what is allowed.
+        """
+        return
 
     @abstractmethod
     def solve(self, block: Block) -> Decision:
