@@ -977,6 +977,28 @@ STATISTICS = [
     ("qvlm_lightning/methods/block.py", "at or self.units[-1].name", "at or self.units[0].place", "J has no place of its own", BALANCED),
     ("qvlm_lightning/calibration/block_search.py", "block.gradients = self.state.gradients", "block.gradients = {}", "token weights see no gradients", BALANCED),
 ]
+_GPTQ, _GPTQ_SWEEP, _RANGES_OF = "qvlm_lightning/methods/gptq.py", "qvlm_lightning/quant/gptq.py", "qvlm_lightning/quant/weight_ranges.py"
+SLOW_GPTQ = "tests/quant/test_gptq.py::test_it_is_the_slow_reference"
+GROUPS = "tests/quant/test_gptq.py::test_a_group_has_the_range_of_what_its_weight_has_become"
+_GPTQ_TEST = "tests/methods/test_gptq.py"
+NEVER_WORSE = f"{_GPTQ_TEST}::test_no_layer_is_worse_than_rounding_to_the_nearest"
+GPTQ = [
+    (_GPTQ_SWEEP, "left[:, end:] -= errors @ factor_II[start:end, end:]", "left[:, end:] -= 0", "errors stay in their block of channels", SLOW_GPTQ),
+    (_GPTQ_SWEEP, "left[:, i:end] -= errors[:, i - start, None] * factor_II[i, i:end]", "left[:, i] -= 0", "channels of a block do not make up for each other", SLOW_GPTQ),
+    (_GPTQ_SWEEP, "group = places[i] // size", "group = i // size", "groups follow the order of rounding", SLOW_GPTQ),
+    (_GPTQ_SWEEP, "hessian + damp * scale * eye", "hessian + 0 * damp * scale * eye", "nothing is damped", SLOW_GPTQ),
+    (_GPTQ_SWEEP, "if end < i + size:", "if end > i + size:", "a group that reaches into the next block misses this one's errors", GROUPS),
+    (_GPTQ_SWEEP, "mean if bool(mean > 0) else torch.ones_like(mean)", "mean", "layers without tokens have no factor", "tests/quant/test_gptq.py::test_channels_without_inputs_are_rounded_by_themselves"),
+    (_RANGES_OF, "better = error_OG < best_OG", "better = error_OG > best_OG", "the range of the largest error is taken", "tests/quant/test_gptq.py::test_a_searched_range_has_the_least_error_of_all"),
+    (_RANGES_OF, "part @ gram_II[g * size : (g + 1) * size, g * size : (g + 1) * size]", "part @ gram_II[:size, :size]", "all groups are judged by the first one's inputs", "tests/quant/test_gptq.py::test_a_searched_range_has_the_least_error_of_all"),
+    (_RANGES_OF, "num_bits, symmetric, dtype or weight_OI.dtype", "num_bits, symmetric, weight_OI.dtype", "weights are rounded with a scale that the model has not", "tests/quant/test_gptq.py::test_rounded_weights_are_those_of_the_models_type"),
+    (_GPTQ, "torch.lt(*reversed(list(errors)))", "torch.gt(*reversed(list(errors)))", "the worse of two rows is kept", NEVER_WORSE),
+    (_GPTQ, "low=torch.where(near_O[:, None, None], minmax.low, grid.low)", "low=grid.low", "rows of nearest values have another range", NEVER_WORSE),
+    (_GPTQ, "(weight_OI.double() @ known.cross)[:, order] @ factor.T @ factor", "(weight_OI.double() @ known.cross.T)[:, order] @ factor.T @ factor", "asymmetric inputs come the wrong way round", f"{_GPTQ_TEST}::test_the_wanted_weight_is_the_least_squares_answer"),
+    (_GPTQ, "decision |= self.ranges.solve(block)", "self.ranges.solve(block)", "ranges of activations are not kept", f"{_GPTQ_TEST}::test_every_layer_is_on_its_grid"),
+    (_GPTQ, "if linear.weight_quantizer.active:", "if True:", "layers at 16 bits are rounded", f"{_GPTQ_TEST}::test_layers_that_overrides_leave_alone_stay"),
+    ("qvlm_lightning/calibration/module.py", "method.check(self.scheme)", "method.settings()", "a scheme is refused by nobody", f"{_GPTQ_TEST}::test_a_module_refuses_a_scheme_before_a_model_is_read"),
+]
 # fmt: on
 
 MUTANTS = [
@@ -994,4 +1016,5 @@ MUTANTS = [
     *FIDELITY,
     *STRESS,
     *STATISTICS,
+    *GPTQ,
 ]

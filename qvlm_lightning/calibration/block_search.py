@@ -93,7 +93,7 @@ class BlockSearch:
         taken.
         """
         self._undecide(tower)
-        if method.token_weights.needs_gradients and tower.name == "language":
+        if method.needs_gradients and tower.name == "language":
             self._measure_gradients(tower)
         exact, quantized = self.chains(tower, method)
         blocks = self.state.partition.setdefault(
@@ -143,7 +143,7 @@ class BlockSearch:
         batches = self.batches[0 if method.pairs == "all" else 1]
         variants = [set(), self.quantized_before(tower)]
         exact, quantized = self.passes.calls(tower, batches, variants)
-        if method.token_weights.needs_kind and tower.name == "language":
+        if method.needs_kind and tower.name == "language":
             for batch, *calls in zip(batches, exact, quantized, strict=True):
                 kind = self.family.token_kind(batch).to(self.passes.device)
                 for call in calls:
@@ -158,7 +158,7 @@ class BlockSearch:
 
     def _gradients_of(self, method: Method) -> list[Gradients]:
         """Return the gradients, if a method's decisions depend on them."""
-        return [self.state.gradients] if method.token_weights.needs_gradients else []
+        return [self.state.gradients] if method.needs_gradients else []
 
     def _undecide(self, tower: Tower) -> None:
         """Let a tower's layers have their own weights and measured weight ranges again."""

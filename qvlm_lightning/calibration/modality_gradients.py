@@ -14,7 +14,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.passes import Passes
 from qvlm_lightning.forward.samples import Batch, counted, model_inputs
 from qvlm_lightning.losses import token_nll
-from qvlm_lightning.methods.block_tensors import common_module
+from qvlm_lightning.methods.block_tensors import place_of
 from qvlm_lightning.models.family import ANSWER, PROMPT, VISION, VLMFamily
 from qvlm_lightning.nn.distributed import all_sum, world
 from qvlm_lightning.nn.structure import Tower
@@ -72,8 +72,7 @@ def judged(tower: Tower) -> dict[str, nn.Module]:
     for unit in tower.units:
         found[unit.name] = unit.module
         for site in unit.sites:
-            route = site.route
-            name = common_module(list(site.linears)) if route is None else route.layer
+            name = place_of(site)
             found[name] = unit.module.get_submodule(name.removeprefix(unit.name).lstrip("."))
     return found
 

@@ -28,11 +28,15 @@ class Method(ABC):
         name: in tables and reports, unless a run has a name of its own.
         pairs: which calibration pairs a block is decided on: those of the ``search`` or ``all``.
         changes_weights: whether decisions name other tensors than those of quantizers.
+        folds: whether activations are divided by a factor and weights multiplied.
+        uses_tables: whether ranges come from ``block.tables``, which know nothing of folds.
     """
 
     name: ClassVar[str]
     pairs: Literal["search", "all"] = "search"
-    changes_weights: ClassVar[bool] = False
+    changes_weights: bool = False
+    folds: ClassVar[bool] = False
+    uses_tables: bool = False
 
     def __init__(
         self, objective: Objective = "normalized", token_weights: TokenWeights | None = None
@@ -43,6 +47,16 @@ class Method(ABC):
             )
         self.objective: Objective = objective
         self.token_weights = token_weights or Uniform()
+
+    @property
+    def needs_kind(self) -> bool:
+        """Whether token weights ask for the kinds of tokens."""
+        return self.token_weights.needs_kind
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether token weights ask for gradients of the loss."""
+        return self.token_weights.needs_gradients
 
     def candidates(self, activation_mode: str) -> list[float]:
         """Return the candidates of ranges, from the largest down.

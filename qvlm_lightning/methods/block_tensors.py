@@ -73,13 +73,12 @@ class BlockTensors:
 
     def place(self, site: Site) -> str:
         """Return the full name of the module at whose output the layers of a site are judged: of a
-        single layer itself, of several the module that holds them, of an expert all experts.
+        single layer itself, of several the module that holds them.
 
-        That is the layer's self-attention for queries, keys and values, its MLP for gate and up.
+        That is the layer's self-attention for queries, keys and values, its MLP for gate and up,
+        and of an expert the whole mixture.
         """
-        if site.route is not None:
-            return site.route.layer
-        return common_module(list(site.linears))
+        return place_of(site)
 
     def decide_weight(self, name: str, weight: Tensor, low: Tensor, high: Tensor) -> Decision:
         """Return the decision for the weight of a Linear layer and its range.
@@ -108,3 +107,10 @@ def common_module(names: Sequence[str]) -> str:
         return names[0]
     shared = takewhile(lambda level: len(set(level)) == 1, zip(*parts, strict=False))
     return ".".join(level[0] for level in shared)
+
+
+def place_of(site: Site) -> str:
+    """Return :meth:`BlockTensors.place`."""
+    if site.route is not None:
+        return site.route.layer.rpartition(".")[0]
+    return common_module(list(site.linears))

@@ -30,6 +30,7 @@ class MinMax(Method):
     """
 
     name = "rtn"
+    uses_tables = True
 
     def solve(self, block: Block) -> Decision:
         """Return percentile 1 for every site."""
@@ -54,6 +55,7 @@ class SequentialSearch(Method):
     """
 
     name = "sequential"
+    uses_tables = True
 
     def __init__(
         self,
@@ -180,6 +182,7 @@ class JointSearch(Method):
     """
 
     name = "joint"
+    uses_tables = True
 
     def __init__(
         self,

@@ -28,6 +28,7 @@ class LeastSquares(Method):
     """
 
     name = "mse"
+    uses_tables = True
 
     def __init__(
         self,
@@ -85,6 +86,7 @@ class MovingAverage(Method):
     """
 
     name = "moving_average"
+    uses_tables = True
     pairs = "all"
 
     def __init__(

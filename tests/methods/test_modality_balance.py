@@ -116,7 +116,7 @@ def test_a_streamed_model_has_the_same_gradients(opened, folder, toy_batches):
     assert found[0] == found[1]
 
 
-def test_gradients_of_experts_are_those_at_the_experts_together(calibrator):  # noqa: F811
+def test_gradients_of_experts_are_those_of_the_whole_mixture(calibrator):  # noqa: F811
     made = calibrator("mixtral", count=1)
     tower = made.structure.towers["language"]
     found = modality_gradients(made.passes, tower, made.batches, made.family)
