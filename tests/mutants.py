@@ -129,10 +129,10 @@ NN = [
     (_LINEAR, "key = version_key(*decided)", "key = version_key(self.weight)", "a learned weight clip is not seen without gradients", SHARING),
     (_LINEAR, "if torch.is_grad_enabled() and any(x.requires_grad for x in decided):", "if not decided:", "the kept weight is used where a gradient is needed", GRADIENTS),
     (_LINEAR, "output = F.linear(self.site(x), self.quantized_weight(), self.bias)", "output = F.linear(self.site(x), self.weight, self.bias)", "weights are never quantized", SEQUENTIAL),
-    (_BLOCK, "return self.token_weights(call.kind, call.mask if mask is None else mask)", "return None", "the objective of a block counts padding", JOINT),
+    (_BLOCK, "return weights(call.kind, call.mask if mask is None else mask)", "return None", "the objective of a block counts padding", JOINT),
     (_BLOCK, "normalized = self.objective == \"normalized\"", "normalized = False", "the objective of a block is always the plain error", JOINT),
     (_REPLAY, "modules += [linear for site in unit.sites for linear in site.linears.values()]", "modules += []", "targets come from quantized weights", JOINT),
-    (_CHAINS, "run_candidates(owner, h, call, block.tables[unit], choice[None])", "run_candidates(owner, h, call, block.tables[unit], 0 * choice[None])", "a site is searched behind sites of its layer at min-max", SEQUENTIAL),
+    (_CHAINS, "owner, h, call, block.tables[unit], choice[None], block.given.tensors", "owner, h, call, block.tables[unit], 0 * choice[None], block.given.tensors", "a site is searched behind sites of its layer at min-max", SEQUENTIAL),
     (_BLOCK, "return total[:, 0] / total[:, 1].clamp_min(TINY)", "return (all_sum(errors)[..., 0] / all_sum(errors)[..., 1].clamp_min(1)).mean(dim=0)", "J is a mean over batches", JOINT),
     ("qvlm_lightning/nn/replay.py", "return value.repeat(*[1] * axis, copies, *[1] * (value.dim() - axis - 1))", "return value.repeat_interleave(copies, dim=axis)", "stacked candidates take the masks of other samples", JOINT),
     ("qvlm_lightning/nn/replay.py", "added.append(own.hidden if found and bool(own.hidden.any()) else None)", "added.append(None)", "what the model adds between layers is lost", "tests/nn/test_replay.py"),
@@ -445,8 +445,8 @@ ENGINE = [
     ),
     (
         _STATS,
-        "total += (rows * weight[:, None]).T @ rows",
-        "total += rows.T @ rows.abs()",
+        "_add_product(self.gram, weighted, rows)",
+        "_add_product(self.gram, weighted, rows.abs())",
         "the Gram matrix loses signs",
         f"{_TOKENS}::test_gram_and_mean_magnitude_are_sums_over_tokens",
     ),
@@ -1128,6 +1128,60 @@ STOPPING = [
 ]
 # fmt: on
 
+_STAGES = "tests/methods/test_stages.py"
+_BALANCE = "tests/methods/test_modality_balance.py"
+_SITE_STATISTICS = "qvlm_lightning/methods/site_statistics.py"
+_TOKEN_WEIGHTS = "qvlm_lightning/methods/token_weights.py"
+_MODALITY = "qvlm_lightning/calibration/modality_gradients.py"
+IN_STATISTICS = f"{_STAGES}::test_token_weights_count_in_every_statistic"
+GIVEN = f"{_STAGES}::test_what_is_given_lies_under_every_decision"
+GIVEN_SITES = f"{_STAGES}::test_site_errors_are_those_of_the_given_weights"
+BY_SAMPLE = f"{_BALANCE}::test_gradients_are_those_of_one_sample_after_another"
+BALANCED = f"{_BALANCE}::test_a_search_measures_once_and_j_counts_with_the_ratio"
+# fmt: off
+STATISTICS = [
+    (_SITE_STATISTICS, "rows if weight_N is None else rows * weight_N.float()[:, None]", "rows", "Gram matrices count all tokens the same", IN_STATISTICS),
+    (_SITE_STATISTICS, "_add_product(self.cross, more_ND.float(), weighted)", "_add_product(self.cross, weighted, more_ND.float())", "the cross matrix is transposed", IN_STATISTICS),
+    (_SITE_STATISTICS, "full.hidden.float() - own.hidden.float()", "full.hidden.float()", "the cross matrix is that of the full-precision inputs themselves", IN_STATISTICS),
+    (_SITE_STATISTICS, "total_DD[some] += left_ND[:, some].T @ right_ND", "total_DD[:ROWS_AT_ONCE] += left_ND[:, some].T @ right_ND", "pieces of a Gram matrix land in one place", f"{_STAGES}::test_large_gram_matrices_are_added_in_pieces"),
+    (_SITE_STATISTICS, "else (site.route.layer, site.route.role)", 'else (site.name, "")', "experts are passed one after another", f"{_STAGES}::test_experts_at_the_same_place_are_one_stage"),
+    ("qvlm_lightning/nn/site_input.py", "x = output if quantized else args[0]", "x = args[0]", "statistics behind a quantizer are those before it", f"{_STAGES}::test_behind_the_quantizer_is_what_the_layers_read"),
+    ("qvlm_lightning/nn/replay.py", "choice.shape[0], tensors)", "choice.shape[0])", "candidates do not see what is given", GIVEN),
+    ("qvlm_lightning/methods/block_tensors.py", "self.given.tensors | decision.tensors", "decision.tensors", "a decision drops what is given", GIVEN),
+    ("qvlm_lightning/methods/percentile.py", "given = placed(block.units[unit], block.given.tensors)", "given = placed(block.units[unit], {})", "sites are judged with weights from before the fold", GIVEN_SITES),
+    ("qvlm_lightning/methods/site_chains.py", "run_full_precision(owner, h, call, block.given.tensors)", "run_full_precision(owner, h, call)", "targets of sites come from before the fold", GIVEN_SITES),
+    (_TOKEN_WEIGHTS, 'size["vision"] / text if text', 'text / size["vision"] if text', "the modality ratio is upside down", f"{_BALANCE}::test_the_ratio_is_vision_by_text"),
+    (_TOKEN_WEIGHTS, "_numberless(p) == _numberless(place)]", "p]", "the floor is the median of all modules", f"{_BALANCE}::test_the_floor_is_the_median_of_the_same_module_of_all_layers"),
+    (_MODALITY, "loss = loss + nll / count.clamp_min(1)", "loss = loss + nll", "samples with long answers count more", BY_SAMPLE),
+    (_MODALITY, "mean = (size_BT * mask).sum(dim=1) / count.clamp_min(1)", "mean = (size_BT * mask).sum(dim=1)", "gradients of a kind grow with its tokens", BY_SAMPLE),
+    (_MODALITY, "float((count > 0).sum())", "float(len(count))", "samples without an image count as vision gradients of 0", BY_SAMPLE),
+    ("qvlm_lightning/methods/block.py", "at or self.units[-1].name", "at or self.units[0].place", "J has no place of its own", BALANCED),
+    ("qvlm_lightning/calibration/block_search.py", "block.gradients = self.state.gradients", "block.gradients = {}", "token weights see no gradients", BALANCED),
+]
+_GPTQ, _GPTQ_SWEEP, _RANGES_OF = "qvlm_lightning/methods/gptq.py", "qvlm_lightning/quant/gptq.py", "qvlm_lightning/quant/weight_ranges.py"
+SLOW_GPTQ = "tests/quant/test_gptq.py::test_it_is_the_slow_reference"
+GROUPS = "tests/quant/test_gptq.py::test_a_group_has_the_range_of_what_its_weight_has_become"
+_GPTQ_TEST = "tests/methods/test_gptq.py"
+NEVER_WORSE = f"{_GPTQ_TEST}::test_no_layer_is_worse_than_rounding_to_the_nearest"
+GPTQ = [
+    (_GPTQ_SWEEP, "left[:, end:] -= errors @ factor_II[start:end, end:]", "left[:, end:] -= 0", "errors stay in their block of channels", SLOW_GPTQ),
+    (_GPTQ_SWEEP, "left[:, i:end] -= errors[:, i - start, None] * factor_II[i, i:end]", "left[:, i] -= 0", "channels of a block do not make up for each other", SLOW_GPTQ),
+    (_GPTQ_SWEEP, "group = places[i] // size", "group = i // size", "groups follow the order of rounding", SLOW_GPTQ),
+    (_GPTQ_SWEEP, "hessian + damp * scale * eye", "hessian + 0 * damp * scale * eye", "nothing is damped", SLOW_GPTQ),
+    (_GPTQ_SWEEP, "if end < i + size:", "if end > i + size:", "a group that reaches into the next block misses this one's errors", GROUPS),
+    (_GPTQ_SWEEP, "mean if bool(mean > 0) else torch.ones_like(mean)", "mean", "layers without tokens have no factor", "tests/quant/test_gptq.py::test_channels_without_inputs_are_rounded_by_themselves"),
+    (_RANGES_OF, "better = error_OG < best_OG", "better = error_OG > best_OG", "the range of the largest error is taken", "tests/quant/test_gptq.py::test_a_searched_range_has_the_least_error_of_all"),
+    (_RANGES_OF, "part @ gram_II[g * size : (g + 1) * size, g * size : (g + 1) * size]", "part @ gram_II[:size, :size]", "all groups are judged by the first one's inputs", "tests/quant/test_gptq.py::test_a_searched_range_has_the_least_error_of_all"),
+    (_RANGES_OF, "num_bits, symmetric, dtype or weight_OI.dtype", "num_bits, symmetric, weight_OI.dtype", "weights are rounded with a scale that the model has not", "tests/quant/test_gptq.py::test_rounded_weights_are_those_of_the_models_type"),
+    (_GPTQ, "torch.lt(*reversed(list(errors)))", "torch.gt(*reversed(list(errors)))", "the worse of two rows is kept", NEVER_WORSE),
+    (_GPTQ, "low=torch.where(near_O[:, None, None], minmax.low, grid.low)", "low=grid.low", "rows of nearest values have another range", NEVER_WORSE),
+    (_GPTQ, "(weight_OI.double() @ known.cross)[:, order] @ factor.T @ factor", "(weight_OI.double() @ known.cross.T)[:, order] @ factor.T @ factor", "asymmetric inputs come the wrong way round", f"{_GPTQ_TEST}::test_the_wanted_weight_is_the_least_squares_answer"),
+    (_GPTQ, "decision |= self.ranges.solve(block)", "self.ranges.solve(block)", "ranges of activations are not kept", f"{_GPTQ_TEST}::test_every_layer_is_on_its_grid"),
+    (_GPTQ, "if linear.weight_quantizer.active:", "if True:", "layers at 16 bits are rounded", f"{_GPTQ_TEST}::test_layers_that_overrides_leave_alone_stay"),
+    ("qvlm_lightning/calibration/module.py", "method.check(self.scheme)", "method.settings()", "a scheme is refused by nobody", f"{_GPTQ_TEST}::test_a_module_refuses_a_scheme_before_a_model_is_read"),
+]
+# fmt: on
+
 MUTANTS = [
     *QUANT,
     *LOSSES,
@@ -1146,4 +1200,6 @@ MUTANTS = [
     *DAILY,
     *SEAM,
     *STOPPING,
+    *STATISTICS,
+    *GPTQ,
 ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from qvlm_lightning.calibration.decisions import Decided, Decisions, decide, search_key
+from qvlm_lightning.calibration.modality_gradients import modality_gradients
 from qvlm_lightning.calibration.state import CalibrationState
 from qvlm_lightning.calibration.statistics import Statistics
 from qvlm_lightning.forward.passes import Passes
@@ -16,6 +17,7 @@ from qvlm_lightning.forward.samples import Batch
 from qvlm_lightning.forward.stream import StreamedModel
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
+from qvlm_lightning.methods.token_weights import Gradients
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.changes import as_stored, commit
 from qvlm_lightning.nn.distributed import barrier, from_main, is_main
@@ -93,13 +95,15 @@ class BlockSearch:
         taken.
         """
         self._undecide(tower)
+        if method.needs_gradients and tower.name == "language":
+            self._measure_gradients(tower)
         exact, quantized = self.chains(tower, method)
         blocks = self.state.partition.setdefault(
             tower.name, [[i, i] for i in range(len(tower.units))]
         )
         candidates = method.candidates(tower.sites[0].quantizer.mode)
         key = search_key(
-            [*identity, [u.name for u in tower.units]],
+            [*identity, [u.name for u in tower.units], *self._gradients_of(method)],
             blocks,
             method,
             [call.hidden for call in (*exact, *quantized)],
@@ -160,12 +164,22 @@ class BlockSearch:
         batches = self.batches[0 if method.pairs == "all" else 1]
         variants = [set(), self.quantized_before(tower)]
         exact, quantized = self.passes.calls(tower, batches, variants)
-        if method.token_weights.needs_kind and tower.name == "language":
+        if method.needs_kind and tower.name == "language":
             for batch, *calls in zip(batches, exact, quantized, strict=True):
                 kind = self.family.token_kind(batch).to(self.passes.device)
                 for call in calls:
                     call.kind = kind
         return exact, quantized
+
+    def _measure_gradients(self, tower: Tower) -> None:
+        """Take one gradient pass in full precision, which is the same at every epoch."""
+        if not self.state.gradients:
+            measured = modality_gradients(self.passes, tower, self.batches[0], self.family)
+            self.state.gradients = measured
+
+    def _gradients_of(self, method: Method) -> list[Gradients]:
+        """Return the gradients, if a method's decisions depend on them."""
+        return [self.state.gradients] if method.needs_gradients else []
 
     def _undecide(self, tower: Tower) -> None:
         """Let a tower's layers have their own weights and measured weight ranges again."""
@@ -241,6 +255,7 @@ class BlockSearch:
         block = Block(units, exact, quantized, [], candidates, tables, sources)
         block.objective, block.token_weights = method.objective, method.token_weights
         block.stored = self.structure.stored
+        block.gradients = self.state.gradients
         hidden = [call.hidden for call in exact]
         for index in range(len(units)):
             hidden = block.advance_full_precision(hidden, index)

@@ -32,9 +32,8 @@ from qvlm_lightning.weights.streamed import StreamedWeights
 class QuantModule(WatchedModule):
     """Calibration of a vision-language model; what happens when is up to the callbacks.
 
-    Time is counted in ``state.steps``, the optimiser steps done; a run resumed from any checkpoint
-    sees the same data. One more epoch than ``epochs`` is run: in it the final pass takes place and
-    nothing is trained.
+    Time is counted in ``state.steps``, the optimiser steps done; a resumed run sees the same data.
+    One more epoch than ``epochs`` is run: in it the final pass takes place, nothing is trained.
 
     Args:
         family: the model.
@@ -45,8 +44,8 @@ class QuantModule(WatchedModule):
         every_n_epochs: distance between re-partitions and searches of the decoder
             (docs/paper.md, A21).
         streaming: the model is never on the device as a whole: layers are read from its folder when
-            they are needed. ``true`` keeps what waits for the next layer in RAM, and beside a GPU
-            weights that fit in half of it; ``disk`` in the run folder. Ranges are the same.
+            needed. ``true`` keeps what waits for the next layer in RAM, beside a GPU also weights
+            that fit in half of it; ``disk`` in the run folder. Decisions are the same.
         name: of the run in reports and tables; default: the method's.
         sensitivity: at the end, measure which part and layers hurt by themselves; costs a forward
             pass of the search batches per part and layer.
@@ -72,6 +71,8 @@ class QuantModule(WatchedModule):
         self.family = family
         self.scheme = scheme or Scheme()
         self.seed, self.method, self.sensitivity = seed, method, sensitivity
+        if method is not None:
+            method.check(self.scheme)
         self.name = name if name is None else checked_name(name)
         self.streaming: Streaming = streaming
         self.automatic_optimization = False
@@ -141,8 +142,7 @@ class QuantModule(WatchedModule):
         return self.state.steps >= self.epochs * self.steps_per_epoch
 
     def epoch_due(self, done: list[int]) -> int | None:
-        """Return the epoch whose pass is due now: epoch 0, every n-th, and the final one after the
-        last.
+        """Return the epoch whose pass is due now: epoch 0, every n-th, and the final one.
 
         Args:
             done: epochs whose pass has taken place.
@@ -285,7 +285,7 @@ class QuantModule(WatchedModule):
         check_checkpoint(checkpoint, self.identity(), self.quantizer_state())
 
     def sensitivity_report(self) -> dict[str, Any] | None:
-        """Return which parts and layers hurt, if that is asked for; called in every process."""
+        """Return which parts and layers hurt, if asked for; called in every process."""
         return sensitivity_report(self._built()) if self.sensitivity else None
 
     def _built(self) -> Calibrator:

@@ -108,6 +108,7 @@ def report(module: QuantModule) -> dict[str, Any]:
         "partition": state.partition,
         "partitions": state.partitions,
         "percentiles": state.percentiles,
+        "gradients": state.gradients,
         "objectives": state.objective,
         "search": {**search_cost(module), "passes": state.passes},
         "loss": state.loss,

@@ -14,6 +14,8 @@ class CalibrationState:
         threshold: tower -> h_0.
         partition: tower -> blocks as [first, last].
         percentiles: site -> percentile.
+        gradients: module -> kind of token -> mean size of the loss's gradient at its output, where
+            token weights ask for it.
         objective: per block: tower, first, last, J of each way to choose.
         passes: per search pass: epoch, towers, layer_forwards, site_forwards, seconds.
         partitions: per re-partition: epoch and the partition, so that changes can be seen.
@@ -37,6 +39,7 @@ class CalibrationState:
     threshold: dict[str, float] = field(default_factory=dict)
     partition: dict[str, list[list[int]]] = field(default_factory=dict)
     percentiles: dict[str, float] = field(default_factory=dict)
+    gradients: dict[str, dict[str, float]] = field(default_factory=dict)
     objective: list[dict[str, Any]] = field(default_factory=list)
     passes: list[dict[str, Any]] = field(default_factory=list)
     partitions: list[dict[str, Any]] = field(default_factory=list)

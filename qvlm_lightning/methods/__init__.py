@@ -3,11 +3,13 @@
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.decision import Decision
+from qvlm_lightning.methods.gptq import GPTQ
 from qvlm_lightning.methods.percentile import JointSearch, MinMax, SequentialSearch
 from qvlm_lightning.methods.range_rules import LeastSquares, MovingAverage
-from qvlm_lightning.methods.token_weights import ByKind, TokenWeights, Uniform
+from qvlm_lightning.methods.token_weights import ByKind, ModalityBalance, TokenWeights, Uniform
 
 __all__ = [
+    "GPTQ",
     "Block",
     "ByKind",
     "Decision",
@@ -15,6 +17,7 @@ __all__ = [
     "LeastSquares",
     "Method",
     "MinMax",
+    "ModalityBalance",
     "MovingAverage",
     "SequentialSearch",
     "TokenWeights",

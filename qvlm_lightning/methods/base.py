@@ -10,6 +10,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.block import Block, Objective
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.token_weights import TokenWeights, Uniform
+from qvlm_lightning.quant.scheme import Scheme
 
 
 class Method(ABC):
@@ -27,13 +28,17 @@ class Method(ABC):
         name: in tables and reports, unless a run has a name of its own.
         pairs: which calibration pairs a block is decided on: those of the ``search`` or ``all``.
         changes_weights: whether decisions name other tensors than those of quantizers.
+        folds: whether activations are divided by a factor and weights multiplied.
+        uses_tables: whether ranges come from ``block.tables``, which know nothing of folds.
         searches_activations: whether all it searches are ranges of activations, so that there is
             nothing to do where only weights are quantized.
     """
 
     name: ClassVar[str]
     pairs: Literal["search", "all"] = "search"
-    changes_weights: ClassVar[bool] = False
+    changes_weights: bool = False
+    folds: ClassVar[bool] = False
+    uses_tables: bool = False
     searches_activations: ClassVar[bool] = False
 
     def __init__(
@@ -46,6 +51,16 @@ class Method(ABC):
         self.objective: Objective = objective
         self.token_weights = token_weights or Uniform()
 
+    @property
+    def needs_kind(self) -> bool:
+        """Whether token weights ask for the kinds of tokens."""
+        return self.token_weights.needs_kind
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether token weights ask for gradients of the loss."""
+        return self.token_weights.needs_gradients
+
     def candidates(self, activation_mode: str) -> list[float]:
         """Return the candidates of ranges, from the largest down.
 
@@ -54,6 +69,14 @@ class Method(ABC):
                 activations; ``dynamic_token``: clip ratios on each token's largest magnitude.
         """
         return [1.0]
+
+    def check(self, scheme: Scheme) -> None:
+        """Refuse a scheme that the method cannot do anything for; called before a model is read.
+
+        Raises:
+            InputError: names the scheme, and what is allowed.
+        """
+        return
 
     @abstractmethod
     def solve(self, block: Block) -> Decision:

@@ -5,26 +5,24 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qvlm_lightning.losses import TINY, output_error_terms
+from qvlm_lightning.methods.block_tensors import BlockTensors
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.search_cost import Cost
-from qvlm_lightning.methods.token_weights import TokenWeights, Uniform
+from qvlm_lightning.methods.token_weights import Gradients, TokenWeights, Uniform
 from qvlm_lightning.models.family import Source
-from qvlm_lightning.nn.changes import as_stored
 from qvlm_lightning.nn.distributed import all_sum, world
-from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.replay import UnitInput, run_candidates, run_full_precision, run_unit
-from qvlm_lightning.nn.structure import Site, Unit
-from qvlm_lightning.quant.weights import weight_ranges
+from qvlm_lightning.nn.structure import Unit
 
 Objective = Literal["normalized", "plain"]
 """How outputs are compared: tokens brought to a mean square of 1, or as they are."""
 
 
 @dataclass
-class Block:
+class Block(BlockTensors):
     """Units decided together.
 
     A decision is evaluated without changing the model: :meth:`run`, :meth:`error` and
@@ -40,7 +38,10 @@ class Block:
         sources: site -> what makes its input, with full names, as far as the family knows.
         objective: how J compares outputs.
         token_weights: how much each token counts in J and in statistics.
+        given: what earlier steps of a chain have decided; it lies under every decision.
         stored: types in which changed weights will be stored (``Structure.stored``).
+        gradients: module -> size of the loss's gradient at its output, per kind of token; where the
+            token weights ask for it.
         cost: what has been run.
     """
 
@@ -54,53 +55,11 @@ class Block:
     objective: Objective = "normalized"
     token_weights: TokenWeights = field(default_factory=Uniform)
     stored: Mapping[str, torch.dtype] = field(default_factory=dict)
+    given: Decision = field(default_factory=Decision)
+    gradients: Gradients = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
 
-    @property
-    def sites(self) -> list[Site]:
-        """All sites in forward order."""
-        return [site for unit in self.units for site in unit.sites]
-
-    # --- tensors and single decisions -------------------------------------------------------------
-
-    def tensor(self, name: str, decision: Decision | None = None) -> Tensor:
-        """Return a tensor of a layer by its full name, as ``decision`` leaves it.
-
-        A decided weight is rounded to the type in which it will be stored. The range of a weight
-        that nobody has decided is the one measured from the weight.
-
-        Raises:
-            KeyError: no layer of the block has such a tensor.
-        """
-        if decision is not None and name in decision.tensors:
-            return as_stored({name: decision.tensors[name]}, self.stored)[name]
-        path, _, own = name.rpartition(".")
-        value = getattr(self.module(path), own, None)
-        if value is None and path.endswith(".weight_quantizer"):
-            linear = path.removesuffix(".weight_quantizer")
-            quantizer, weight = self.linear(linear).weight_quantizer, f"{linear}.weight"
-            low, high = weight_ranges(
-                self.tensor(weight, decision), quantizer.group_size, quantizer.symmetric
-            )
-            value = {"low": low, "high": high}.get(own)
-        if value is None:
-            raise KeyError(f"the block has no tensor {name}")
-        return value
-
-    def module(self, name: str) -> nn.Module:
-        """Return a module of the block by its full name."""
-        for unit in self.units:
-            if name == unit.name or name.startswith(f"{unit.name}."):
-                return unit.module.get_submodule(name.removeprefix(unit.name).lstrip("."))
-        raise KeyError(f"the block has no module {name}")
-
-    def linear(self, name: str) -> QuantLinear:
-        """Return a quantized Linear layer of the block by its full name."""
-        return next(site.linears[name] for site in self.sites if name in site.linears)
-
-    def unit_of(self, site: Site) -> int:
-        """Return the place of the unit that a site belongs to."""
-        return next(i for i, unit in enumerate(self.units) if site in unit.sites)
+    # --- single decisions -------------------------------------------------------------------------
 
     def run(
         self,
@@ -114,16 +73,15 @@ class Block:
 
         Args:
             batch: its number.
-            decision: what would be in place; ``None`` for what is.
+            decision: what would be in place; ``None`` for what is, or is given.
             units: which of the block's units.
             hidden: input of the first of them; default: the block's.
         """
         call = self.x_q[batch]
         hidden = call.hidden if hidden is None else hidden
-        tensors = as_stored(decision.tensors, self.stored) if decision else None
         for unit in self.units[units]:
             self.cost.count(layers=1)
-            hidden = run_unit(unit, hidden, call, tensors=tensors)
+            hidden = run_unit(unit, hidden, call, tensors=self.decided(decision))
         return hidden
 
     def loss(self, batch: int, decision: Decision) -> Tensor:
@@ -150,29 +108,19 @@ class Block:
         normalized = self.objective == "normalized"
         return output_error_terms(output, self.targets[batch], self.weight(batch), normalized)
 
-    def weight(self, batch: int, mask: Tensor | None = None) -> Tensor | None:
+    def weight(
+        self, batch: int, mask: Tensor | None = None, at: str | None = None
+    ) -> Tensor | None:
         """Return how much each token of a batch counts, [B, T]; ``None`` for 1 everywhere.
 
         Args:
             batch: its number.
             mask: [B, T] bool, tokens that count, such as those of a site; default: the batch's.
+            at: the module at whose output they are compared; default: the last unit.
         """
         call = self.x_q[batch]
-        return self.token_weights(call.kind, call.mask if mask is None else mask)
-
-    def decide_weight(self, name: str, weight: Tensor, low: Tensor, high: Tensor) -> Decision:
-        """Return the decision for the weight of a Linear layer and its range.
-
-        Args:
-            name: full name of the layer.
-            weight: [O, I].
-            low: [O, G, 1], lower bounds; G = 1 without groups.
-            high: upper bounds.
-        """
-        ratio = torch.ones_like(self.linear(name).weight_quantizer.clip_ratio)
-        ranges = {"low": low, "high": high, "clip_ratio": ratio}
-        tensors = {f"{name}.weight_quantizer.{own}": x for own, x in ranges.items()}
-        return Decision({f"{name}.weight": weight, **tensors})
+        weights = self.token_weights.at(self.gradients, at or self.units[-1].name)
+        return weights(call.kind, call.mask if mask is None else mask)
 
     # --- candidates of ranges, stacked ------------------------------------------------------------
 
@@ -210,7 +158,8 @@ class Block:
         out = []
         for call, h in zip(self.x_q, hidden, strict=True):
             self.cost.count(layers=1, repeated=True)
-            out.append(run_candidates(self.units[unit], h, call, self.tables[unit], choice[None]))
+            ran = self.units[unit], h, call, self.tables[unit], choice[None]
+            out.append(run_candidates(*ran, self.given.tensors))
         return out
 
     @torch.no_grad()
@@ -240,6 +189,7 @@ class Block:
                     self.x_q[batch],
                     self.tables[index],
                     choices[:, self.columns(index)],
+                    self.given.tensors,
                 )
                 self.cost.count(layers=count)
             self.score(errors, batch, stacked)

@@ -15,7 +15,7 @@ from qvlm_lightning.methods.grid import FINE_PERCENTILES, FINE_RATIOS, checked_c
 from qvlm_lightning.methods.prefix_tree import exhaustive_table
 from qvlm_lightning.methods.site_chains import full_precision_site_inputs, quantized_site_input
 from qvlm_lightning.methods.token_weights import TokenWeights
-from qvlm_lightning.nn.replay import run_candidates
+from qvlm_lightning.nn.replay import placed, run_candidates
 from qvlm_lightning.nn.site_input import SiteInput
 
 Per = Literal["site", "layer"]
@@ -30,6 +30,7 @@ class MinMax(Method):
     """
 
     name = "rtn"
+    uses_tables = True
 
     def solve(self, block: Block) -> Decision:
         """Return percentile 1 for every site."""
@@ -55,6 +56,7 @@ class SequentialSearch(Method):
 
     name = "sequential"
     searches_activations = True
+    uses_tables = True
 
     def __init__(
         self,
@@ -111,7 +113,12 @@ class SequentialSearch(Method):
         for batch in block.mine():
             stacked = quantized[batch].repeat(count, *[1] * (quantized[batch].dim() - 1))
             stacked = run_candidates(
-                block.units[unit], stacked, block.x_q[batch], block.tables[unit], choices
+                block.units[unit],
+                stacked,
+                block.x_q[batch],
+                block.tables[unit],
+                choices,
+                block.given.tensors,
             )
             block.cost.count(layers=count)
             for index, output in enumerate(stacked.split(targets[batch].shape[0])):
@@ -143,14 +150,19 @@ class SequentialSearch(Method):
         errors = block.error_table(count)
         for batch in block.mine():
             hidden, size = x_q[batch].hidden, x_q[batch].hidden.shape[0]
-            weight = block.weight(batch, x_q[batch].shared_mask(x_fp[batch]))
+            mask = x_q[batch].shared_mask(x_fp[batch])
+            weight = block.weight(batch, mask, block.place(site))
             stacked = hidden.repeat(count, *[1] * (hidden.dim() - 1))
-            placed = block.x_q[batch].sinks_placed(spread=True)
-            with torch.no_grad(), placed, site.quantizer.candidates(low, high):
+            sinks = block.x_q[batch].sinks_placed(spread=True)
+            given = placed(block.units[unit], block.given.tensors)
+            with torch.no_grad(), sinks, given, site.quantizer.candidates(low, high):
                 outputs = [linear(stacked) for linear in site.linears.values()]
+                targets = [
+                    torch.nn.functional.linear(x_fp[batch].hidden, linear.weight, linear.bias)
+                    for linear in site.linears.values()
+                ]
             block.cost.count(sites=count)
-            for linear, output in zip(site.linears.values(), outputs, strict=True):
-                target = torch.nn.functional.linear(x_fp[batch].hidden, linear.weight, linear.bias)
+            for target, output in zip(targets, outputs, strict=True):
                 for candidate, part in enumerate(output.split(size)):
                     terms = output_error_terms(part, target, weight, normalized)
                     errors[batch, candidate] += torch.stack(
@@ -174,6 +186,7 @@ class JointSearch(Method):
 
     name = "joint"
     searches_activations = True
+    uses_tables = True
 
     def __init__(
         self,

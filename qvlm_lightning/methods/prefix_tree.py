@@ -34,7 +34,9 @@ def exhaustive_table(block: Block, options: list[Tensor]) -> tuple[Tensor, Tenso
         rows = options[level][first : first + at_once]
         stacked = hidden.repeat(len(rows), *[1] * (hidden.dim() - 1))
         unit, call = block.units[level], block.x_q[batch]
-        stacked = run_candidates(unit, stacked, call, block.tables[level], rows)
+        stacked = run_candidates(
+            unit, stacked, call, block.tables[level], rows, block.given.tensors
+        )
         # every process runs the first level, whose branches it then shares out
         block.cost.count(layers=len(rows), repeated=level == 0 and len(sizes) > 1)
         place = index * sizes[level] + first

@@ -29,6 +29,7 @@ class LeastSquares(Method):
 
     name = "mse"
     searches_activations = True
+    uses_tables = True
 
     def __init__(
         self,
@@ -89,6 +90,7 @@ class MovingAverage(Method):
 
     name = "moving_average"
     searches_activations = True
+    uses_tables = True
     pairs = "all"
 
     def __init__(

@@ -19,7 +19,7 @@ def full_precision_site_inputs(
     inputs = []
     for h, call in zip(hidden, block.x_fp, strict=True):
         with site_inputs(owner.sites, h, call.mask) as seen:
-            run_full_precision(owner, h, call)
+            run_full_precision(owner, h, call, block.given.tensors)
         block.cost.count(layers=1, repeated=True)
         inputs.append([seen[site.name] for site in owner.sites])
     return inputs
@@ -36,7 +36,7 @@ def quantized_site_input(
     inputs = []
     for h, call in zip(hidden, block.x_q, strict=True):
         with site_inputs([owner.sites[site]], h, call.mask) as seen:
-            run_candidates(owner, h, call, block.tables[unit], choice[None])
+            run_candidates(owner, h, call, block.tables[unit], choice[None], block.given.tensors)
         block.cost.count(layers=1, repeated=True)
         inputs.append(seen[owner.sites[site].name])
     return inputs

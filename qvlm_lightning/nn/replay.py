@@ -253,6 +253,7 @@ def run_candidates(
     call: UnitInput,
     tables: Sequence[tuple[Tensor, Tensor]],
     choice: Tensor,
+    tensors: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
     """Run one unit for C candidates stacked in the batch dimension.
 
@@ -264,15 +265,17 @@ def run_candidates(
         call: where masks and positions come from.
         tables: per site of the unit, (low, high), each [P, *shape]: the ranges of its percentiles.
         choice: [C, number of sites] int64, which percentile each candidate uses at each site.
+        tensors: see :func:`run_unit`; common to all candidates.
 
     Returns:
         [C * B, T, D]
     """
     if hidden.dim() == 2 and len(choice) > 1:
         parts = zip(hidden.chunk(len(choice)), choice, strict=True)
-        return torch.cat([run_candidates(unit, h, call, tables, c[None]) for h, c in parts])
+        one = [run_candidates(unit, h, call, tables, c[None], tensors) for h, c in parts]
+        return torch.cat(one)
     with ExitStack() as stack:
         for column, (site, (low, high)) in enumerate(zip(unit.sites, tables, strict=True)):
             rows = choice[:, column]
             stack.enter_context(site.quantizer.candidates(low[rows], high[rows]))
-        return run_unit(unit, hidden, call, copies=choice.shape[0])
+        return run_unit(unit, hidden, call, choice.shape[0], tensors)

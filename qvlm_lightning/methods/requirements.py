@@ -1,0 +1,41 @@
+"""What a method needs of a scheme, said before a model is read."""
+
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.quant.scheme import OFF, PARTS, Scheme
+
+
+def widths(scheme: Scheme, what: str) -> set[int]:
+    """Return all widths that a scheme gives, to parts or to single layers.
+
+    Args:
+        scheme: of the run.
+        what: ``weight_bits`` or ``activation_bits``.
+    """
+    found: set[int] = {getattr(scheme.part(part), what) for part in PARTS}
+    return found | {bits[what] for bits in scheme.overrides.values() if what in bits}
+
+
+def needs_quantized_weights(method: str, scheme: Scheme) -> None:
+    """Refuse a scheme that leaves all weights alone.
+
+    Raises:
+        InputError: it does.
+    """
+    if widths(scheme, "weight_bits") == {OFF}:
+        raise InputError(
+            f"method {method} decides quantized weights, and scheme {scheme.name!r} leaves them at "
+            "16 bits; allowed: weight_bits from 2 to 8 in some part"
+        )
+
+
+def needs_quantized_activations(method: str, scheme: Scheme) -> None:
+    """Refuse a scheme that leaves all activations alone.
+
+    Raises:
+        InputError: it does.
+    """
+    if widths(scheme, "activation_bits") == {OFF}:
+        raise InputError(
+            f"method {method} makes activations easier to quantize, and scheme {scheme.name!r} "
+            "leaves them at 16 bits; allowed: activation_bits from 2 to 8 in some part"
+        )

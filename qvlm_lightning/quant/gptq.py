@@ -1,0 +1,143 @@
+"""GPTQ: rounding one input channel after another while the rest makes up for the error.
+
+Frantar et al., ICLR 2023 (arXiv:2210.17323), eq. 2 and 3, with their three steps: a common order
+for all rows, lazy updates in blocks, and the Cholesky factor of the inverse Hessian. Everything is
+computed in float64: rounding is discontinuous, and codes should not depend on the machine.
+
+Shapes: O outputs, I inputs, G groups.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.quant.weights import weight_qparams
+
+RangesOf = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
+"""Gives low and high [O, 1, 1] of a group from its weight [O, J] and its columns."""
+
+_MOST_DAMPING = 1.0
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The values that a weight may take.
+
+    Attributes:
+        low, high: [O, G, 1], range of each output channel or group of inputs.
+        num_bits: width b.
+        symmetric: symmetric codes.
+        dtype: type of the model, to which scales are rounded.
+    """
+
+    low: Tensor
+    high: Tensor
+    num_bits: int
+    symmetric: bool
+    dtype: torch.dtype
+
+    def qparams(self) -> tuple[Tensor, Tensor, int, int]:
+        """Return scale and zero point, [O, G] float64, and the least and the largest code."""
+        scale, zero_point = weight_qparams(
+            self.low, self.high, self.num_bits, self.symmetric, self.dtype
+        )
+        half = 2 ** (self.num_bits - 1)
+        least, most = (-half, half - 1) if self.symmetric else (0, 2 * half - 1)
+        return scale.double(), zero_point.double(), least, most
+
+
+@torch.no_grad()
+def inverse_factor(gram_II: Tensor, damp: float) -> Tensor:
+    """Return the upper triangular U with ``U^T U = (H + damp mean(diag H) I)^-1``, [I, I] float64.
+
+    Args:
+        gram_II: H, a Gram matrix of inputs; of channels that are always 0 the row is 0, and without
+            any tokens all of it.
+        damp: share of the mean diagonal that is added; raised tenfold for as long as the matrix is
+            not positive definite.
+
+    Raises:
+        InputError: it has entries that are not finite, or is not positive even so.
+
+    Example:
+        >>> inverse_factor(torch.tensor([[4.0, 0.0], [0.0, 1.0]]), 0.0)
+        tensor([[0.5000, 0.0000],
+                [0.0000, 1.0000]], dtype=torch.float64)
+    """
+    hessian = gram_II.double()
+    mean = hessian.diagonal().mean()
+    if not bool(hessian.isfinite().all()):
+        raise InputError("the inputs of a layer are not finite; calibrate in another type")
+    scale = mean if bool(mean > 0) else torch.ones_like(mean)
+    eye = torch.eye(len(hessian), dtype=torch.float64, device=hessian.device)
+    while True:
+        # H reversed = L L^T gives H^-1 = M^T M with M = L^-1 reversed, upper triangular
+        factor, failed = torch.linalg.cholesky_ex((hessian + damp * scale * eye).flip(0, 1))
+        if not int(failed):
+            return torch.linalg.solve_triangular(factor, eye, upper=False).flip(0, 1)
+        if damp >= _MOST_DAMPING:
+            raise InputError("the Gram matrix of a layer's inputs is not positive")
+        damp = max(10 * damp, 1e-6)
+
+
+@torch.no_grad()
+def sweep(
+    weight_OI: Tensor,
+    factor_II: Tensor,
+    grid: Grid,
+    order_I: Tensor | None = None,
+    ranges_of: RangesOf | None = None,
+    block: int = 128,
+) -> tuple[Tensor, Grid]:
+    """Return the rounded weight [O, I], float64, and its grid.
+
+    Args:
+        weight_OI: weight of a Linear layer.
+        factor_II: :func:`inverse_factor` of its inputs' Gram matrix, in ``order_I``.
+        grid: what it may become.
+        order_I: order of the input channels; ``None`` for their own.
+        ranges_of: chooses the range of every group from what its weight has become when its turn
+            comes, in the channels' own order only; ``None`` keeps those of ``grid``.
+        block: input channels between two updates of all that is left.
+    """
+    inputs = weight_OI.shape[1]
+    order_I = torch.arange(inputs, device=weight_OI.device) if order_I is None else order_I
+    size = inputs // grid.low.shape[1]
+    left, done = weight_OI.double()[:, order_I], torch.empty_like(weight_OI, dtype=torch.float64)
+    scale, zero_point, least, most = grid.qparams()
+    low, high, places = grid.low.clone(), grid.high.clone(), order_I.tolist()
+    for start in range(0, inputs, block):
+        end = min(start + block, inputs)
+        errors = torch.empty(len(left), end - start, dtype=torch.float64, device=left.device)
+        for i in range(start, end):
+            group = places[i] // size
+            if ranges_of is not None and i % size == 0:
+                columns = slice(i, i + size)
+                now = left[:, columns]
+                if end < i + size:  # what lies behind the block has not been told of its errors yet
+                    now = now.clone()
+                    now[:, end - i :] -= errors[:, : i - start] @ factor_II[start:i, end : i + size]
+                bottom, top = (x.to(low.dtype) for x in ranges_of(now, columns))
+                low[:, group], high[:, group] = bottom[:, 0], top[:, 0]
+                s, z, *_ = replace(grid, low=bottom, high=top).qparams()
+                scale[:, group], zero_point[:, group] = s[:, 0], z[:, 0]
+            w, s, z = left[:, i], scale[:, group], zero_point[:, group]
+            done[:, places[i]] = (((w / s).round() + z).clamp(least, most) - z) * s
+            errors[:, i - start] = (w - done[:, places[i]]) / factor_II[i, i]
+            left[:, i:end] -= errors[:, i - start, None] * factor_II[i, i:end]
+        left[:, end:] -= errors @ factor_II[start:end, end:]
+    return done, replace(grid, low=low, high=high)
+
+
+def row_errors(error_OI: Tensor, gram_II: Tensor) -> Tensor:
+    """Return ``d H d^T`` of every row d, [O] float64: the squared error of an output channel.
+
+    Example:
+        >>> row_errors(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+        tensor([7.], dtype=torch.float64)
+    """
+    error_OI = error_OI.double()
+    return ((error_OI @ gram_II.double()) * error_OI).sum(dim=-1)
