@@ -11,6 +11,7 @@ import yaml
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.cli import CONFIG, EvaluationCLI, quiet
+from qvlm_lightning.files import write_whole
 
 _LARGEST = 256 * 1024  # bytes of a configuration
 Samples = Mapping[str, Mapping[str, Sample]]
@@ -58,7 +59,7 @@ def open_questions_of_runs(runs: Sequence[str]) -> tuple[Samples, list[str]]:
             try:
                 with tempfile.TemporaryDirectory() as scratch:
                     trusted = Path(scratch) / CONFIG
-                    trusted.write_text(yaml.safe_dump(_only_data(config)), encoding="utf-8")
+                    write_whole(trusted, yaml.safe_dump(_only_data(config)))
                     questions = open_questions([str(trusted)])
             except (InputError, SystemExit) as error:  # pictures are an extra: compare without
                 # who exits has said why
