@@ -23,13 +23,14 @@ def run_lock(folder: Path) -> Iterator[None]:
     left is taken over. What a process of another host left cannot be judged from here.
 
     Args:
-        folder: of the run; made where there is none.
+        folder: of the run; made where there is none, and removed again if nothing came of it.
 
     Raises:
         InputError: another process of this host has it, or one of another host had it and left its
             file.
     """
     path, me = folder / LOCK, {"host": socket.gethostname(), "pid": os.getpid()}
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
     with storage_faults(folder):
         folder.mkdir(parents=True, exist_ok=True)
         number = _locked(path)
@@ -57,6 +58,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 path.unlink()
+                for place in made:
+                    place.rmdir()  # which takes empty ones only
     finally:
         os.close(number)
 
