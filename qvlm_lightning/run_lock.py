@@ -23,7 +23,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     left is taken over. What a process of another host left cannot be judged from here.
 
     Args:
-        folder: of the run; made where there is none.
+        folder: of the run; made where there is none, and removed again if nothing came of it.
 
     Raises:
         InputError: another process of this host has it, or one of another host had it and left its
@@ -58,8 +58,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         finally:
             with contextlib.suppress(OSError):
                 path.unlink()
-                for place in made:  # where nothing has been written, nothing stays
-                    place.rmdir()
+                for place in made:
+                    place.rmdir()  # which takes empty ones only
     finally:
         os.close(number)
 

@@ -223,7 +223,8 @@ def again(refused, finished, run):
 
     def repeat(*options: str, damage: bytes | None = None) -> str:
         if damage is not None:
-            (run / "checkpoints" / "last.ckpt").write_bytes(damage)
+            for path in (run / "checkpoints").iterdir():
+                path.write_bytes(damage)
         before = contents()
         sentence = refused(*options, written=True)
         assert contents() == before

@@ -49,8 +49,17 @@ ME = {"host": socket.gethostname(), "pid": os.getpid()}
 
 
 def test_the_file_names_host_and_process_and_goes_with_the_run(tmp_path):
+    (tmp_path / "run").mkdir()
     assert take(tmp_path / "run") == ME
     assert list((tmp_path / "run").iterdir()) == []
+
+
+def test_a_folder_of_which_nothing_came_is_removed_again(tmp_path):
+    assert take(tmp_path / "new" / "run") == ME
+    assert list(tmp_path.iterdir()) == []
+    with run_lock(tmp_path / "new" / "run"):
+        (tmp_path / "new" / "run" / "a").touch()
+    assert [p.name for p in (tmp_path / "new" / "run").iterdir()] == ["a"]
 
 
 def test_a_second_process_is_refused(tmp_path, holder):
