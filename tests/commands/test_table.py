@@ -28,6 +28,7 @@ class Calibrations:
         self.fail_at = -1
 
     def train_main(self, args: list[str], summary: bool = True) -> None:
+        assert not summary, "a table has lines of its own"
         self.calls.append(args)
         options = dict(option.removeprefix("--").split("=", 1) for option in args[1:])
         folder = Path(options["trainer.default_root_dir"])
