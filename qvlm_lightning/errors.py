@@ -28,7 +28,8 @@ class Foreign:
     """Turns whatever another library raises inside the block into a user fault, ``<what>: <why>``.
 
     Processors, tokenizers, templates and model folders come from anywhere, and raise anything. What
-    the disk does wrong is not theirs, and passes. The block holds nothing but the call: a fault of our own code in it would be taken for theirs.
+    the disk does wrong is not theirs, and passes. The block holds nothing but the call: a fault of
+    our own code in it would be taken for theirs.
 
     Args:
         what: what cannot be done, naming the folder or the sample.
