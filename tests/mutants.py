@@ -1180,6 +1180,23 @@ GPTQ = [
     (_GPTQ, "if linear.weight_quantizer.active:", "if True:", "layers at 16 bits are rounded", f"{_GPTQ_TEST}::test_layers_that_overrides_leave_alone_stay"),
     ("qvlm_lightning/calibration/module.py", "method.check(self.scheme)", "method.settings()", "a scheme is refused by nobody", f"{_GPTQ_TEST}::test_a_module_refuses_a_scheme_before_a_model_is_read"),
 ]
+_SCALING, _FOLD_GROUPS, _SCALE_SEARCH = "qvlm_lightning/methods/scaling.py", "qvlm_lightning/methods/fold_groups.py", "qvlm_lightning/methods/scale_search.py"
+_FOLD_TEST = "tests/methods/test_fold_search.py"
+FOLD_LOOP = f"{_FOLD_TEST}::test_the_error_of_a_scale_is_that_of_a_loop"
+IS_AWQ = f"{_FOLD_TEST}::test_mbq_with_equal_weights_and_squares_is_awq"
+FOLDS = [
+    (_SCALING, "_range(low_D / factor_D, high_D / factor_D, like)", "_range(low_D, high_D, like)", "static ranges of a fold are those from before it", FOLD_LOOP),
+    (_FOLD_GROUPS, "x.pow(power).sum(dim=-1)", "x.pow(2).sum(dim=-1)", "the error is always squared", FOLD_LOOP),
+    (_FOLD_GROUPS, "by_token.reshape(weight.shape) * weight", "by_token.reshape(weight.shape) * (weight > 0)", "scales are judged by all tokens alike", FOLD_LOOP),
+    (_FOLD_GROUPS, "placed(unit, tensors), _only(unit, group.sites)", "placed(unit, tensors), _only(unit, unit.sites)", "other layers are quantized while a scale is judged", FOLD_LOOP),
+    (_FOLD_GROUPS, "    if outside:\n                        args", "    if not outside:\n                        args", "inputs are not divided while a scale is judged", FOLD_LOOP),
+    (_FOLD_GROUPS, "or stores_output(block, site) or", "or", "values that sinks store are folded", f"{_FOLD_TEST}::test_values_that_sinks_store_are_not_folded"),
+    (_FOLD_GROUPS, "setdefault((source.name, source.rows), [])", "setdefault((site.name, source.rows), [])", "experts that read one norm are scaled apart", f"{_FOLD_TEST}::test_experts_are_scaled_together"),
+    (_SCALE_SEARCH, "index = best(errors)", "index = best(-errors)", "the worst scale is taken", f"{_FOLD_TEST}::test_the_best_of_the_candidates_is_taken"),
+    (_SCALE_SEARCH, "factors_CS / (least * most).sqrt()", "factors_CS / most", "scales are not balanced around 1", f"{_FOLD_TEST}::test_candidates_are_powers_of_the_magnitude"),
+    ("qvlm_lightning/methods/mbq.py", "super().__init__(inputs, power, False, objective, weights)", "super().__init__(inputs, 2.0, False, objective, weights)", "MBQ has another error than it says", f"{_FOLD_TEST}::test_mbq_keeps_its_power_and_balance"),
+    ("qvlm_lightning/methods/mbq.py", "ModalityBalance() if token_weights is None else token_weights", "token_weights", "MBQ weighs all tokens alike", f"{_FOLD_TEST}::test_mbq_keeps_its_power_and_balance"),
+]
 # fmt: on
 
 MUTANTS = [
@@ -1202,4 +1219,5 @@ MUTANTS = [
     *STOPPING,
     *STATISTICS,
     *GPTQ,
+    *FOLDS,
 ]

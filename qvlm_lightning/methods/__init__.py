@@ -1,17 +1,24 @@
 """Ways to decide a block, and proxies of the dependency between layers."""
 
+from qvlm_lightning.methods.awq import AWQ
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
+from qvlm_lightning.methods.chain import Chain
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.gptq import GPTQ
+from qvlm_lightning.methods.mbq import MBQ
 from qvlm_lightning.methods.percentile import JointSearch, MinMax, SequentialSearch
 from qvlm_lightning.methods.range_rules import LeastSquares, MovingAverage
+from qvlm_lightning.methods.smoothquant import SmoothQuant
 from qvlm_lightning.methods.token_weights import ByKind, ModalityBalance, TokenWeights, Uniform
 
 __all__ = [
+    "AWQ",
     "GPTQ",
+    "MBQ",
     "Block",
     "ByKind",
+    "Chain",
     "Decision",
     "JointSearch",
     "LeastSquares",
@@ -20,6 +27,7 @@ __all__ = [
     "ModalityBalance",
     "MovingAverage",
     "SequentialSearch",
+    "SmoothQuant",
     "TokenWeights",
     "Uniform",
 ]

@@ -1,20 +1,29 @@
 """Scale folds of a block as decisions: activations divided by a factor, weights multiplied."""
 
+from collections.abc import Mapping, Sequence
+
 import torch
 from torch import Tensor
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.decision import Decision
-from qvlm_lightning.methods.site_statistics import inputs
+from qvlm_lightning.methods.site_statistics import Chain, inputs_of
 from qvlm_lightning.nn.distributed import gather_objects
 from qvlm_lightning.nn.folding import folded
 from qvlm_lightning.nn.structure import Site
 
+Extremes = Mapping[str, tuple[Tensor, Tensor]]
+"""Site -> lowest and highest input of every channel, [D]; [T, D] where ranges are per position."""
+
 
 @torch.no_grad()
 def scaled(
-    block: Block, site: Site, factor_S: Tensor, decision: Decision | None = None
+    block: Block,
+    site: Site,
+    factor_S: Tensor,
+    decision: Decision | None = None,
+    extremes: Extremes | None = None,
 ) -> Decision:
     """Return the decision behind a fold: the input of a site divided by a factor per channel.
 
@@ -27,6 +36,7 @@ def scaled(
         site: whose input to scale; all that read the same source are scaled with it.
         factor_S: [S], positive, per channel of the source (``Source.repeats``).
         decision: what was decided before.
+        extremes: of the sites that read the source, before the fold; default: they are measured.
 
     Raises:
         KeyError: the family names no source for the site (``block.sources``).
@@ -34,39 +44,86 @@ def scaled(
     """
     before = decision or Decision()
     source = block.sources[site.name]
-    made = block.module(source.name)
-    if getattr(made, "sink_output", None) is not None:
+    if stores_output(block, site):
         raise InputError(
             f"{source.name} stores what it gives for sink tokens, and a fold would not change "
             "that; allowed here: scheme.sink 'none', 'bypass'"
         )
     changed = folded(block.module, lambda name: block.tensor(name, before), source, factor_S)
     after = before | Decision(changed)
-    for other in block.sites:
-        if not set(source.readers) & other.linears.keys():
-            continue
-        if other.quantizer.mode != "dynamic_token" and other.quantizer.num_bits < 16:
-            name = f"{next(iter(other.linears))}.input_quantizer"
-            low, high = _observed(block, other, after)
-            ratio = torch.ones_like(low)
-            after.tensors |= {f"{name}.low": low, f"{name}.high": high}
-            after.tensors |= {f"{name}.low_ratio": ratio, f"{name}.high_ratio": ratio.clone()}
+    others = [s for s in static_sites(block.sites) if set(source.readers) & s.linears.keys()]
+    if others and extremes is None:
+        extremes = channel_extremes(block, others, before)
+    for other in others:
+        assert extremes is not None, "they have been measured"
+        low_D, high_D = extremes[other.name]
+        factor_D = factor_S.to(low_D)[source.channels(low_D.shape[-1]).to(low_D.device)]
+        name, like = f"{next(iter(other.linears))}.input_quantizer", other.quantizer.low
+        low, high = _range(low_D / factor_D, high_D / factor_D, like)
+        ratio = torch.ones_like(like)
+        after.tensors |= {f"{name}.low": low, f"{name}.high": high}
+        after.tensors |= {f"{name}.low_ratio": ratio, f"{name}.high_ratio": ratio.clone()}
     return after
 
 
-def _observed(block: Block, site: Site, decision: Decision) -> tuple[Tensor, Tensor]:
-    """Return minimum and maximum of a site's inputs, in the shape of its quantizer's range."""
-    like = site.quantizer.low
-    low, high = torch.full_like(like, torch.inf), torch.full_like(like, -torch.inf)
-    for _, seen in inputs(block, site, decision, "full_precision"):
-        x = (seen.hidden if seen.mask is None else seen.hidden[seen.mask]).float()
-        if like.dim() == 2:  # per position [T, 1]; every token of the tower counts
-            ends = x.amin(dim=(0, -1))[:, None], x.amax(dim=(0, -1))[:, None]
-        elif like.dim() == 1:
-            ends = x.reshape(-1, x.shape[-1]).aminmax(dim=0)
-        else:
-            ends = x.aminmax()
-        low, high = torch.minimum(low, ends[0]), torch.maximum(high, ends[1])
-    shares = gather_objects((low.cpu(), high.cpu()))
-    lows, highs = (torch.stack(ends) for ends in zip(*shares, strict=True))
-    return lows.amin(dim=0).to(like), highs.amax(dim=0).to(like)
+def stores_output(block: Block, site: Site) -> bool:
+    """Return whether the source of a site stores its outputs for sink tokens (``sink: prefix``)."""
+    return getattr(block.module(block.sources[site.name].name), "sink_output", None) is not None
+
+
+def static_sites(sites: Sequence[Site]) -> list[Site]:
+    """Return the sites whose activations are quantized on a stored range."""
+    return [s for s in sites if s.quantizer.mode != "dynamic_token" and s.quantizer.num_bits < 16]
+
+
+@torch.no_grad()
+def channel_extremes(
+    block: Block,
+    sites: Sequence[Site],
+    decision: Decision | None = None,
+    chain: Chain = "full_precision",
+) -> Extremes:
+    """Return the lowest and highest input of every channel of sites, over all processes.
+
+    Args:
+        block: with its cached inputs; tokens of weight 0 count like all others.
+        sites: of one unit.
+        decision: what the layers up to the sites are like.
+        chain: in which chain.
+    """
+    shares: dict[str, tuple[Tensor, Tensor]] = {}
+    batches = inputs_of(block, sites, decision, chain) if sites else ()
+    for _, seen in batches:
+        for site in sites:
+            x = seen[site.name].hidden.float()
+            mask = seen[site.name].mask
+            if site.quantizer.low.dim() == 2:  # per position; every token of the tower counts
+                ends = x.amin(dim=0), x.amax(dim=0)
+            else:
+                rows = x.reshape(-1, x.shape[-1]) if mask is None else x[mask]
+                if not len(rows):  # no token came to the expert
+                    continue
+                ends = rows.aminmax(dim=0)
+            low, high = shares.get(site.name, ends)
+            shares[site.name] = torch.minimum(low, ends[0]), torch.maximum(high, ends[1])
+    mine = {name: (low.cpu(), high.cpu()) for name, (low, high) in shares.items()}
+    found: dict[str, tuple[Tensor, Tensor]] = {}
+    for share in gather_objects(mine):
+        for name, (low, high) in share.items():
+            known = found.get(name, (low, high))
+            found[name] = torch.minimum(known[0], low), torch.maximum(known[1], high)
+    for site in sites:
+        like = site.leader.weight
+        nothing = torch.zeros(site.leader.in_features)
+        low, high = found.get(site.name, (nothing, nothing))
+        found[site.name] = low.to(like.device), high.to(like.device)
+    return found
+
+
+def _range(low: Tensor, high: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the range of channel extremes, [D] or [T, D], in the shape of a quantizer's range."""
+    if like.dim() == 2:
+        low, high = low.amin(dim=-1, keepdim=True), high.amax(dim=-1, keepdim=True)
+    elif like.dim() == 0:
+        low, high = low.amin(), high.amax()
+    return low.to(like), high.to(like)

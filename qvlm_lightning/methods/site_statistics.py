@@ -152,6 +152,7 @@ def collect(
     decision: Decision | None = None,
     chain: Chain = "quantized",
     read: bool = False,
+    weighted: bool = True,
 ) -> dict[str, SiteStatistics]:
     """Return statistics of several sites of a unit from one pass, by site.
 
@@ -163,6 +164,7 @@ def collect(
         decision: of the quantized chain; the full-precision one has what is given.
         chain: in which chain.
         read: behind the quantizer.
+        weighted: whether token weights count; otherwise every token counts 1.
     """
     found = {site.name: _empty(site, want) for site in sites}
     exact = inputs_of(block, sites, None, "full_precision") if "cross" in want else None
@@ -171,7 +173,7 @@ def collect(
         for site in sites:
             own, full = seen[site.name], None if other is None else other[site.name]
             mask = own.mask if full is None else own.shared_mask(full)
-            weight = block.weight(batch, mask, block.place(site))
+            weight = block.weight(batch, mask, block.place(site)) if weighted else mask
             more = None if full is None else full.hidden.float() - own.hidden.float()
             rows, kept, more = _rows(own.hidden, weight, more)
             found[site.name].update(rows, kept, more)
