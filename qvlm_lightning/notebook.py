@@ -20,6 +20,7 @@ from qvlm_lightning.models.find import class_at
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.models.loaded import loaded
 from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.presets import method_of
 from qvlm_lightning.quant.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ Samples = (
 )
 """What calibration samples may be given as."""
 METHODS = ("rtn", "sequential", "cdm", "veo", "qvlm")
+PRESETS = ("gptq", "mbq", "awq", "smoothquant", "mse", "moving_average")
+"""Names of files in configs/methods, whose settings they have."""
 
 
 class _Given(VQADataModule):
@@ -77,7 +80,8 @@ def quantize(
             file of JSON lines. Images may be paths, bytes, data URIs or PIL images.
         scheme: such as ``w4a4``, or a :class:`~qvlm_lightning.quant.scheme.Scheme`; default: 4-bit
             weights and 8-bit activations with one range per token.
-        method: ``rtn``, ``sequential``, ``cdm``, ``veo`` or ``qvlm``, or a
+        method: ``rtn``, ``sequential``, ``cdm``, ``veo``, ``qvlm``, ``gptq``, ``mbq``, ``awq``,
+            ``smoothquant``, ``mse`` or ``moving_average``, or a
             :class:`~qvlm_lightning.methods.Method` that decides layer by layer.
         objective: ``normalized`` (default) or ``plain``: how outputs are compared, see
             :class:`~qvlm_lightning.methods.Method`.
@@ -161,8 +165,17 @@ def _method(
                 "its own; leave them out"
             )
         return method
+    if method in PRESETS:
+        if objective is not None or candidates is not None:
+            raise InputError(
+                f"objective and candidates are given, but {method} has those of its preset; give "
+                "a Method with others"
+            )
+        preset: Method = method_of(method)
+        return preset
     if method not in METHODS:
-        raise InputError(f"method {method!r} is not known; allowed: {', '.join(METHODS)}")
+        allowed = ", ".join((*METHODS, *PRESETS))
+        raise InputError(f"method {method!r} is not known; allowed: {allowed}")
     chosen = objective or "normalized"
     if method == "rtn":
         if candidates is not None:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from qvlm_lightning.estimate.workload import Allocation, Workload
 from qvlm_lightning.models.find import family_for
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.nn.surgery import quantize_model
+from qvlm_lightning.presets import config_file
 from qvlm_lightning.quant.scheme import Scheme
 
 PAIRS, SEARCH_PAIRS, BATCH = 64, 16, 8
@@ -70,29 +70,6 @@ class Choice:
             f"--data.search_pairs={min(SEARCH_PAIRS, self.pairs)}",
             f"--data.batch_size={self.batch_size}",
         ]
-
-
-def config_file(room: str, name: str) -> Path:
-    """Return a configuration file that comes with the package.
-
-    Args:
-        room: ``methods``, ``schemes``, ``data``, or empty for the top.
-        name: of the file, without its ending.
-
-    Raises:
-        InputError: there is none.
-    """
-    folder = files("qvlm_lightning") / "configs"
-    with as_file(folder) as path:
-        place = path / room
-        known = sorted(
-            p.relative_to(place).with_suffix("").as_posix() for p in place.rglob("*.yaml")
-        )
-        if name not in known:
-            raise InputError(
-                f"{room.rstrip('s')} {name!r} is not known; allowed: {', '.join(known)}"
-            )
-        return place / f"{name}.yaml"
 
 
 def scheme_options(name: str, mode: str | None) -> list[str]:

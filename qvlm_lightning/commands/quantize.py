@@ -37,11 +37,11 @@ def main(argv: Sequence[str]) -> int:
     from qvlm_lightning.cli import train_main
     from qvlm_lightning.commands._quantize_choice import (
         choose,
-        config_file,
         data_of,
         family_of,
         scheme_options,
     )
+    from qvlm_lightning.presets import config_file
 
     method = (
         Path(own.method) if own.method.endswith(".yaml") else config_file("methods", own.method)

@@ -15,6 +15,7 @@ from qvlm_lightning.commands import _quantize_choice as choice
 from qvlm_lightning.commands._quantize_choice import choose, data_of, family_of, scheme_options
 from qvlm_lightning.estimate.fits import MemoryPool
 from qvlm_lightning.models.tiny import WEIGHTS, generate
+from qvlm_lightning.presets import config_file
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -133,8 +134,8 @@ def test_what_does_not_fit_in_memory_is_streamed(own, monkeypatch):
 
 
 def test_a_scheme_is_a_file_or_a_name():
-    assert scheme_options("w4a8", None) == [f"--config={choice.config_file('schemes', 'w4a8')}"]
+    assert scheme_options("w4a8", None) == [f"--config={config_file('schemes', 'w4a8')}"]
     options = scheme_options("w5a7", None)
     assert "--model.scheme.language.weight_bits=5" in options
     assert "--model.scheme.activation_mode=dynamic_token" in options
-    assert yaml.safe_load(choice.config_file("schemes", "w4a8").read_text())
+    assert yaml.safe_load(config_file("schemes", "w4a8").read_text())

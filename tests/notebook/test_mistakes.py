@@ -14,7 +14,8 @@ from qvlm_lightning import InputError
 from qvlm_lightning.quant.scheme import Scheme
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "method": ({"method": "gptq"}, "'gptq' is not known; allowed: rtn, sequential"),
+    "method": ({"method": "magic"}, "'magic' is not known; allowed: rtn, sequential"),
+    "objective": ({"method": "gptq", "objective": "plain"}, "gptq has those of its preset"),
     "scheme": ({"scheme": "w4"}, "'w4' cannot be read"),
     "width": ({"scheme": "w1a4"}, "weight_bits 1"),
     "off": ({"scheme": "fp"}, "nothing to quantize"),

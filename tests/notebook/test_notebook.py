@@ -18,7 +18,7 @@ from qvlm_lightning.methods import LeastSquares
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
-from qvlm_lightning.notebook import METHODS
+from qvlm_lightning.notebook import METHODS, PRESETS
 from qvlm_lightning.quant.scheme import Scheme
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -35,7 +35,7 @@ def ratios(model: nn.Module, tower: str) -> Tensor:
     return torch.cat([p.detach().flatten() for p in found])
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", (*METHODS, *PRESETS))
 def test_every_method_quantizes_the_model_in_place(
     model, original, processor, samples, question, method, small
 ):
