@@ -49,6 +49,8 @@ def test_every_method_quantizes_the_model_in_place(
     logits, exact = model(**question).logits, original(**question).logits
     assert logits.isfinite().all()
     assert not torch.equal(logits, exact)
+    if method in ("gptq", "mbq", "awq", "smoothquant"):
+        return  # they change weights, which the quantizers of layers do not give back
     for q in [*sites.values(), *(m for m in model.modules() if isinstance(m, QuantLinear))]:
         q.enabled = False
     assert torch.equal(model(**question).logits, exact), "weights are left as they were"
