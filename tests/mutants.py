@@ -954,7 +954,7 @@ STRESS = [
 ]
 
 _TYPES = "tests/artifact/test_stored_types.py"
-STORED = f"{_TYPES}::test_weights_keep_the_type_of_their_folder"
+STORED_TYPES = f"{_TYPES}::test_weights_keep_the_type_of_their_folder"
 QUANTIZE = "tests/commands/test_quantize.py"
 UNTRUSTED = "tests/artifact/test_untrusted.py"
 GIVEN = "tests/data/test_given.py"
@@ -965,21 +965,21 @@ DAILY = [
         "plain = {n: x.to((stored or {}).get(n, x.dtype)) for n, x in plain.items()}",
         "plain = dict(plain)",
         "an artifact of a half-precision folder is twice as large as it",
-        STORED,
+        STORED_TYPES,
     ),
     (
         "qvlm_lightning/artifact/loading.py",
         "model = _empty_model(held_by, types)",
         "model = _empty_model(held_by, types_of({}, weights))",
         "a loaded artifact computes in the type of its files",
-        STORED,
+        STORED_TYPES,
     ),
     (
         "qvlm_lightning/nn/adapters.py",
         "(weight + self.b @ self.a).to(self.stored or weight.dtype).to(weight.dtype)",
         "(weight + self.b @ self.a).to(weight.dtype)",
         "a changed weight is rounded after its codes were computed",
-        STORED,
+        STORED_TYPES,
     ),
     (
         "qvlm_lightning/models/tiny_family.py",

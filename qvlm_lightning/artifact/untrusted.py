@@ -37,7 +37,7 @@ def checked_manifest(manifest: Mapping[str, Any], scheme: Scheme) -> dict[str, A
             samples that are no texts.
 
     Example:
-        >>> checked_manifest({"method": "rtn"}, Scheme())["scheme_name"]
+        >>> checked_manifest({"scheme_name": "../w4a4"}, Scheme())["scheme_name"]
         'w4a4'
     """
     method, seed = manifest.get("method"), manifest.get("seed")
@@ -51,7 +51,7 @@ def checked_manifest(manifest: Mapping[str, Any], scheme: Scheme) -> dict[str, A
     if not isinstance(ids, list) or not all(isinstance(one, str) for one in ids):
         raise InputError("its calibration_ids are no list of texts")
     own = {"scheme_name": scheme.name, "activation_mode": scheme.activation_mode}
-    return {**manifest, **own}
+    return {name: own.get(name, value) for name, value in manifest.items()}
 
 
 def check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
@@ -71,6 +71,8 @@ def check_sizes(config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> Non
             _at_most(part, name, _MOST_LAYERS)
         for name in _SIZES:
             _at_most(part, name, _LARGEST_SIZE)
+    text = config.get("text_config")
+    for part in (text if isinstance(text, Mapping) else config,):
         rows, columns = part.get("vocab_size"), part.get("hidden_size")
         if isinstance(rows, int) and isinstance(columns, int) and rows * columns > total:
             raise InputError(

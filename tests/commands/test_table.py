@@ -52,7 +52,7 @@ class Calibrations:
         }
         (folder / "artifact" / "quantization.json").write_text(json.dumps(about))
 
-    def load_artifact(self, path: str) -> SimpleNamespace:
+    def load_artifact(self, path: str, family: type) -> SimpleNamespace:
         from qvlm_lightning.models import Tiny
 
         about = json.loads((Path(path) / "quantization.json").read_text())
@@ -256,8 +256,8 @@ def test_runs_of_other_weights_are_not_mixed_in(calibrations, tmp_path, monkeypa
     monkeypatch.setattr(Llava, "fingerprint", lambda self, model: "retrained")
     original = calibrations.load_artifact
 
-    def stale(path):
-        loaded = original(path)
+    def stale(path, family):
+        loaded = original(path, family)
         loaded.manifest["model"] = "as it was"
         return loaded
 
@@ -333,8 +333,8 @@ def test_a_row_with_options_of_its_own(calibrations, evaluated, tmp_path, capsys
 def test_a_row_may_have_another_activation_mode(calibrations, evaluated, tmp_path):
     dynamic = calibrations.load_artifact
 
-    def load_artifact(path):
-        loaded = dynamic(path)
+    def load_artifact(path, family):
+        loaded = dynamic(path, family)
         if "token" in str(path):
             loaded.manifest["activation_mode"] = "dynamic_token"
         return loaded

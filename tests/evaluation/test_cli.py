@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -103,4 +104,6 @@ def test_a_printed_table_fits_a_terminal(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     eval_main(arguments(tmp_path, "--controls=false"))
     printed = capsys.readouterr().out.splitlines()
-    assert max(len(line) for line in printed if not line.startswith("rows: ")) <= 80
+    table = list(takewhile(lambda line: not line.startswith("model "), printed))
+    assert any("full precision" in line for line in table)
+    assert max(map(len, table)) <= 80  # lines that follow are copied, the terminal breaks them

@@ -35,7 +35,7 @@ def artifact(family, tmp_path, monkeypatch):
         manifest=manifest,
         structure=SimpleNamespace(keep_only_quantized=lambda: None),
     )
-    monkeypatch.setattr(under_test, "load_artifact", lambda path: loaded)
+    monkeypatch.setattr(under_test, "load_artifact", lambda path, family: loaded)
     return folder, manifest
 
 

@@ -148,7 +148,7 @@ def test_the_command_line_decides_the_same(model, processor, samples, tmp_path, 
         ]
     )
     notebook = tmp_path / "notebook"
-    qvlm_lightning.quantize(model, processor, samples, output=notebook, **small)
+    qvlm_lightning.quantize(model, processor, samples, "w4a4", "qvlm", output=notebook, **small)
     reports = [
         json.loads((root / "report.json").read_text()) for root in (tmp_path / "program", notebook)
     ]
@@ -197,6 +197,7 @@ def test_objective_candidates_and_method_are_those_given(
     model, processor, samples, tmp_path, small
 ):
     options = {"objective": "plain", "candidates": [1.0, 0.9]}
+    small["scheme"] = "w4a4"
     other = copy.deepcopy(model)
     root = tmp_path / "a"
     qvlm_lightning.quantize(

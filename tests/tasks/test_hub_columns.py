@@ -46,7 +46,7 @@ def test_scienceqa(test_data, tmp_path):
     expected = data("scienceqa", str(release), "train", images="only").evaluation
     problems = json.loads((release / "problems_subset.json").read_text())
     rows = [
-        {key: problems[s.id][key] for key in SCIENCEQA} | {"image": s.image.open()}
+        {key: problems[s.id][key] for key in SCIENCEQA} | {"image": s.image.open().copy()}
         for s in expected
     ]
     text = next(p for p in problems.values() if p["split"] == "train" and not p["image"])

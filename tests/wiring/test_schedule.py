@@ -141,7 +141,7 @@ def test_resume_points_are_every_n_steps(tmp_path, every, saved):
     point.dirpath = str(tmp_path)
     for step in (0, 1, 2, 2, 3, 4, 5, 6, 6):
         trainer = SimpleNamespace(global_step=step, fast_dev_run=False)
-        trainer.save_checkpoint = lambda path, step=step: steps.append(step)
+        trainer.save_checkpoint = lambda path, weights_only, step=step: steps.append(step)
         point.on_train_batch_end(trainer, None, None, None, 0)
     assert steps == saved
     assert point.last_model_path == str(tmp_path / "last.ckpt")
