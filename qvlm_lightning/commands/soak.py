@@ -124,12 +124,12 @@ class Soak:
         """Disturb one run and resume it."""
         rng = random.Random(f"{self.seed} {kind} {number}")
         run = SoakRun(self.folder / f"{kind}{number:03d}", self._tmpdir(kind, number))
-        self.total[kind] += 1
         try:
             what, complaints = (self._kill if kind == "kill" else self._fault)(run, rng)
             complaints = complaints or self._resume(run)
         finally:
             run.end()
+        self.total[kind] += 1
         if complaints:
             where = "another" if number % 2 else "the same"
             self.failures.append(f"{run.folder.name} ({what}, TMPDIR on {where}): {complaints}")
