@@ -218,6 +218,7 @@ def result(folder: Path) -> dict[str, Any]:
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     for spent in (report["search"], *report["search"]["passes"]):
         spent.pop("seconds", None)
+    report.pop("spent", None)  # seconds and memory of every phase
     files = sorted(p for p in (folder / "artifact").rglob("*") if p.is_file())
     found: dict[str, Any] = {"report.json": report}
     for file in files:

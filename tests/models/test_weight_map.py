@@ -89,6 +89,6 @@ def test_what_cannot_be_streamed_says_so():
     with pytest.raises(InputError, match=r"sink_scale 1000 changes weights.*streaming: false"):
         Tiny(sink_scale=1000).streamed()
     with pytest.raises(InputError, match="in memory cannot be streamed; give its folder"):
-        loaded(make_llava(), None).streamed()
+        loaded(make_llava(), Tiny().load_processor()).streamed()
     with pytest.raises(InputError, match=r"has no config\.json"):
         Llava("/nowhere/at/all").streamed()

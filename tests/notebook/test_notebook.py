@@ -35,7 +35,7 @@ def ratios(model: nn.Module, tower: str) -> Tensor:
     return torch.cat([p.detach().flatten() for p in found])
 
 
-@pytest.mark.parametrize("method", (*METHODS, *PRESETS))
+@pytest.mark.parametrize("method", [*METHODS, *PRESETS])
 def test_every_method_quantizes_the_model_in_place(
     model, original, processor, samples, question, method, small
 ):
