@@ -453,8 +453,8 @@ ENGINE = [
     ),
     (
         "qvlm_lightning/methods/scaling.py",
-        "if not set(source.readers) & other.linears.keys():",
-        "if True:",
+        "if set(source.readers) & s.linears.keys()]",
+        "if False]",
         "ranges do not follow a scale fold",
         f"{_TOKENS}::test_a_scale_fold_changes_ranges_and_nothing_in_full_precision",
     ),
