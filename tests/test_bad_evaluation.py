@@ -149,7 +149,7 @@ def test_a_result_folder_below_a_file(refused, tmp_path) -> None:
     ("option", "words"),
     [
         ("--variants=[rtn]", "'rtn' is not a method and a scheme, such as 'qvlm w4a4'"),
-        ("--variants=[gptq w8a8]", "paper/veo, qvlm, rtn, sequential, veo"),
+        ("--variants=[magic w8a8]", "paper/veo, qvlm, rtn, sequential, smoothquant, veo"),
         ("--variants=[rtn w3a3]", "allowed are w3a16, w4a16, w4a16_language, w4a4, w4a4_g128"),
         ("--variants=[]", "compares nothing"),
         ("--headline=qvlm w4a4", "allowed are the variants rtn w8a8"),

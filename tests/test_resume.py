@@ -126,7 +126,7 @@ def chosen() -> list[tuple[str, int]]:
 @pytest.mark.parametrize(
     ("where", "count"),
     [
-        p if p in (*chosen(), MEASUREMENTS[0]) else pytest.param(*p, marks=pytest.mark.slow)
+        p if p in chosen() else pytest.param(*p, marks=pytest.mark.slow)
         for p in POINTS + MEASUREMENTS
     ],
 )

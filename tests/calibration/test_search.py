@@ -106,9 +106,9 @@ def test_no_more_candidates_are_stacked_than_there_are_percentiles(calibrated, m
     options *= len(block.units)
     stacked: list[int] = []
 
-    def count(unit, hidden, call, tables, choice):
+    def count(unit, hidden, call, tables, choice, tensors):
         stacked.append(hidden.shape[0] // call.hidden.shape[0])
-        return run_candidates(unit, hidden, call, tables, choice)
+        return run_candidates(unit, hidden, call, tables, choice, tensors)
 
     monkeypatch.setattr(prefix_tree, "run_candidates", count)
     table, choices = exhaustive_table(block, options)

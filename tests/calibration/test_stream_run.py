@@ -143,6 +143,7 @@ def test_what_is_held_where_is_said_before_it_starts(tmp_path, capsys):
     assert any("decoder layers: " in line and "for the search" in line for line in rest)
 
 
+@pytest.mark.slow
 def test_an_optimisation_learns_what_it_learns_in_memory(tmp_path, capsys):
     few = ("--model.epochs=1", "--model.entropy_samples=512")
     for streaming in ("false", "true"):

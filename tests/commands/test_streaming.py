@@ -167,6 +167,7 @@ def test_the_search_takes_all_pairs_unless_told(made):
     assert [counts(data.rank_batches(rank, 2)) for rank in range(2)] == [[1, 1], [1, 1]]
 
 
+@pytest.mark.slow
 def test_every_step_is_timed_and_the_calibration_is_that_of_train_py(tmp_path):
     """Q-VLM whole: what a run of the Trainer decides, and the steps that it took."""
     sizes = {"layers": 2, "width": 128, "pairs": 2, "search_pairs": 1, "tokens": 40}
