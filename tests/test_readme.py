@@ -3,14 +3,13 @@
 import json
 import re
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
 
 import qvlm_lightning
 from qvlm_lightning.__main__ import main
-from qvlm_lightning.models.tiny import WEIGHTS, generate
+from tests.data.own_folder import copy_model, write_questions
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 OWN = README[README.index("## Your own model") :]
@@ -19,16 +18,8 @@ OWN = README[README.index("## Your own model") :]
 @pytest.fixture
 def newcomer(tmp_path, monkeypatch) -> Path:
     """A folder with ``models/my-llava`` and ``my/train.jsonl``, where the commands are given."""
-    shutil.copytree(WEIGHTS, tmp_path / "models" / "my-llava")
-    (tmp_path / "my").mkdir()
-    rows = []
-    for number, sample in enumerate(generate("calibration", 8)):
-        row = {"question": sample.question, "answer": sample.answer}
-        if sample.image is not None:
-            sample.image.save(tmp_path / "my" / f"{number}.png")
-            row["image"] = f"{number}.png"
-        rows.append(json.dumps(row))
-    (tmp_path / "my" / "train.jsonl").write_text("\n".join(rows))
+    copy_model(tmp_path / "models" / "my-llava")
+    write_questions(tmp_path / "my", 8)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

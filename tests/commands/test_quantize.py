@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,8 @@ from qvlm_lightning.__main__ import main
 from qvlm_lightning.commands import _quantize_choice as choice
 from qvlm_lightning.commands._quantize_choice import choose, data_of, family_of, scheme_options
 from qvlm_lightning.estimate.fits import MemoryPool
-from qvlm_lightning.models.tiny import WEIGHTS, generate
 from qvlm_lightning.presets import config_file
+from tests.data.own_folder import copy_model, write_questions
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -24,16 +23,8 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 def own(tmp_path_factory) -> Path:
     """A model folder and 12 questions, as a user has them."""
     folder = tmp_path_factory.mktemp("own")
-    shutil.copytree(WEIGHTS, folder / "model")
-    (folder / "images").mkdir()
-    rows = []
-    for number, sample in enumerate(generate("calibration", 12)):
-        row = {"question": sample.question, "answer": sample.answer}
-        if sample.image is not None:
-            sample.image.save(folder / "images" / f"{number}.png")
-            row["image"] = f"images/{number}.png"
-        rows.append(json.dumps(row))
-    (folder / "train.jsonl").write_text("\n".join(rows) + "\n")
+    copy_model(folder / "model")
+    write_questions(folder, 12, "images")
     return folder
 
 
