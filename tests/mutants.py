@@ -1010,6 +1010,13 @@ DAILY = [
         f"{UNTRUSTED}::test_a_weight_index_stays_inside_its_folder",
     ),
     (
+        "qvlm_lightning/models/checks.py",
+        "at_most(SECONDS_OF_TEMPLATE)",
+        "at_most(3600)",
+        "a chat template without end is waited for",
+        f"{UNTRUSTED}::test_a_chat_template_without_end_is_refused",
+    ),
+    (
         "qvlm_lightning/commands/quantize.py",
         "options += [*chosen.options(own.model), *others]",
         "options += [*others, *chosen.options(own.model)]",

@@ -35,7 +35,7 @@ ROWS = [
     {"exits"},
     {"tensor_files", "run_lock", "stopping"},
     {"files"},
-    {"names", "finite", "presets"},
+    {"names", "finite", "presets", "time_limit"},
     {"errors"},
 ]
 RANK = {room: row for row, rooms in enumerate(ROWS) for room in rooms}

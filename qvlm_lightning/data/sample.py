@@ -13,6 +13,9 @@ from qvlm_lightning.data.image import LazyImage, check_image, pixel_digest
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.metrics.target import Target
 
+LONGEST_TEXT = 1_000_000
+"""Characters; a longer text takes a tokenizer minutes, and no model reads it."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -102,6 +105,10 @@ def _check_texts(sample: Sample, whose: str) -> None:
     for name, text in texts.items():
         if not isinstance(text, str):
             raise InputError(f"{name} of {whose} is of type {type(text).__name__}; needed is text")
+        if len(text) > LONGEST_TEXT:
+            raise InputError(
+                f"{name} of {whose} has {len(text):,} characters; allowed are {LONGEST_TEXT:,}"
+            )
         if not text.isascii():
             check_characters(text, f"{name} of {whose}")
 

@@ -4,7 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 from qvlm_lightning.errors import Foreign, InputError
+from qvlm_lightning.time_limit import at_most
 
+SECONDS_OF_TEMPLATE = 2.0
+"""For two questions; an ordinary template takes milliseconds."""
 _CLASS_TOKENS = ("clip_vision_model", "dinov2")
 """Towers whose output begins with a token that is no patch."""
 
@@ -41,8 +44,8 @@ def check_processor(processor: Any, where: str, config: Callable[[], Any]) -> No
         config: reads the model's configuration, if it is needed.
 
     Raises:
-        InputError: it has no tokenizer, no chat template, one that leaves images out, no token that
-            ends an answer, or no patch size.
+        InputError: it has no tokenizer, no chat template, one that leaves images out or takes
+            seconds for one question, no token that ends an answer, or no patch size.
     """
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is None or not hasattr(processor, "apply_chat_template"):
@@ -65,7 +68,8 @@ def check_processor(processor: Any, where: str, config: Callable[[], Any]) -> No
     defaults = getattr(processor, "vision_feature_select_strategy", None) == "default"
     if getattr(processor, "patch_size", 0) is None or (uncounted and defaults):
         _take_patches(processor, where, config)
-    with Foreign(f"the chat template of {where} cannot write a question with an image"):
+    whose = f"the chat template of {where} cannot write a question with an image"
+    with Foreign(whose), at_most(SECONDS_OF_TEMPLATE):
         text = [{"type": "text", "text": "What?"}]
         asked = [
             processor.apply_chat_template(

@@ -147,3 +147,12 @@ def test_a_pattern_of_an_artifact_is_bounded(folder, pattern):
     with pytest.raises(InputError, match=r"takes too long|matches no Linear"):
         load_artifact(folder)
     assert time.perf_counter() - start < 2
+
+
+def test_a_chat_template_without_end_is_refused(folder):
+    loops = "".join(f"{{% for {x} in range(99999) %}}" for x in "abc")
+    (folder / "chat_template.jinja").write_text(loops + "x" + "{% endfor %}" * 3)
+    start = time.perf_counter()
+    with pytest.raises(InputError, match="it takes more than 2 seconds"):
+        load_artifact(folder)
+    assert time.perf_counter() - start < 6

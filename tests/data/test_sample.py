@@ -115,3 +115,12 @@ def test_one_picture_stored_twice_is_one(tmp_path):
         check_disjoint([Sample("a", first, "what?")], [Sample("b", second, "what?")])
     turned = image.transpose(Image.Transpose.ROTATE_90)
     check_disjoint([Sample("a", first, "what?")], [Sample("b", turned, "what?")])
+
+
+def test_a_text_without_end_is_refused_at_once():
+    long = replace(SAMPLE_OF_ONES_OWN, question="x" * 1_000_001)
+    with pytest.raises(InputError, match=r"question of .* has 1,000,001 characters; allowed are"):
+        check_samples([long], "calibration", 1, answers=False)
+
+
+SAMPLE_OF_ONES_OWN = Sample("a", None, "why?", answer="so")
