@@ -47,14 +47,18 @@ def method_of(name: str) -> Any:
         0.01
     """
     values = yaml.safe_load(config_file("methods", name).read_text(encoding="utf-8"))
-    return _made(values["model"]["init_args"]["method"])
+    return built(values["model"]["init_args"]["method"])
 
 
-def _made(values: Any) -> Any:
-    """Return the object that a class path and its arguments stand for, its parts included."""
+def built(values: Any) -> Any:
+    """Return the object that a class path and its arguments stand for, its parts included.
+
+    Args:
+        values: of a configuration; what has no ``class_path`` is returned as it is.
+    """
     if isinstance(values, list):
-        return [_made(value) for value in values]
+        return [built(value) for value in values]
     if not isinstance(values, dict) or "class_path" not in values:
         return values
     given = values.get("init_args") or {}
-    return resolve_name(values["class_path"])(**{name: _made(x) for name, x in given.items()})
+    return resolve_name(values["class_path"])(**{name: built(x) for name, x in given.items()})

@@ -12,6 +12,7 @@ from qvlm_lightning.cli import CalibrationCLI
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.models.hub import HubFamily
+from qvlm_lightning.presets import built
 from qvlm_lightning.quant.scheme import Scheme
 
 
@@ -82,7 +83,7 @@ def read(options: Sequence[str]) -> Planned:
     kind, given = resolve_name(model["class_path"]), model["init_args"]
     assert issubclass(kind, QuantModule)
     optimises = issubclass(kind, VisualEncoderOptimization)
-    family = _build(given["family"])
+    family = built(given["family"])
     if not isinstance(family, HubFamily):
         raise InputError(
             f"{type(family).__name__} cannot be planned without its weights; allowed are families "
@@ -98,16 +99,12 @@ def read(options: Sequence[str]) -> Planned:
         **sizes,
         processes=_devices(trainer["devices"]) * int(trainer["num_nodes"]),
         depth=max((t["max_depth"] for t in taken if "max_depth" in t), default=1),
-        method=_build(given["method"]) if given.get("method") else None,
+        method=built(given["method"]) if given.get("method") else None,
         optimises=optimises,
         streaming=given.get("streaming") or False,
         micro_batches=given.get("micro_batches", 1),
         activation_checkpointing=given.get("activation_checkpointing", False),
     )
-
-
-def _build(given: dict[str, Any]) -> Any:
-    return resolve_name(given["class_path"])(**given.get("init_args", {}))
 
 
 def _devices(given: Any) -> int:

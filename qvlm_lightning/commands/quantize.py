@@ -7,6 +7,7 @@ from pathlib import Path
 from qvlm_lightning.commands._parser import PlainParser
 from qvlm_lightning.errors import InputError
 
+MANIFEST = "quantization.json"
 METHOD, SCHEME = "rtn", "w4a8"
 """Defaults; why, is in docs/joined.md."""
 
@@ -27,12 +28,15 @@ def main(argv: Sequence[str]) -> int:
     own, others = _parser().parse_known_args(list(argv))
     if others and not others[0].startswith("-"):
         raise InputError(f"{others[0]!r} is given without an option; --help tells the options")
-    resumes = any(option.partition("=")[0] == "--ckpt_path" for option in others)
-    if (own.output / "config.yaml").exists() and not resumes:
-        raise InputError(
-            f"run folder {str(own.output)!r} already holds a run; resume it with --ckpt_path last "
-            "or choose another --output"
-        )
+    asked = any(option.partition("=")[0] == "--ckpt_path" for option in others)
+    if (own.output / "config.yaml").exists() and not asked:
+        if (own.output / "artifact" / MANIFEST).exists():
+            raise InputError(
+                f"run folder {str(own.output)!r} already holds a run, with its artifact; choose "
+                "another --output"
+            )
+        print(f"going on with the run in {own.output}")
+        others = [*others, "--ckpt_path=last"]
     # seconds of imports: not before the options are known to be right
     from qvlm_lightning.cli import train_main
     from qvlm_lightning.commands._quantize_choice import (
@@ -74,7 +78,7 @@ def _parser() -> PlainParser:
         prog="qvlm quantize",
         description=__doc__,
         epilog="All other options are those of train.py fit, such as --trainer.devices 2 or "
-        "--model.method.objective plain; --ckpt_path last resumes a run that was stopped.",
+        "--model.method.objective plain. The same command goes on with a run that was stopped.",
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -87,7 +91,11 @@ def _parser() -> PlainParser:
         help="calibration data: JSON lines beside images, or a folder of parquet files",
     )
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="run folder; must hold no run"
+        "--output",
+        required=True,
+        type=Path,
+        metavar="DIR",
+        help="run folder; must hold no run that has ended",
     )
     parser.add_argument(
         "--scheme",

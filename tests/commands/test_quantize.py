@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,19 @@ def test_one_command_makes_an_artifact(own, tmp_path, capsys):
         main(arguments(own, tmp_path / "run"))
     assert end.value.code == 2
     assert "already holds a run" in capsys.readouterr().err
+    for part in ("artifact", "checkpoints"):  # as if it had been stopped before its end
+        shutil.rmtree(tmp_path / "run" / part)
+    assert main(arguments(own, tmp_path / "run", "--scheme", "w4a16")) == 0
+    assert "going on with the run in" in capsys.readouterr().out
+    assert (tmp_path / "run" / "artifact" / "quantization.json").is_file()
+
+
+@pytest.mark.parametrize("method", ["gptq", "mbq", "awq", "smoothquant", "mse", "qvlm"])
+def test_every_method_is_planned_before_it_runs(own, tmp_path, capsys, method):
+    """Methods have parts that are objects themselves."""
+    scheme = "w3a16" if method in ("gptq", "mbq", "awq") else "w4a8"
+    command = printed(capsys, own, tmp_path / "run", f"--method={method}", f"--scheme={scheme}")
+    assert f"methods/{method}.yaml" in " ".join(command)
 
 
 def test_everything_else_of_fit_is_reachable(own, tmp_path, capsys):
