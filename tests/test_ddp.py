@@ -73,7 +73,7 @@ def bounds(root: Path) -> torch.Tensor:
 @pytest.mark.parametrize(
     "options",
     [
-        (),
+        pytest.param((), marks=pytest.mark.slow),
         pytest.param(("--model.streaming=true",), marks=pytest.mark.slow),
         pytest.param(("--model.streaming=true", "--model.micro_batches=2"), marks=pytest.mark.slow),
         pytest.param(
