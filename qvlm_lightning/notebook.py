@@ -21,6 +21,7 @@ from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.models.loaded import loaded
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.presets import method_of
+from qvlm_lightning.progress import close
 from qvlm_lightning.quant.scheme import Scheme
 
 if TYPE_CHECKING:
@@ -145,7 +146,10 @@ def quantize(
             use_distributed_sampler=False,
             plugins=LightningEnvironment(),  # what a scheduler says is not about a notebook
         )
-        trainer.fit(module, datamodule=data)
+        try:
+            trainer.fit(module, datamodule=data)
+        finally:
+            close()  # the bars of a search that ends with a fault
     save_as_artifact(model, processor, manifest(module), module.structure.stored)
     # the Trainer leaves what it trained on the CPU
     return model.requires_grad_(False).to(device)

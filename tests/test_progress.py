@@ -5,6 +5,8 @@ import sys
 import time
 
 import pytest
+import torch
+from tqdm import tqdm
 
 from qvlm_lightning import progress
 from qvlm_lightning.progress import bar, close, waiting
@@ -27,6 +29,9 @@ def screen(monkeypatch):
     for name, seconds in (("BEAT", 0.01), ("SILENT", 0.02), ("AGAIN", 0.3)):
         monkeypatch.setattr(progress, name, seconds)
     monkeypatch.setenv("COLUMNS", "80")
+    close()
+    for left in list(tqdm._instances):  # of tests that end with a fault
+        left.close()
 
     def start(tty: bool) -> Screen:
         shown = Screen(tty)
@@ -130,3 +135,21 @@ def test_the_thread_ends_when_nothing_is_open(screen):
             break
         time.sleep(0.01)
     assert progress._screen.thread is None
+
+
+def test_a_notebook_leaves_no_bar_open_behind_a_fault(monkeypatch):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    import qvlm_lightning
+    from qvlm_lightning.models.tiny import WEIGHTS, generate
+
+    model = AutoModelForImageTextToText.from_pretrained(WEIGHTS)
+    with torch.no_grad():  # finite; their product is not
+        for name in ("up_proj", "gate_proj"):
+            model.get_submodule(f"model.language_model.layers.1.mlp.{name}").weight[0] *= 1e38
+    drawn = next(s for s in generate("calibration", 9) if s.image is not None)
+    samples = [{"image": drawn.image, "question": drawn.question, "answer": drawn.answer}]
+    open_before = len(tqdm._instances)
+    with pytest.raises(qvlm_lightning.InputError):
+        qvlm_lightning.quantize(model, AutoProcessor.from_pretrained(WEIGHTS), samples)
+    assert len(tqdm._instances) <= open_before
