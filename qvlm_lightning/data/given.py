@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from qvlm_lightning.data.chat import json_rows
-from qvlm_lightning.data.image import LazyImage
+from qvlm_lightning.data.image import LazyImage, inside
 from qvlm_lightning.data.messages import read_exchange
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError
 
+_ALLOW = ", or give such rows as a list, whose images may lie anywhere"
 EXAMPLE = '{"image": "cat.png", "question": "What is it?", "answer": "A cat."}'
 _ALLOWED = (
     "a Sample, a dict with image, question and answer, a list of chat messages, or the path of a "
@@ -61,7 +62,7 @@ class _Reader:
             if isinstance(one, str | Path):
                 found += self.file(Path(one).expanduser())
             else:
-                found.append(self.one(one, where, where, Path()))
+                found.append(self.one(one, where, where, None))
         return found
 
     def file(self, path: Path) -> list[Sample]:
@@ -76,14 +77,15 @@ class _Reader:
             for number, row in json_rows(path)
         ]
 
-    def one(self, given: Any, where: str, name: str, folder: Path) -> Sample:
+    def one(self, given: Any, where: str, name: str, folder: Path | None) -> Sample:
         """Return the sample of a row or a chat.
 
         Args:
             given: a sample, a row or a list of messages.
             where: its place, for messages.
             name: its id, unless it has one.
-            folder: what names of image files are relative to.
+            folder: what names of image files are relative to, and may not leave; None for the
+                working folder, and anywhere.
         """
         if isinstance(given, Sample):
             return given
@@ -94,7 +96,8 @@ class _Reader:
         found = read_exchange(given, where, self.max_turns)
         image = found.image
         if isinstance(image, str):
-            path = folder / image
+            # rows are the caller's own words, lines of a file anybody's
+            path = Path(image) if folder is None else inside(folder, image, where, _ALLOW)
             image = self.images.setdefault(path, LazyImage.of(path))
         return Sample(
             id=str(given["id"]) if given.get("id") is not None else name,

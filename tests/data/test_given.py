@@ -92,3 +92,16 @@ def test_what_is_none_of_them_is_answered_with_an_example(folder, given, words):
     with pytest.raises(InputError, match=words) as fault:
         as_samples(given)
     assert "\n" not in str(fault.value)
+
+
+@pytest.mark.parametrize("name", ["../red.png", "/red.png"])
+def test_a_line_of_a_file_names_no_image_outside_of_its_folder(folder, name, monkeypatch):
+    inner = folder / "inner"
+    inner.mkdir()
+    (inner / "rows.jsonl").write_text(json.dumps(ROW | {"image": name}))
+    monkeypatch.chdir(inner)
+    for path in (inner / "rows.jsonl", "rows.jsonl"):
+        with pytest.raises(InputError, match="line 1 of"):
+            as_samples(path)
+    (sample,) = as_samples([ROW | {"image": str(folder / "red.png")}])
+    assert decoded(sample.image).size == (4, 3)
