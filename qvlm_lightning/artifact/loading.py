@@ -96,6 +96,7 @@ def load_artifact(path: str | Path, family: type[HubFamily] | None = None) -> Ar
     except InputError as error:
         raise InputError(f"artifact {str(path)!r} is broken: {error}") from error
     check_finite(weights.items(), f"artifact {str(path)!r}")
+    _put_transforms(structure, weights, folder)
     _fill(model, weights | quantizers, folder)
     check_bounds(model, f"artifact {str(path)!r}")
     model.requires_grad_(False)
@@ -196,6 +197,24 @@ def _empty_model(family: HubFamily, types: TensorTypes) -> nn.Module:
         if name in types.others:
             parameter.data = parameter.data.to(types.others[name])
     return model.eval()
+
+
+def _put_transforms(structure: Structure, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Make places for the online transforms of an artifact.
+
+    Raises:
+        InputError: one does not fit its site.
+    """
+    for site in structure.sites:
+        name = f"{next(iter(site.linears))}.input_transform"
+        pair = weights.get(f"{name}.left"), weights.get(f"{name}.right")
+        if pair[0] is not None and pair[1] is not None:
+            try:
+                if any(x.dim() != 2 or x.shape[0] != x.shape[1] for x in pair):
+                    raise ValueError(f"{name} is no pair of square matrices")
+                site.put_transform(*pair)
+            except ValueError as error:
+                raise InputError(f"artifact {str(folder)!r} is broken: {error}") from error
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:

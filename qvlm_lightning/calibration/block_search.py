@@ -247,10 +247,13 @@ class BlockSearch:
         tables = [
             [self.statistics.ranges(site, candidates) for site in unit.sites] for unit in units
         ]
+        # a factor of a channel means nothing behind a transform that mixes channels
+        mixed = {x for unit in units for s in unit.sites if s.transform for x in s.linears}
         sources = {
             f"{unit.name}.{site}": source.under(unit.name)
             for unit in units
             for site, source in self.family.sources(unit.module).items()
+            if not mixed.intersection(source.under(unit.name).readers)
         }
         block = Block(units, exact, quantized, [], candidates, tables, sources)
         block.objective, block.token_weights = method.objective, method.token_weights

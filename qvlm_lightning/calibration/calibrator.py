@@ -122,6 +122,21 @@ class Calibrator:
         """Where layers run."""
         return self.passes.device
 
+    def prepare(self, method: Method) -> None:
+        """Let a method change the model before anything is measured (:meth:`Method.prepare`).
+
+        Raises:
+            InputError: the model cannot be prepared, or is streamed.
+        """
+        if not method.prepares:
+            return
+        if self.blocks.streamed:
+            raise InputError(
+                f"{method.name} changes the whole model before it is measured, which a streamed "
+                "one does not allow; give streaming: false"
+            )
+        method.prepare(self.passes.model, self.family, self.structure)
+
     def collect(self, percentiles: Sequence[float] | None = None) -> None:
         """Find the sink tokens and collect the full-precision statistics; on a fresh calibration
         put every range on min-max. Says which sites have tokens that one range does not fit.

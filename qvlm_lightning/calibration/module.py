@@ -204,6 +204,8 @@ class QuantModule(WatchedModule):
             progress=bar if trainer.is_global_zero else None,
             weights=weights,
         )
+        if self.method is not None:
+            self.calibrator.prepare(self.method)
         check_memory(self, trainer)
         note_idle_search(self.method, self.structure, trainer.is_global_zero)
         self.percentiles = (

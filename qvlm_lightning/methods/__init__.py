@@ -9,6 +9,7 @@ from qvlm_lightning.methods.gptq import GPTQ
 from qvlm_lightning.methods.mbq import MBQ
 from qvlm_lightning.methods.percentile import JointSearch, MinMax, SequentialSearch
 from qvlm_lightning.methods.range_rules import LeastSquares, MovingAverage
+from qvlm_lightning.methods.rotation import Rotation
 from qvlm_lightning.methods.smoothquant import SmoothQuant
 from qvlm_lightning.methods.token_weights import ByKind, ModalityBalance, TokenWeights, Uniform
 
@@ -26,6 +27,7 @@ __all__ = [
     "MinMax",
     "ModalityBalance",
     "MovingAverage",
+    "Rotation",
     "SequentialSearch",
     "SmoothQuant",
     "TokenWeights",

@@ -6,10 +6,14 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import Any, ClassVar, Literal
 
+from torch import nn
+
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.block import Block, Objective
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.token_weights import TokenWeights, Uniform
+from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.quant.scheme import Scheme
 
 
@@ -30,6 +34,7 @@ class Method(ABC):
         changes_weights: whether decisions name other tensors than those of quantizers.
         folds: whether activations are divided by a factor and weights multiplied.
         uses_tables: whether ranges come from ``block.tables``, which know nothing of folds.
+        prepares: whether it changes the model before anything is measured (:meth:`prepare`).
         searches_activations: whether all it searches are ranges of activations, so that there is
             nothing to do where only weights are quantized.
     """
@@ -38,6 +43,7 @@ class Method(ABC):
     pairs: Literal["search", "all"] = "search"
     changes_weights: bool = False
     folds: ClassVar[bool] = False
+    prepares: bool = False
     uses_tables: bool = False
     searches_activations: ClassVar[bool] = False
 
@@ -77,6 +83,21 @@ class Method(ABC):
             InputError: names the scheme, and what is allowed.
         """
         return
+
+    def prepare(self, model: nn.Module, family: VLMFamily, structure: Structure) -> None:  # noqa: B027
+        """Change the full-precision model in place, before anything is measured.
+
+        The model then computes the same as before, up to rounding. A run that is resumed prepares
+        the model again, so the result depends on the model and the method's arguments only.
+
+        Args:
+            model: with quantized layers, quantizers off.
+            family: of the model.
+            structure: of the model; takes notes.
+
+        Raises:
+            InputError: the model cannot be prepared; it is left as it was.
+        """
 
     @abstractmethod
     def solve(self, block: Block) -> Decision:

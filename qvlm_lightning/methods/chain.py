@@ -4,16 +4,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from torch import nn
+
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block, Objective
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.token_weights import TokenWeights
+from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.quant.scheme import Scheme
 
 
 class Chain(Method):
-    """Runs methods in order: folds first, then ranges of activations, then rounding.
+    """Runs methods in order: rotations first, then folds, then ranges of activations, then rounding.
 
     Every step has its own token weights; J of the whole is judged with those of the chain.
 
@@ -44,12 +48,13 @@ class Chain(Method):
         if len(steps) < 2:
             raise InputError(f"a chain of {len(steps)} methods is not allowed; two or more")
         for one, other in pairwise(steps):
-            if _stage(one) > _stage(other) or _stage(one) == _stage(other) == 2:
+            if _stage(one) > _stage(other) or _stage(one) == _stage(other) in (ROTATES, ROUNDS):
                 raise InputError(
-                    f"{other.name} cannot follow {one.name}; allowed: folds, then ranges of "
-                    "activations, then one method that rounds"
+                    f"{other.name} cannot follow {one.name}; allowed: a rotation, then folds, then "
+                    "ranges of activations, then one method that rounds"
                 )
         self.changes_weights = any(step.changes_weights for step in steps)
+        self.prepares = any(step.prepares for step in steps)
         self.pairs = "all" if any(step.pairs == "all" for step in steps) else "search"
 
     @property
@@ -69,10 +74,11 @@ class Chain(Method):
         for step in self.steps:
             step.check(scheme)
         behind = [step for step in self.steps if step.uses_tables]
-        if behind and self.steps[0].folds and scheme.activation_mode != "dynamic_token":
+        folding = [step for step in self.steps if step.folds]
+        if behind and folding and scheme.activation_mode != "dynamic_token":
             raise InputError(
                 f"{behind[0].name} chooses ranges that were tabulated before "
-                f"{self.steps[0].name} scales the activations; allowed: activation_mode "
+                f"{folding[0].name} scales the activations; allowed: activation_mode "
                 "dynamic_token"
             )
         self._choosing(scheme.activation_mode)
@@ -80,6 +86,11 @@ class Chain(Method):
     def candidates(self, activation_mode: str) -> list[float]:
         """Return those of the step that chooses among any."""
         return self._choosing(activation_mode)
+
+    def prepare(self, model: nn.Module, family: VLMFamily, structure: Structure) -> None:
+        """Let every step prepare the model, in order."""
+        for step in self.steps:
+            step.prepare(model, family, structure)
 
     def solve(self, block: Block) -> Decision:
         """Return what all steps decide, and J behind each of them."""
@@ -102,8 +113,13 @@ class Chain(Method):
         return several[0] if several else [1.0]
 
 
+ROTATES, FOLDS, RANGES, ROUNDS = range(4)
+
+
 def _stage(method: Method) -> int:
-    """Return 0 for folds, 1 for ranges of activations, 2 for rounding."""
+    """Return the place of a method in a chain."""
+    if method.prepares:
+        return ROTATES
     if method.folds:
-        return 0
-    return 2 if method.changes_weights else 1
+        return FOLDS
+    return ROUNDS if method.changes_weights else RANGES

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from qvlm_lightning.nn.changes import Changes
+from qvlm_lightning.nn.online_transform import OnlineTransform
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.sinks import SinkOutput
 from qvlm_lightning.nn.version_key import version_key
@@ -29,6 +30,7 @@ class QuantLinear(nn.Linear):
     only_quantized: bool
     weight_quantizer: WeightQuantizer
     adapter: nn.Module | None
+    input_transform: OnlineTransform | None
     sink_output: SinkOutput | None
     input_quantizer: ActivationQuantizer
     site: ActivationQuantizer
@@ -68,7 +70,7 @@ class QuantLinear(nn.Linear):
             symmetric,
             device or linear.weight.device,
         )
-        new.adapter = new.sink_output = None
+        new.adapter = new.sink_output = new.input_transform = None
         new._weight_cache = None
         if leader:
             new.input_quantizer = site

@@ -183,9 +183,7 @@ def placed(unit: Unit, tensors: Mapping[str, Tensor]) -> Iterator[None]:
 def forget(unit: Unit) -> None:
     """Let everything go that the quantizers of a unit keep between two runs."""
     for site in unit.sites:
-        site.quantizer.forget()
-        for linear in site.linears.values():
-            linear.forget()
+        site.forget()
 
 
 def run_unit(

@@ -5,10 +5,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from qvlm_lightning.nn.changes import Changes
 from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.nn.online_transform import OnlineTransform
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.routing import Route
 from qvlm_lightning.nn.sinks import SinkTokens
@@ -29,6 +30,45 @@ class Site:
     def leader(self) -> QuantLinear:
         """The linear whose input is tapped to observe this site."""
         return next(iter(self.linears.values()))
+
+    @property
+    def transform(self) -> OnlineTransform | None:
+        """What its input goes through in front of the quantizer."""
+        return self.leader.input_transform
+
+    def put_transform(self, left: Tensor, right: Tensor) -> OnlineTransform:
+        """Put a transform in front of the Linear layers; their weights are left as they are.
+
+        Everything that looks at the input of the layers, or of their quantizer, sees the
+        transformed one. The first layer registers it, so that a state dict holds it once.
+
+        Args:
+            left, right: the factors, whose orders multiply to the layers' inputs.
+
+        Raises:
+            ValueError: they do not, or the site has a transform.
+        """
+        leader = self.leader
+        if leader.input_transform is not None:
+            raise ValueError(f"{self.name} has a transform already")
+        if len(left) * len(right) != leader.in_features:
+            raise ValueError(
+                f"a transform of {len(left)} x {len(right)} for the {leader.in_features} inputs "
+                f"of {self.name}"
+            )
+        transform = OnlineTransform(left, right, len(self.linears))
+        leader.input_transform = transform.to(self.quantizer.low.device)
+        for linear in self.linears.values():
+            linear.register_forward_pre_hook(transform.before)
+        return transform
+
+    def forget(self) -> None:
+        """Let everything go that its quantizers keep between two runs."""
+        self.quantizer.forget()
+        if self.leader.input_transform is not None:
+            self.leader.input_transform.forget()
+        for linear in self.linears.values():
+            linear.forget()
 
 
 @dataclass
