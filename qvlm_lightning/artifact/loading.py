@@ -207,11 +207,13 @@ def _put_transforms(structure: Structure, weights: Mapping[str, Tensor], folder:
     """
     for site in structure.sites:
         name = f"{next(iter(site.linears))}.input_transform"
-        pair = weights.get(f"{name}.left"), weights.get(f"{name}.right")
-        if pair[0] is not None and pair[1] is not None:
+        pair = [weights[own] for own in (f"{name}.left", f"{name}.right") if own in weights]
+        if any(x.dim() != 2 or x.shape[0] != x.shape[1] for x in pair):
+            raise InputError(
+                f"artifact {str(folder)!r} is broken: {name} is not of square matrices"
+            )
+        if len(pair) == 2:
             try:
-                if any(x.dim() != 2 or x.shape[0] != x.shape[1] for x in pair):
-                    raise ValueError(f"{name} is no pair of square matrices")
                 site.put_transform(*pair)
             except ValueError as error:
                 raise InputError(f"artifact {str(folder)!r} is broken: {error}") from error

@@ -6,6 +6,8 @@ from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.chain import Chain
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.gptq import GPTQ
+from qvlm_lightning.methods.learned_rounding import LearnedRounding
+from qvlm_lightning.methods.learned_transforms import LearnedTransforms
 from qvlm_lightning.methods.mbq import MBQ
 from qvlm_lightning.methods.percentile import JointSearch, MinMax, SequentialSearch
 from qvlm_lightning.methods.range_rules import LeastSquares, MovingAverage
@@ -22,6 +24,8 @@ __all__ = [
     "Chain",
     "Decision",
     "JointSearch",
+    "LearnedRounding",
+    "LearnedTransforms",
     "LeastSquares",
     "Method",
     "MinMax",

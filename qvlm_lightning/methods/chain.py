@@ -17,7 +17,7 @@ from qvlm_lightning.quant.scheme import Scheme
 
 
 class Chain(Method):
-    """Runs methods in order: rotations first, then folds, then ranges of activations, then rounding.
+    """Runs methods in order: rotation, folds or transforms, ranges of activations, rounding.
 
     Every step has its own token weights; J of the whole is judged with those of the chain.
 
@@ -118,8 +118,8 @@ ROTATES, FOLDS, RANGES, ROUNDS = range(4)
 
 def _stage(method: Method) -> int:
     """Return the place of a method in a chain."""
-    if method.prepares:
-        return ROTATES
     if method.folds:
         return FOLDS
+    if method.prepares:
+        return ROTATES
     return ROUNDS if method.changes_weights else RANGES

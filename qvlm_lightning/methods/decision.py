@@ -24,3 +24,7 @@ class Decision:
     def __or__(self, other: "Decision") -> "Decision":
         """Return both decisions; where both decide a tensor, ``other`` does."""
         return Decision(self.tensors | other.tensors, self.scores | other.scores)
+
+    def detached(self) -> "Decision":
+        """Return the same without a graph, in tensors of its own."""
+        return Decision({n: x.detach().clone() for n, x in self.tensors.items()}, dict(self.scores))

@@ -1,6 +1,5 @@
 """Rotations that spread outliers over all channels (QuaRot, NeurIPS 2024, arXiv:2404.00456)."""
 
-from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch

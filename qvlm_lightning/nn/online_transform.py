@@ -52,13 +52,13 @@ class OnlineTransform(nn.Module):
         return parts.reshape(x.shape).to(x.dtype)
 
     def of_weight(self, weight_OI: Tensor) -> Tensor:
-        """Return ``W P^-T`` in the type of the weight; differentiable in P.
+        """Return ``W P^-T`` in the type of the weight."""
+        return inverse_in_weight(weight_OI, self.left, self.right).to(weight_OI.dtype)
 
-        Computed in float64: an inverse of a matrix that was learned may be large.
-        """
-        left, right = (torch.linalg.inv(x.double()).T for x in (self.left, self.right))
-        parts = weight_OI.double().reshape(len(weight_OI), len(left), len(right))
-        return (left.T @ parts @ right).reshape(weight_OI.shape).to(weight_OI.dtype)
+    def make_full(self) -> None:
+        """Make one matrix of the two factors; the transform stays the same."""
+        self.right = torch.kron(self.left, self.right)
+        self.left = torch.ones_like(self.left[:1, :1])
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Give a Linear layer the transformed input; a forward pre-hook."""
@@ -81,3 +81,19 @@ class OnlineTransform(nn.Module):
     def extra_repr(self) -> str:
         """Show the factors in ``print(model)``."""
         return f"{len(self.left)} x {len(self.right)}"
+
+
+def inverse_in_weight(weight_OI: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return ``W (left (x) right)^-T``, [O, I] float64; differentiable in the factors.
+
+    Computed in float64: the inverse of a matrix that was learned may be large.
+    """
+    left_T, right_T = (torch.linalg.inv(x.double()).T for x in (left, right))
+    parts = weight_OI.double().reshape(len(weight_OI), len(left), len(right))
+    return (left_T.T @ parts @ right_T).reshape(weight_OI.shape)
+
+
+def taken_out_of_weight(weight_OI: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """Return ``W (left (x) right)^T``, [O, I] float64: what :func:`inverse_in_weight` was given."""
+    parts = weight_OI.double().reshape(len(weight_OI), len(left), len(right))
+    return (left.double() @ parts @ right.double().T).reshape(weight_OI.shape)

@@ -31,6 +31,8 @@ class ActivationQuantizer(nn.Module):
 
     Attributes:
         sinks: tell which tokens pass unquantized; ``None`` for none.
+        learns_scale: whether in ``dynamic_token`` mode gradients reach ``x`` through its largest
+            magnitude too.
         route: of an expert's site, whose rows are tokens in another order.
     """
 
@@ -46,7 +48,7 @@ class ActivationQuantizer(nn.Module):
         self.num_bits = num_bits
         self.mode = mode
         self.consumers = consumers
-        self.enabled = False
+        self.enabled = self.learns_scale = False
         self.sinks, self.route = None, None
         if mode == "dynamic_token":
             low, high = torch.full(shape, -1.0), torch.ones(shape)
@@ -141,7 +143,8 @@ class ActivationQuantizer(nn.Module):
 
     def _fake_quantize(self, x: Tensor, low: Tensor, high: Tensor) -> Tensor:
         if self.mode == "dynamic_token":
-            absmax = x.detach().to(torch.float32).abs().amax(dim=-1, keepdim=True)
+            scaled = x if self.learns_scale else x.detach()
+            absmax = scaled.to(torch.float32).abs().amax(dim=-1, keepdim=True)
             return fake_quantize_symmetric(x, absmax * high, self.num_bits)
         return fake_quantize(x, low, high, self.num_bits)
 

@@ -43,7 +43,8 @@ class Site:
         transformed one. The first layer registers it, so that a state dict holds it once.
 
         Args:
-            left, right: the factors, whose orders multiply to the layers' inputs.
+            left: [a, a].
+            right: [b, b]; a * b is the number of the layers' inputs.
 
         Raises:
             ValueError: they do not, or the site has a transform.
