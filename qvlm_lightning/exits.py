@@ -4,6 +4,7 @@ is one that tells how to go on.
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator
 
 from qvlm_lightning.errors import InputError
@@ -33,7 +34,7 @@ def user_faults(again: Callable[[], str] = command_line) -> Iterator[None]:
         SystemExit: 2
     """
     try:
-        with stoppable(again):
+        with stoppable(again), _storage_faults_said_once():
             yield
     except ValueError as fault:
         _end(str(_input_error(fault)), USER_FAULT)
@@ -45,6 +46,27 @@ def user_faults(again: Callable[[], str] = command_line) -> Iterator[None]:
         _end(f"cannot read or write{place}: {reason}", USER_FAULT)
     except KeyboardInterrupt:
         _end("interrupted", INTERRUPTED)
+
+
+@contextlib.contextmanager
+def _storage_faults_said_once() -> Iterator[None]:
+    """Within the block, a thread that cannot write prints no traceback.
+
+    TensorBoard writes in a thread, keeps what stopped it and raises it where the program logs or
+    closes next: there it becomes a sentence.
+    """
+    before = threading.excepthook
+
+    def hook(fault: threading.ExceptHookArgs) -> None:
+        value = fault.exc_value
+        if not (isinstance(value, OSError) and value.errno in REASONS):
+            before(fault)
+
+    threading.excepthook = hook
+    try:
+        yield
+    finally:
+        threading.excepthook = before
 
 
 def _input_error(fault: ValueError) -> InputError:

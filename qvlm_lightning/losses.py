@@ -135,7 +135,6 @@ def jacobian_weights(sums_K: Tensor, counts_K: Tensor) -> Tensor:
     return means * (len(means) / total)
 
 
-@torch.no_grad()
 def output_error_terms(
     y_hat: Tensor, y: Tensor, weight_BT: Tensor | None = None, normalized: bool = False
 ) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ import errno
 import re
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -114,3 +115,20 @@ def follows(text: str, option: str) -> bool:
     """Return whether an option's description stands on the next line."""
     after = text.partition(f"  {option}\n")[2].partition("\n")[0]
     return after.startswith("      ") and bool(after.strip())
+
+
+@pytest.mark.parametrize(
+    ("fault", "printed"), [(OSError(errno.ENOSPC, "No space", "events"), False), (OSError(), True)]
+)
+def test_a_thread_that_cannot_write_prints_no_traceback(fault, printed, capsys):
+    """As TensorBoard's: what stopped it is raised again where the program goes on."""
+
+    def write():
+        raise fault
+
+    with pytest.raises(SystemExit), user_faults():
+        thread = threading.Thread(target=write)
+        thread.start()
+        thread.join()
+        raise OSError(errno.ENOSPC, "No space", "events")
+    assert ("Traceback" in capsys.readouterr().err) == printed

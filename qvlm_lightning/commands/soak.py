@@ -173,7 +173,8 @@ class Soak:
         what += ", lasting" if fault.lasting else ""
         said = run.log.read_text(errors="replace")
         last = said.rstrip("\n").rpartition("\n")[2]
-        named = "error: " in last and str(run.folder) in last and "Traceback" not in said
+        places = (str(run.folder), str(run.tmpdir))  # whichever is full
+        named = "error: " in last and any(p in last for p in places) and "Traceback" not in said
         if code == 2 and not named:
             return what, f"no sentence that names the folder, but {last[-200:]!r}"
         if code not in (0, 2):

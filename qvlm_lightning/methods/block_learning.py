@@ -134,7 +134,7 @@ def descend(
                 if not bool(loss.isfinite()):
                     raise FloatingPointError(f"the objective is {float(loss)} in step {step}")
                 stepper.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 stepper.step()
     finally:
         for quantizer in quantizers:
@@ -153,7 +153,7 @@ class SignDescent(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr})
 
     @torch.no_grad()
-    def step(self, closure: object = None) -> None:
+    def step(self, closure: object = None) -> None:  # type: ignore[override]
         """Take a step."""
         for group in self.param_groups:
             for parameter in group["params"]:
