@@ -78,7 +78,7 @@ class LearnedTransforms(Method):
         """Return transforms, weights and ranges; what it started from, if learning did not help."""
         learned = _Learned(block)
         start = learned.decision().detached()
-        matrices = [x for pair in learned.matrices.values() for x in pair]
+        matrices = [x for pair in learned.matrices.values() for x in pair if x.requires_grad]
         clips = learned.activations.parameters
         clips += [x for own in learned.weights.values() for x in (own.low, own.high)]
         groups = [{"params": matrices, "lr": self.lr}, {"params": clips, "lr": self.clip_lr}]
@@ -110,7 +110,9 @@ class _Learned:
             for linear in site.linears:
                 weight = block.tensor(f"{linear}.weight").detach()
                 self.plain[linear] = taken_out_of_weight(weight, left, right)
-            self.matrices[site.name] = left.clone().requires_grad_(), right.clone().requires_grad_()
+            # a factor of one row is 1 and stays so: the transform passes over it
+            left, right = (x.clone().requires_grad_(len(x) > 1) for x in (left, right))
+            self.matrices[site.name] = left, right
         for site in block.sites:
             for layer, module in site.linears.items():
                 own = module.weight_quantizer

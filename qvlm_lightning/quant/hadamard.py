@@ -105,7 +105,7 @@ def spreading(order: int, generator: torch.Generator) -> Tensor:
         return signs[:, None] * known
     normal = torch.randn(order, order, generator=generator, dtype=torch.float64)
     q, r = torch.linalg.qr(normal)
-    return q * r.diagonal().sign()  # without the signs of R, Q is not uniform
+    return (q * r.diagonal().sign()).contiguous()  # without the signs Q is not uniform
 
 
 def spreading_factors(width: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
