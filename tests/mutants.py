@@ -124,7 +124,7 @@ NN = [
     (_QUANTIZER, "return (*own, self.num_bits, torch", "return (self.num_bits, torch", "a shared input is not quantized again on another range", SHARING),
     (_QUANTIZER, "torch.is_grad_enabled(), id(x)", "id(x)", "a shared input without a gradient is used where one is needed", SHARING),
     (_QUANTIZER, ".abs().amax(dim=-1, keepdim=True)", ".abs().amax()", "all tokens share one absmax", MODES),
-    (_QUANTIZER, "x.detach().to(torch.float32).abs()", "x.to(torch.float32).abs()", "a token's absmax gets a gradient", BOUNDS),
+    (_QUANTIZER, "x if self.learns_scale else x.detach()", "x", "a token's absmax gets a gradient", BOUNDS),
     (_QUANTIZER, "stacked = x.reshape(count, x.shape[0] // count, *x.shape[1:])", "stacked = x.reshape(x.shape[0] // count, count, *x.shape[1:]).transpose(0, 1)", "stacked candidates take each other's ranges", QUANTIZER),
     (_LINEAR, "key = version_key(*decided)", "key = version_key(self.weight)", "a learned weight clip is not seen without gradients", SHARING),
     (_LINEAR, "if torch.is_grad_enabled() and any(x.requires_grad for x in decided):", "if not decided:", "the kept weight is used where a gradient is needed", GRADIENTS),
@@ -1204,6 +1204,33 @@ FOLDS = [
     ("qvlm_lightning/methods/mbq.py", "super().__init__(inputs, power, False, objective, weights)", "super().__init__(inputs, 2.0, False, objective, weights)", "MBQ has another error than it says", f"{_FOLD_TEST}::test_mbq_keeps_its_power_and_balance"),
     ("qvlm_lightning/methods/mbq.py", "ModalityBalance() if token_weights is None else token_weights", "token_weights", "MBQ weighs all tokens alike", f"{_FOLD_TEST}::test_mbq_keeps_its_power_and_balance"),
 ]
+_ROTATION, _ONLINE = "qvlm_lightning/methods/rotation.py", "qvlm_lightning/nn/online_transform.py"
+_LEARNED, _LOOP = "qvlm_lightning/methods/learned_transforms.py", "qvlm_lightning/methods/block_learning.py"
+_ROTATED = "tests/models/test_rotated_families.py::test_a_rotated_model_computes_the_same[needed-llava]"
+_ROTATION_TEST = "tests/methods/test_rotation.py"
+_ONLINE_TEST = "tests/nn/test_online_transform.py"
+IN_ARTIFACT = f"{_ROTATION_TEST}::test_an_artifact_is_the_calibrated_model"
+ROTATIONS = [
+    ("qvlm_lightning/quant/hadamard.py", "character[(place[:, None] - place[None, :]) % prime]", "character[(place[:, None] + place[None, :]) % prime]", "matrices of Paley are not orthogonal", "tests/quant/test_hadamard.py::test_entries_have_one_size_and_rows_are_orthogonal"),
+    ("qvlm_lightning/quant/hadamard.py", "return min(both or known, key=sum)", "return max(both or known, key=sum)", "an online rotation costs more than it has to", "tests/quant/test_hadamard.py::test_factors_by_hand"),
+    ("qvlm_lightning/nn/head_rotation.py", "part = (turn.T @ heads)", "part = (turn @ heads)", "values are turned the other way than the output", f"{_ROTATION_TEST}::test_values_of_grouped_heads_are_rotated"),
+    ("qvlm_lightning/nn/head_rotation.py", 'for own in ("weight", "bias"):', 'for own in ("weight",):', "the bias of values is not rotated", f"{_ROTATION_TEST}::test_values_of_grouped_heads_are_rotated"),
+    (_ONLINE, "parts = parts @ self.right", "parts = parts @ self.right.T", "the right factor is transposed", f"{_ONLINE_TEST}::test_the_input_is_multiplied_by_the_product"),
+    (_ONLINE, "return (left_T.T @ parts @ right_T)", "return (left_T @ parts @ right_T)", "the weight holds another inverse", f"{_ONLINE_TEST}::test_the_inverse_goes_into_the_weight_and_comes_out_again"),
+    (_ONLINE, "version_key(x, self.left, self.right)", "version_key(x)", "an output of other factors is taken", f"{_ONLINE_TEST}::test_another_input_or_factor_is_not_taken_for_the_kept_one"),
+    ("qvlm_lightning/nn/structure.py", "linear.register_forward_pre_hook(transform.before)", "pass", "transforms do not run", f"{_ONLINE_TEST}::test_a_site_computes_what_it_did"),
+    ("qvlm_lightning/nn/structure.py", "            self.leader.input_transform.forget()", "            pass", "a kept output survives other tensors", f"{_ONLINE_TEST}::test_another_input_or_factor_is_not_taken_for_the_kept_one"),
+    (_ROTATION, "change.put({name: transform.of_weight(change.tensor(name)) for name in names})", "pass", "weights are not those of rotated inputs", _ROTATED),
+    (_ROTATION, "return {s.name for s in change.structure.sites if readers.issuperset(s.linears)}", "return {s.name for s in change.structure.sites}", "sites that nothing reaches are left alone", f"{_ROTATION_TEST}::test_only_sites_that_nothing_reaches_get_an_online_rotation"),
+    (_ROTATION, "active = site.quantizer.num_bits < OFF", "active = True", "inputs that are not quantized are rotated", f"{_ROTATION_TEST}::test_only_sites_that_nothing_reaches_get_an_online_rotation"),
+    ("qvlm_lightning/calibration/calibrator.py", "        method.prepare(self.passes.model, self.family, self.structure)", "        pass", "no method prepares a model", f"{_ROTATION_TEST}::test_only_sites_that_nothing_reaches_get_an_online_rotation"),
+    ("qvlm_lightning/calibration/block_search.py", "            if not mixed.intersection(source.under(unit.name).readers)\n", "", "channels are scaled that a transform has mixed", f"{_ROTATION_TEST}::test_a_fold_leaves_a_site_alone_whose_channels_are_mixed"),
+    ("qvlm_lightning/artifact/loading.py", "    _put_transforms(structure, weights, folder)\n", "", "an artifact with transforms does not load", IN_ARTIFACT),
+    ("qvlm_lightning/methods/chain.py", "            step.prepare(model, family, structure)", "            pass", "a chain prepares nothing", IN_ARTIFACT),
+    (_LOOP, "stepper.step()", "pass", "nothing is learned", f"{_ROTATION_TEST}::test_learning_lowers_j_and_never_ends_above_its_start"),
+    (_LOOP, "parameter -= group", "parameter += group", "rounding climbs", f"{_ROTATION_TEST}::test_learning_lowers_j_and_never_ends_above_its_start"),
+    ("qvlm_lightning/exits.py", "        if not (isinstance(value, OSError) and value.errno in REASONS):\n            before(fault)", "        before(fault)", "a writer's thread prints a traceback", "tests/test_main.py::test_a_thread_that_cannot_write_prints_no_traceback"),
+]
 # fmt: on
 
 MUTANTS = [
@@ -1227,4 +1254,5 @@ MUTANTS = [
     *STATISTICS,
     *GPTQ,
     *FOLDS,
+    *ROTATIONS,
 ]
