@@ -34,7 +34,19 @@ Samples = (
 )
 """What calibration samples may be given as."""
 METHODS = ("rtn", "sequential", "cdm", "veo", "qvlm")
-PRESETS = ("gptq", "mbq", "awq", "smoothquant", "mse", "moving_average")
+PRESETS = (
+    "qvlm_plus_fast",
+    "qvlm_plus",
+    "gptq",
+    "mbq",
+    "awq",
+    "smoothquant",
+    "quarot",
+    "flatquant",
+    "signround",
+    "mse",
+    "moving_average",
+)
 """Names of files in configs/methods, whose settings they have."""
 
 
@@ -60,7 +72,7 @@ def quantize(
     processor: Any,
     samples: Samples,
     scheme: str | Scheme | None = None,
-    method: str | Method = "rtn",
+    method: str | Method = "qvlm_plus_fast",
     objective: Objective | None = None,
     candidates: Sequence[float] | None = None,
     epochs: int = 10,
@@ -81,8 +93,8 @@ def quantize(
             file of JSON lines. Images may be paths, bytes, data URIs or PIL images.
         scheme: such as ``w4a4``, or a :class:`~qvlm_lightning.quant.scheme.Scheme`; default: 4-bit
             weights and 8-bit activations with one range per token.
-        method: ``rtn``, ``sequential``, ``cdm``, ``veo``, ``qvlm``, ``gptq``, ``mbq``, ``awq``,
-            ``smoothquant``, ``mse`` or ``moving_average``, or a
+        method: ``rtn``, ``sequential``, ``cdm``, ``veo``, ``qvlm``, or a file in configs/methods
+            such as ``qvlm_plus_fast``, ``gptq`` or ``awq`` (docs/methods.md); or a
             :class:`~qvlm_lightning.methods.Method` that decides layer by layer.
         objective: ``normalized`` (default) or ``plain``: how outputs are compared, see
             :class:`~qvlm_lightning.methods.Method`.

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from qvlm_lightning.calibration.block_search import BlockSearch
+from qvlm_lightning.calibration.checks import check_prepares
 from qvlm_lightning.calibration.decisions import Decisions
 from qvlm_lightning.calibration.dependency import dependency_counts
 from qvlm_lightning.calibration.massive import warning_lines
@@ -128,13 +129,7 @@ class Calibrator:
         Raises:
             InputError: the model cannot be prepared, or is streamed.
         """
-        if not method.prepares:
-            return
-        if self.blocks.streamed:
-            raise InputError(
-                f"{method.name} changes the whole model before it is measured, which a streamed "
-                "one does not allow; give streaming: false"
-            )
+        check_prepares(method, self.blocks.streamed)
         method.prepare(self.passes.model, self.family, self.structure)
 
     def collect(self, percentiles: Sequence[float] | None = None) -> None:

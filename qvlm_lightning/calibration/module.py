@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.checkpoint import check_checkpoint
-from qvlm_lightning.calibration.checks import check_before
+from qvlm_lightning.calibration.checks import check_before, check_prepares
 from qvlm_lightning.calibration.schedule import PassSettings, kept_candidates, note_idle_search
 from qvlm_lightning.calibration.sensitivity import sensitivity_report
 from qvlm_lightning.calibration.state import CalibrationState
@@ -73,6 +73,7 @@ class QuantModule(WatchedModule):
         self.seed, self.method, self.sensitivity = seed, method, sensitivity
         if method is not None:
             method.check(self.scheme)
+            check_prepares(method, streaming)
         self.name = name if name is None else checked_name(name)
         self.streaming: Streaming = streaming
         self.automatic_optimization = False

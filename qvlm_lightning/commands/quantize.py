@@ -8,8 +8,10 @@ from qvlm_lightning.commands._parser import PlainParser
 from qvlm_lightning.errors import InputError
 
 MANIFEST = "quantization.json"
-METHOD, SCHEME = "rtn", "w4a8"
+METHOD, SCHEME = "qvlm_plus_fast", "w4a8"
 """Defaults; why, is in docs/joined.md."""
+STREAMED = "gptq"
+"""Default for a model that is read layer by layer: rotations change it as a whole."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -47,24 +49,25 @@ def main(argv: Sequence[str]) -> int:
     )
     from qvlm_lightning.presets import config_file
 
-    method = (
-        Path(own.method) if own.method.endswith(".yaml") else config_file("methods", own.method)
-    )
+    name = own.method or METHOD
+    method = Path(name) if name.endswith(".yaml") else config_file("methods", name)
     scheme = scheme_options(own.scheme, own.mode)
     family = family_of(own.model, own.dtype)
     data, _ = data_of(own.data, family, own.seed)
+    base = f"--config={config_file('', 'base')}"
     options = [
-        f"--config={config_file('', 'base')}",
-        f"--config={method}",
         f"--config={config_file('data', 'chat')}",
         f"--trainer.default_root_dir={own.output}",
         f"--data.calibration.path={own.data}",
         f"--data.seed={own.seed}",
         *scheme,
     ]
-    chosen = choose(family, data, [*options, *others])
-    print(f"{own.method}, {own.scheme}: {'; '.join(chosen.sentences)}")
-    options += [*chosen.options(own.model), *others]
+    chosen = choose(family, data, [base, f"--config={method}", *options, *others])
+    if own.method is None and chosen.streaming:
+        name, method = STREAMED, config_file("methods", STREAMED)
+        chosen = choose(family, data, [base, f"--config={method}", *options, *others])
+    print(f"{name}, {own.scheme}: {'; '.join(chosen.sentences)}")
+    options = [base, f"--config={method}", *options, *chosen.options(own.model), *others]
     if own.print_command:
         print(shlex.join(["python", "train.py", "fit", *options]))
         return 0
@@ -110,8 +113,8 @@ def _parser() -> PlainParser:
     )
     parser.add_argument(
         "--method",
-        default=METHOD,
-        help=f"a file in configs/methods, or the path of one of yours; default {METHOD}",
+        help="a file in configs/methods, or the path of one of yours; default "
+        f"{METHOD}, or {STREAMED} where the model does not fit in memory",
     )
     parser.add_argument(
         "--dtype",

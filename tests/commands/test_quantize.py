@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -45,7 +46,7 @@ def test_one_command_makes_an_artifact(own, tmp_path, capsys):
     model, _ = qvlm_lightning.load(tmp_path / "run" / "artifact")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["method"] == "rtn"
+    assert report["method"] == "qvlm_plus_fast"
     assert report["scheme"]["language"] == {"weight_bits": 4, "activation_bits": 16}
     assert len(report["calibration_ids"]) == 12
     said = capsys.readouterr().out
@@ -136,6 +137,16 @@ def test_what_does_not_fit_in_memory_is_streamed(own, monkeypatch):
         qvlm_lightning.InputError, match=r"does not fit this machine: .* what takes less"
     ):
         choose(family, data, options)
+
+
+def test_a_model_that_is_streamed_gets_a_method_that_can(own, tmp_path, capsys, monkeypatch):
+    here = printed(capsys, own, tmp_path / "run")
+    assert any(option.endswith("methods/qvlm_plus_fast.yaml") for option in here)
+    fits = lambda _, workload: (replace(workload, streaming=True), "the RAM")  # noqa: E731
+    monkeypatch.setattr(choice, "_fitting", fits)
+    streamed = printed(capsys, own, tmp_path / "run")
+    assert any(option.endswith("methods/gptq.yaml") for option in streamed)
+    assert "--model.streaming=false" not in streamed
 
 
 def test_a_scheme_is_a_file_or_a_name():

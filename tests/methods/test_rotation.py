@@ -219,3 +219,12 @@ def test_schemes_that_leave_nothing_to_learn_are_refused():
         LearnedTransforms().check(Scheme.parse("w4a16"))
     with pytest.raises(InputError, match="signround decides quantized weights"):
         LearnedRounding().check(Scheme.parse("w16a4"))
+
+
+def test_a_module_refuses_to_stream_before_a_model_is_read():
+    from qvlm_lightning.calibration import QuantModule
+    from tests.calibration.conftest import ToyFamily
+
+    with pytest.raises(InputError, match="give streaming: false, or a method such as gptq"):
+        QuantModule(ToyFamily(), Scheme.parse("w4a4"), Chain([Rotation(), GPTQ()]), streaming=True)
+    QuantModule(ToyFamily(), Scheme.parse("w4a4"), GPTQ(), streaming=True)
