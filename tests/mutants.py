@@ -1206,7 +1206,7 @@ FOLDS = [
 ]
 _ROTATION, _ONLINE = "qvlm_lightning/methods/rotation.py", "qvlm_lightning/nn/online_transform.py"
 _LEARNED, _LOOP = "qvlm_lightning/methods/learned_transforms.py", "qvlm_lightning/methods/block_learning.py"
-_ROTATED = "tests/models/test_rotated_families.py::test_a_rotated_model_computes_the_same[needed-llava]"
+_ROTATED = "tests/models/test_rotated_families.py::test_a_rotated_model_computes_the_same[llava-needed]"
 _ROTATION_TEST = "tests/methods/test_rotation.py"
 _ONLINE_TEST = "tests/nn/test_online_transform.py"
 IN_ARTIFACT = f"{_ROTATION_TEST}::test_an_artifact_is_the_calibrated_model"

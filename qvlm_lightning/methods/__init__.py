@@ -9,6 +9,7 @@ from qvlm_lightning.methods.gptq import GPTQ
 from qvlm_lightning.methods.learned_rounding import LearnedRounding
 from qvlm_lightning.methods.learned_transforms import LearnedTransforms
 from qvlm_lightning.methods.mbq import MBQ
+from qvlm_lightning.methods.observed_ranges import ObservedRanges
 from qvlm_lightning.methods.percentile import JointSearch, MinMax, SequentialSearch
 from qvlm_lightning.methods.range_rules import LeastSquares, MovingAverage
 from qvlm_lightning.methods.rotation import Rotation
@@ -31,6 +32,7 @@ __all__ = [
     "MinMax",
     "ModalityBalance",
     "MovingAverage",
+    "ObservedRanges",
     "Rotation",
     "SequentialSearch",
     "SmoothQuant",

@@ -73,9 +73,10 @@ class Chain(Method):
         """
         for step in self.steps:
             step.check(scheme)
-        behind = [step for step in self.steps if step.uses_tables]
         folding = [step for step in self.steps if step.folds]
-        if behind and folding and scheme.activation_mode != "dynamic_token":
+        first = self.steps.index(folding[0]) if folding else len(self.steps)
+        behind = [step for step in self.steps[first + 1 :] if step.uses_tables]
+        if behind and scheme.activation_mode != "dynamic_token":
             raise InputError(
                 f"{behind[0].name} chooses ranges that were tabulated before "
                 f"{folding[0].name} scales the activations; allowed: activation_mode "

@@ -1,5 +1,7 @@
 """Learned linear transforms of activations (FlatQuant, ICML 2025, arXiv:2410.09426)."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -30,6 +32,8 @@ class LearnedTransforms(Method):
         lr: of P.
         clip_lr: of the factors on ranges.
         full_width: inputs up to which P is one full matrix.
+        ranges: decides the activations' ranges first, from which learning starts; default: minimum
+            and maximum.
         objective: see :class:`Method`.
         token_weights: see there.
     """
@@ -46,6 +50,7 @@ class LearnedTransforms(Method):
         lr: float = 5e-3,
         clip_lr: float = 5e-3,
         full_width: int = 200,
+        ranges: Method | None = None,
         objective: Objective = "normalized",
         token_weights: TokenWeights | None = None,
     ) -> None:
@@ -57,7 +62,18 @@ class LearnedTransforms(Method):
                 f"learning rates lr {lr} and clip_lr {clip_lr} are not allowed; lr above 0, "
                 "clip_lr 0 or more"
             )
+        if ranges is not None and ranges.changes_weights:
+            raise InputError(
+                f"ranges is {ranges.name}, which changes weights; allowed are methods that decide "
+                "ranges of activations only, such as LeastSquares or JointSearch"
+            )
         self.steps, self.lr, self.clip_lr, self.full_width = steps, lr, clip_lr, full_width
+        self.ranges = ranges
+        self.uses_tables = ranges is not None and ranges.uses_tables
+
+    def candidates(self, activation_mode: str) -> list[float]:
+        """Return those of what decides the ranges."""
+        return self.ranges.candidates(activation_mode) if self.ranges else [1.0]
 
     def check(self, scheme: Scheme) -> None:
         """Refuse a scheme that leaves all activations alone."""
@@ -76,6 +92,11 @@ class LearnedTransforms(Method):
 
     def solve(self, block: Block) -> Decision:
         """Return transforms, weights and ranges; what it started from, if learning did not help."""
+        scores, ranges = {}, Decision()
+        if self.ranges is not None:
+            ranges = self.ranges.solve(block)
+            scores = ranges.scores
+            block = replace(block, given=block.given | Decision(ranges.tensors))
         learned = _Learned(block)
         start = learned.decision().detached()
         matrices = [x for pair in learned.matrices.values() for x in pair if x.requires_grad]
@@ -85,8 +106,9 @@ class LearnedTransforms(Method):
         descend(block, groups, learned.decision, self.steps)
         found = learned.decision().detached()
         before, after = block.errors([start, found]).tolist()
-        scores = {"start": before, self.name: min(before, after)}
-        return Decision((found if after < before else start).tensors, scores)
+        scores = scores | {"start": before, self.name: min(before, after)}
+        better = found if after < before else start
+        return Decision(ranges.tensors | better.tensors, scores)
 
 
 class _Learned:
