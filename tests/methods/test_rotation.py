@@ -14,7 +14,9 @@ from qvlm_lightning.methods import (
     Chain,
     LearnedRounding,
     LearnedTransforms,
+    LeastSquares,
     MinMax,
+    ObservedRanges,
     Rotation,
     SmoothQuant,
 )
@@ -47,6 +49,9 @@ METHODS = {
     "gptq": lambda: Chain([Rotation(), GPTQ()]),
     "transforms": lambda: LearnedTransforms(steps=2),
     "factors": lambda: LearnedTransforms(steps=2, full_width=1),
+    "observed": lambda: Chain(
+        [LearnedTransforms(steps=2, ranges=LeastSquares()), GPTQ(ranges=ObservedRanges())]
+    ),
     "rounding": lambda: LearnedRounding(steps=2),
     "all": lambda: Chain([Rotation(), LearnedTransforms(steps=2), LearnedRounding(steps=2)]),
 }
@@ -228,3 +233,15 @@ def test_a_module_refuses_to_stream_before_a_model_is_read():
     with pytest.raises(InputError, match="give streaming: false, or a method such as gptq"):
         QuantModule(ToyFamily(), Scheme.parse("w4a4"), Chain([Rotation(), GPTQ()]), streaming=True)
     QuantModule(ToyFamily(), Scheme.parse("w4a4"), GPTQ(), streaming=True)
+
+
+def test_percentiles_from_before_a_transform_are_refused():
+    static = Scheme.parse("w4a4", activation_mode="static_tensor")
+    behind = Chain([LearnedTransforms(), GPTQ(ranges=LeastSquares())])
+    with pytest.raises(InputError, match="were tabulated before flatquant"):
+        behind.check(static)
+    behind.check(Scheme.parse("w4a4", activation_mode="dynamic_token"))
+    Chain([LearnedTransforms(ranges=LeastSquares()), GPTQ()]).check(static)
+    Chain([LearnedTransforms(), GPTQ(ranges=ObservedRanges())]).check(static)
+    with pytest.raises(InputError, match="ranges is gptq, which changes weights"):
+        LearnedTransforms(ranges=GPTQ())
