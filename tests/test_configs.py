@@ -69,8 +69,10 @@ def combinations() -> list[tuple[str, ...]]:
 
 
 def possible(method: str, scheme: str, *others: str) -> tuple[str, ...]:
-    """Another method where this one tunes a tower that the scheme leaves alone."""
-    idle = Path(method).stem in ("veo", "qvlm") and "_language" in scheme
+    """Another method where this one changes only what the scheme leaves alone."""
+    name = Path(method).stem
+    idle = name in ("veo", "qvlm") and "_language" in scheme
+    idle |= name in ("smoothquant", "flatquant", "qvlm_plus") and "a16" in scheme
     return ("methods/rtn.yaml" if idle else method, scheme, *others)
 
 

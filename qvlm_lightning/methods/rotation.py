@@ -10,8 +10,7 @@ from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block, Objective
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.token_weights import TokenWeights
-from qvlm_lightning.models.family import VLMFamily
-from qvlm_lightning.models.wiring import Residual
+from qvlm_lightning.models.family import Residual, VLMFamily
 from qvlm_lightning.nn.changes import as_stored
 from qvlm_lightning.nn.head_rotation import heads_rotated
 from qvlm_lightning.nn.online_transform import OnlineTransform

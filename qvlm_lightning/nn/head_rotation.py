@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from qvlm_lightning.models.wiring import Attention
+from qvlm_lightning.models.family import Attention
 
 
 def heads_rotated(
