@@ -46,6 +46,7 @@ def main(argv: Sequence[str]) -> int:
         scheme_options,
     )
     from qvlm_lightning.presets import config_file
+    from qvlm_lightning.results.next_steps import program
 
     method = (
         Path(own.method) if own.method.endswith(".yaml") else config_file("methods", own.method)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"{own.method}, {own.scheme}: {'; '.join(chosen.sentences)}")
     options += [*chosen.options(own.model), *others]
     if own.print_command:
-        print(shlex.join(["python", "train.py", "fit", *options]))
+        print(shlex.join([program(), "train.py", "fit", *options]))
         return 0
     train_main(["fit", *options])
     print(f"artifact: {own.output / 'artifact'}; load it with qvlm_lightning.load")
