@@ -218,11 +218,14 @@ def test_no_handler_of_exceptions_takes_it_for_an_error():
 @pytest.mark.parametrize("given", [["train.py", "fit", "--a=b c"], ["train.py", "another"]])
 def test_below_torchrun_its_command_goes_on(monkeypatch, given):
     """The parent of a process that torchrun started is torchrun; of another nothing is known."""
-    torchrun = [sys.executable, "-c", "input()", "--nproc-per-node", "2", *given]
+    said = "print('up', flush=True); input()"
+    torchrun = [sys.executable, "-c", said, "--nproc-per-node", "2", *given]
     worker = [sys.executable, "-u", "train.py", "fit", "--a=b c"]
     monkeypatch.setattr(sys, "argv", worker[2:])
     monkeypatch.setattr(sys, "orig_argv", worker)
-    with subprocess.Popen(torchrun, stdin=subprocess.PIPE) as parent:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(torchrun, **pipes) as parent:
+        assert parent.stdout.readline() == b"up\n"
         monkeypatch.setattr(os, "getppid", lambda: parent.pid)
         monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
         assert command_line() == shlex.join(worker)
