@@ -115,7 +115,7 @@ def writing_folder(folder: Path) -> Iterator[Path]:
     Raises:
         InputError: the system refuses; the target is what it was.
     """
-    scratch, old = (folder.with_name(f".{folder.name}.{end}") for end in ("part", "old"))
+    scratch, old = folder.with_name(f".{folder.name}.part"), aside(folder)
     with storage_faults(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -143,6 +143,42 @@ def _put_back(old: Path, folder: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
     elif old.exists():
         os.rename(old, folder)
+
+
+def aside(path: Path) -> Path:
+    """Return where a file or folder waits while another takes its place."""
+    return path.with_name(f".{path.name}.old")
+
+
+@contextlib.contextmanager
+def stepping_aside(*paths: Path) -> Iterator[None]:
+    """Let files step aside, so that new ones take their places; put them back if that fails.
+
+    Args:
+        paths: in one folder; the first one marks the others whole, so that it goes first and comes
+            back last. Whoever is killed meanwhile leaves no mark.
+
+    Raises:
+        InputError: the system refuses.
+    """
+    with storage_faults(paths[0].parent):
+        there = {path for path in paths if path.exists()}
+        try:
+            for path in paths:
+                aside(path).unlink(missing_ok=True)  # of a process that was killed
+                if path in there:
+                    os.replace(path, aside(path))
+            yield
+        except BaseException:
+            with contextlib.suppress(OSError):
+                for path in reversed(paths):
+                    if aside(path).exists():
+                        os.replace(aside(path), path)
+                    elif path not in there:
+                        path.unlink(missing_ok=True)
+            raise
+        for path in paths:
+            aside(path).unlink(missing_ok=True)
 
 
 def create(path: Path) -> IO[bytes]:

@@ -13,6 +13,7 @@ from qvlm_lightning.data.given import as_samples
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError, check_numbers
 from qvlm_lightning.files import check_folder
+from qvlm_lightning.foreign_notes import without_foreign_notes
 from qvlm_lightning.methods import JointSearch, Method, MinMax, SequentialSearch
 from qvlm_lightning.methods.block import Objective
 from qvlm_lightning.models.family import VLMFamily
@@ -67,6 +68,7 @@ class _Given(VQADataModule):
         _ = self.calibration  # nothing is evaluated: only the calibration set is checked
 
 
+@without_foreign_notes()
 def quantize(
     model: nn.Module,
     processor: Any,
@@ -119,6 +121,7 @@ def quantize(
     from lightning.pytorch import Trainer, seed_everything
 
     from qvlm_lightning.calibration.report import manifest
+    from qvlm_lightning.callbacks import ArtifactExport, CalibrationBar
 
     if any(isinstance(module, QuantLinear) for module in model.modules()):
         raise InputError(
@@ -142,10 +145,7 @@ def quantize(
     with tempfile.TemporaryDirectory() as scratch:
         options = {"seed": seed} | ({"epochs": epochs} if name in ("veo", "qvlm") else {})
         module, callbacks = recipe(name, decides, held, scheme, **options)
-        if output is not None:
-            from qvlm_lightning.callbacks import ArtifactExport
-
-            callbacks.append(ArtifactExport())
+        callbacks += [CalibrationBar(), *([] if output is None else [ArtifactExport()])]
         trainer = Trainer(
             accelerator="auto",
             devices=1,

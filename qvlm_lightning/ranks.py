@@ -132,14 +132,17 @@ def requeued() -> bool:
 
 
 def check_scheduler(trainer: Any) -> None:
-    """Compare what SLURM started with what the Trainer is told.
+    """Compare what torchrun or SLURM started with what the Trainer is told.
 
     Args:
         trainer: its options: devices, num_nodes, plugins.
 
     Raises:
-        InputError: SLURM's variables are incomplete, or count other processes.
+        InputError: they started other processes, or SLURM's variables are incomplete.
     """
+    if "TORCHELASTIC_RUN_ID" in os.environ:  # within a job of SLURM, too
+        _check_torchrun(_count(trainer["devices"], trainer["accelerator"]), trainer["num_nodes"])
+        return
     interactive = os.environ.get("SLURM_JOB_NAME") in ("bash", "interactive")
     if "SLURM_NTASKS" not in os.environ or interactive or _other_environment(trainer["plugins"]):
         return
@@ -154,6 +157,16 @@ def check_scheduler(trainer: Any) -> None:
             f"trainer.devices is {devices} and trainer.num_nodes is {trainer['num_nodes']}; give "
             f"--trainer.devices {per_node} --trainer.num_nodes {nodes}, or start as many tasks as "
             "there are devices (srun --ntasks-per-node)"
+        )
+
+
+def _check_torchrun(devices: int, nodes: int) -> None:
+    everywhere, here = (int(os.environ[name]) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
+    if (here, everywhere) != (devices, devices * nodes):
+        raise InputError(
+            f"torchrun started {everywhere} processes, {here} of them here, but trainer.devices is "
+            f"{devices} and trainer.num_nodes is {nodes}; give --trainer.devices {here} "
+            f"--trainer.num_nodes {everywhere // here}, or another torchrun --nproc-per-node"
         )
 
 

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
@@ -41,8 +42,22 @@ class Stopped(BaseException):
 
 
 def command_line() -> str:
-    """Return the command that started this process, as a shell takes it."""
-    return shlex.join(sys.orig_argv)
+    """Return the command that started this process, as a shell takes it; that of torchrun, where it
+    started this process.
+    """
+    return shlex.join(_torchrun() or sys.orig_argv)
+
+
+def _torchrun() -> list[str]:
+    """Return torchrun's command; nothing without it, or where the system does not tell."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return []
+    try:
+        words = Path(f"/proc/{os.getppid()}/cmdline").read_text(encoding="utf-8").split("\0")[:-1]
+    except (OSError, ValueError):
+        return []
+    given = sys.orig_argv[-len(sys.argv) :]
+    return words if words[-len(given) :] == given else []
 
 
 def is_first() -> bool:

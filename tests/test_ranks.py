@@ -18,13 +18,14 @@ from qvlm_lightning.ranks import RankWatch, check_scheduler, requeue, requeued
 
 TRAINER = {"devices": 1, "num_nodes": 1, "plugins": None, "accelerator": "cpu"}
 ONE = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}
 FOUR = ONE | {"SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "4", "SLURM_NNODES": "1"}
 
 
 @pytest.fixture(autouse=True)
 def _no_scheduler(monkeypatch):
     for name in [*os.environ]:
-        if name.startswith("SLURM_"):
+        if name.startswith(("SLURM_", "TORCHELASTIC_")):
             monkeypatch.delenv(name)
 
 
@@ -45,6 +46,8 @@ def checked(monkeypatch, variables: dict[str, str], **trainer: object) -> None:
         (FOUR | {"SLURM_NTASKS": "8", "SLURM_NNODES": "2"}, {"devices": 4, "num_nodes": 2}),
         (FOUR | {"SLURM_JOB_NAME": "bash"}, {}),
         (FOUR, {"plugins": [{"class_path": "lightning.fabric.plugins.LightningEnvironment"}]}),
+        (TORCHRUN, {"devices": 2, "num_nodes": 2}),
+        (ONE | TORCHRUN, {"devices": 2, "num_nodes": 2}),
     ],
 )
 def test_what_fits_passes(monkeypatch, variables, trainer):
@@ -62,6 +65,9 @@ def test_what_fits_passes(monkeypatch, variables, trainer):
         ({"SLURM_NTASKS": "1"}, {}, "SLURM_PROCID is None"),
         (ONE | {"SLURM_NTASKS": "many"}, {}, "SLURM_NTASKS is 'many'"),
         (FOUR | {"SLURM_NTASKS_PER_NODE": "2(x2)"}, {"devices": 4}, "'2(x2)'"),
+        (TORCHRUN, {}, "give --trainer.devices 2 --trainer.num_nodes 2"),
+        (TORCHRUN, {"devices": 2}, "4 processes, 2 of them here"),
+        (TORCHRUN, {"devices": 4}, "trainer.devices is 4 and trainer.num_nodes is 1"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(monkeypatch, variables, trainer, words):

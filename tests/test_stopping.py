@@ -1,6 +1,7 @@
 """A program ends soon after a signal, says how to go on, and returns 128 + the signal's number."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qvlm_lightning.exits import user_faults
-from qvlm_lightning.stopping import SIGNALS, Stopped, present_handler, stoppable
+from qvlm_lightning.stopping import SIGNALS, Stopped, command_line, present_handler, stoppable
 
 ROOT = Path(__file__).parents[1]
 WAITING = "while True: time.sleep(0.01)"
@@ -212,3 +213,22 @@ def test_other_threads_are_left_alone():
 def test_no_handler_of_exceptions_takes_it_for_an_error():
     assert not issubclass(Stopped, Exception)
     assert Stopped(15).signum == 15
+
+
+@pytest.mark.parametrize("given", [["train.py", "fit", "--a=b c"], ["train.py", "another"]])
+def test_below_torchrun_its_command_goes_on(monkeypatch, given):
+    """The parent of a process that torchrun started is torchrun; of another nothing is known."""
+    said = "print('up', flush=True); input()"
+    torchrun = [sys.executable, "-c", said, "--nproc-per-node", "2", *given]
+    worker = [sys.executable, "-u", "train.py", "fit", "--a=b c"]
+    monkeypatch.setattr(sys, "argv", worker[2:])
+    monkeypatch.setattr(sys, "orig_argv", worker)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(torchrun, **pipes) as parent:
+        assert parent.stdout.readline() == b"up\n"
+        monkeypatch.setattr(os, "getppid", lambda: parent.pid)
+        monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+        assert command_line() == shlex.join(worker)
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
+        assert command_line() == shlex.join(torchrun if given == worker[2:] else worker)
+        parent.kill()

@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
         scheme_options,
     )
     from qvlm_lightning.presets import config_file
+    from qvlm_lightning.results.next_steps import program
 
     name = own.method or METHOD
     method = Path(name) if name.endswith(".yaml") else config_file("methods", name)
@@ -69,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"{name}, {own.scheme}: {'; '.join(chosen.sentences)}")
     options = [base, f"--config={method}", *options, *chosen.options(own.model), *others]
     if own.print_command:
-        print(shlex.join(["python", "train.py", "fit", *options]))
+        print(shlex.join([program(), "train.py", "fit", *options]))
         return 0
     train_main(["fit", *options])
     print(f"artifact: {own.output / 'artifact'}; load it with qvlm_lightning.load")

@@ -1,6 +1,9 @@
 """The commands that follow a run, to be copied and pasted."""
 
+import os
 import shlex
+import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,22 @@ _NEUTRAL = {"outlier_scale": 1.0, "sink_scale": 1.0}
 """Options that change nothing at these values."""
 
 
+def program(name: str = "python") -> str:
+    """Return what a shell in this folder calls a program of our environment: its name where the
+    shell finds it by that, else its path.
+
+    Args:
+        name: of a program beside the interpreter; where there is none, the name is returned.
+    """
+    own = Path(sys.executable).with_name(name)
+    if name == "python" and not own.exists():
+        own = Path(sys.executable)
+    found = shutil.which(name)
+    if not own.exists() or (found is not None and Path(found).absolute() == own.absolute()):
+        return name
+    return os.path.relpath(own) if own.is_relative_to(Path.cwd()) else str(own)
+
+
 def steps_after_fit(root: Path, config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what can be done with a calibrated run, and the command that does it.
 
@@ -31,7 +50,7 @@ def steps_after_fit(root: Path, config: Mapping[str, Any]) -> list[tuple[str, st
     """
     return [
         ("score the artifact", evaluation_command(root, config)),
-        ("watch the curves", shlex.join(["tensorboard", "--logdir", str(root / "lightning_logs")])),
+        ("watch the curves", shlex.join([program("tensorboard"), "--logdir", str(root / "lightning_logs")])),
         ("open the report", open_command(root / "report.html")),
     ]
 
@@ -43,7 +62,7 @@ def steps_after_evaluation(root: Path) -> list[tuple[str, str]]:
         root: run folder of ``eval.py``.
     """
     compare = [
-        "python",
+        program(),
         "-m",
         "qvlm_lightning",
         "compare",
@@ -63,7 +82,7 @@ def open_command(page: Path) -> str:
     Args:
         page: the file; browsers want its whole address.
     """
-    return shlex.join(["python", "-m", "webbrowser", page.absolute().as_uri()])
+    return shlex.join([program(), "-m", "webbrowser", page.absolute().as_uri()])
 
 
 def evaluation_command(root: Path, config: Mapping[str, Any]) -> str:
@@ -73,7 +92,7 @@ def evaluation_command(root: Path, config: Mapping[str, Any]) -> str:
         root: run folder.
         config: its ``config.yaml``.
     """
-    words = ["python", "eval.py"]
+    words = [program(), "eval.py"]
     data = _section(config, "data")
     kind = str(data.get("class_path", "")).rpartition(".")[2]
     if kind in _CONFIGS:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.errors import InputError, parse_json
-from qvlm_lightning.files import sync, write_json, write_whole, writing
+from qvlm_lightning.files import stepping_aside, write_json, write_whole, writing
 from qvlm_lightning.metrics.answers import is_correct, parse_answer
 from qvlm_lightning.metrics.target import WHOLE, Judgement
 from qvlm_lightning.results.variant import Control, Variant, file_name
@@ -144,16 +144,14 @@ class Predictions:
         mark, tensors, texts = (
             folder / f"{self.name}.{e}" for e in ("json", "safetensors", "jsonl")
         )
-        with ExitStack() as renamed:  # the last one first, and none before all are written
+        # renamed in the opposite order; what fails meanwhile brings the older ones back
+        with ExitStack() as older, ExitStack() as renamed:
             write_json(renamed.enter_context(writing(mark)), about)
             if self.log_probs is not None:
                 scratch = renamed.enter_context(writing(tensors))
                 put_tensors(scratch, {"log_probs": self.log_probs}, metadata=None)
-                sync(scratch)  # a disk that is full says so now at the latest
             write_whole(renamed.enter_context(writing(texts)), lines)
-            mark.unlink(missing_ok=True)
-            if self.log_probs is None:
-                tensors.unlink(missing_ok=True)
+            older.enter_context(stepping_aside(mark, tensors, texts))
 
     @classmethod
     def load(cls, folder: Path, name: str) -> "Predictions":

@@ -176,7 +176,7 @@ def _families(variants: list[Group], split: str) -> Grid:
                 cells = [cell(group.find(metric, task), points, interval=False) for task in tasks]
                 lines.append([label, cell(group.find(metric), points, interval=False), *cells])
     note = "Percent correct. Shuffled images: only questions that have an image."
-    title = f"Accuracy per family{in_split(split)}"
+    title = f"Accuracy {'per family' if tasks else 'and controls'}{in_split(split)}"
     return Grid(title, ["variant", "all", *tasks], lines, note)
 
 

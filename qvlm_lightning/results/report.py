@@ -103,7 +103,7 @@ def variant_rows(answered: Predictions, known: Known) -> list[Row]:
             paired = paired_measures(answered, _comparable(reference, answered), groups)
             measures += _renamed(paired, "accuracy_minus_fp")
         alike = rounded is not None and not other_settings(answered, rounded)
-        if rounded is not None and rounded is not answered and alike:
+        if rounded is not None and rounded.name != answered.name and alike:
             rounded = _comparable(rounded, answered)
             measures += _against_rtn(answered, rounded, reference, groups)
     head = row_head(answered)
@@ -200,9 +200,11 @@ def _renamed(
 
 
 def _tasks(answered: Predictions) -> Groups:
-    """Return all questions, and each family of questions with their places."""
+    """Return all questions, and each family of questions with their places; questions without a
+    family are in none.
+    """
     families = np.array(answered.families)
-    names = dict.fromkeys(answered.families)
+    names = dict.fromkeys(name for name in answered.families if name)
     everything = (OVERALL, np.arange(len(families)))
     return [everything, *((name, np.flatnonzero(families == name)) for name in names)]
 

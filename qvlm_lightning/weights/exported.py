@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from qvlm_lightning.errors import InputError, first_line
+from qvlm_lightning.files import aside
 
 MANIFEST, QUANTIZERS = "quantization.json", "quantizers.safetensors"
 WEIGHTS, CONFIG = "weights.simulated", "config.json"
@@ -46,8 +47,13 @@ def check_there(folder: Path, *names: str) -> None:
     """Look for files.
 
     Raises:
-        InputError: one of them is missing.
+        InputError: one of them is missing, or the folder was left in the middle of an export.
     """
+    if not folder.exists() and aside(folder).is_dir():
+        raise InputError(
+            f"{str(folder)!r} was being replaced when its run was killed; give that run's command "
+            f"again, or rename {str(aside(folder))!r}, which is the artifact before it"
+        )
     for name in names:
         if not (folder / name).is_file():
             raise InputError(f"{str(folder)!r} is not an artifact: it has no {name}")

@@ -39,6 +39,12 @@ def test_a_folder_that_is_none_is_named(tmp_path):
     refused(WEIGHTS, "is not an artifact", "quantization.json")
 
 
+def test_what_a_killed_export_left_is_named(folder):
+    """Between the two renames of ``writing_folder``."""
+    folder.rename(folder.with_name(f".{folder.name}.old"))
+    refused(folder, "was being replaced", f".{folder.name}.old'")
+
+
 @pytest.mark.parametrize("name", ["weights.simulated", "quantizers.safetensors"])
 @pytest.mark.parametrize("size", [0, 7, 1000, -1])
 def test_a_truncated_tensor_file_is_named(folder, name, size):

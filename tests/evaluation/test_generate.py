@@ -5,7 +5,7 @@ from qvlm_lightning.data import TinyVQA
 from qvlm_lightning.data.collate import collate
 from qvlm_lightning.data.loaders import QuestionBatches
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.evaluation.generate import cut_at_stop, end_tokens_of, generate
+from qvlm_lightning.evaluation.generate import Answers, cut_at_stop, end_tokens_of, generate
 from qvlm_lightning.evaluation.precision import cast
 from qvlm_lightning.models import Llava
 from qvlm_lightning.models.family import model_inputs
@@ -178,23 +178,27 @@ def test_logits_that_are_none_are_named_with_the_question(model, data, value):
     batch = collate(data.evaluation[:3], processor, with_answer=False)
     ids = [sample.id for sample in data.evaluation[:3]]
     generate(model, batch, {2}, 3).check(ids)
-    for broken in (0, 1):
+
+    def answers(broken: int, ends: set[int]) -> Answers:
+        """Answer with logits of the second row broken in one pass of the model."""
         calls = []
 
-        def hook(module, inputs, output, broken=broken, calls=calls):
+        def hook(module, inputs, output):
             calls.append(1)
             if len(calls) == broken + 1:
                 output.logits[1, -1, 7] = value
             return output
 
         handle = model.register_forward_hook(hook)
-        found = generate(model, batch, {-1}, 3)
+        found = generate(model, batch, ends, 3)
         handle.remove()
+        assert len(calls) > broken
+        return found
+
+    for broken in (0, 1):
+        found = answers(broken, {-1})
         assert found.finite.tolist() == [True, False, True]
         with pytest.raises(InputError, match=f"logits for question '{ids[1]}' are NaN or infinite"):
             found.check(ids)
     first = generate(model, batch, {-1}, 1).tokens[1, 0].item()
-    calls = []
-    handle = model.register_forward_hook(hook)
-    assert generate(model, batch, {first}, 3).finite[1], "it had ended"
-    handle.remove()
+    assert answers(1, {first}).finite.tolist() == [True, True, True], "it had ended"

@@ -92,22 +92,30 @@ def test_files_appear_whole(tmp_path):
     assert (tmp_path / "a.json").read_text() == "new"
 
 
-@pytest.mark.parametrize("at", range(1, 6))
-def test_a_full_disk_leaves_the_older_answers(answered, tmp_path, monkeypatch, at):
-    """Five files and folders are synced before the first of three renames."""
-    made = answered("qvlm")
-    made.save(tmp_path)
-    real, calls = os.fsync, []
+# of two files a temporary one is renamed to the other; then files step aside; then three are renamed
+FAULTS = [
+    *(("fsync", n, True) for n in range(1, 9)),
+    *(("replace", n, True) for n in range(1, 9)),
+    *(("replace", n, False) for n in range(1, 8)),
+]
 
-    def fail(number: int) -> None:
-        calls.append(number)
+
+@pytest.mark.parametrize(("call", "at", "log_probs"), FAULTS)
+def test_a_full_disk_leaves_the_older_answers(answered, tmp_path, monkeypatch, call, at, log_probs):
+    """Whether or not log-probabilities, which the new answers have, are among the older files."""
+    made = answered("qvlm")
+    (made if log_probs else replace(made, log_probs=None)).save(tmp_path)
+    real, calls = getattr(os, call), []
+
+    def fail(*args) -> None:
+        calls.append(args)
         if len(calls) == at:
             raise OSError(errno.ENOSPC, "full")
-        real(number)
+        real(*args)
 
     before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
     with monkeypatch.context() as faulty:
-        faulty.setattr(os, "fsync", fail)
+        faulty.setattr(os, call, fail)
         with pytest.raises(InputError, match="the disk is full"):
             replace(made, source="others", texts=["never"] * len(made.ids)).save(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before

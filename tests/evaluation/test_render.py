@@ -62,6 +62,13 @@ def test_one_line_per_variant_with_intervals(rows):
     assert "static_tensor" in main.note
 
 
+def test_controls_have_a_table_where_questions_have_no_family(rows):
+    _, controls = grids([row for row in rows if row["task"] == "overall"])
+    assert controls.title == "Accuracy and controls, test split"
+    assert controls.header == ["variant", "all"]
+    assert ["  blind guess", "33.0"] in controls.rows
+
+
 def test_stress_by_a_sink_is_a_line_of_its_own(rows):
     main, _ = grids(
         [*rows, row("qvlm", 40.0, sink=1000.0), row("qvlm", 30.0, scale=10.0, sink=50.0)]

@@ -243,6 +243,23 @@ def named(answered, method, name, *texts):
     return made
 
 
+def test_round_to_nearest_read_from_its_file_is_not_compared_with_itself(answered, known):
+    rounded = answered("rtn", "red", "red", "A", "C")
+    rows = variant_rows(replace(rounded), known(answered("fp"), rounded))
+    metrics = {row["metric"] for row in rows}
+    assert "accuracy_minus_fp" in metrics
+    assert not any(name.endswith("minus_rtn") for name in metrics)
+
+
+def test_questions_without_a_family_are_in_no_family(answered, known):
+    """Their name would be empty in every table."""
+    for families, tasks in ((["", "", "", ""], set()), (["color", "", "", ""], {"color"})):
+        made = [replace(answered(name), families=families) for name in ("fp", "qvlm")]
+        rows = report_rows(known(*made))
+        assert {row["task"] for row in rows} == {"overall"} | tasks
+        assert value(rows, "fp", "accuracy")["n"] == 4
+
+
 def test_round_to_nearest_is_the_row_without_a_name_of_its_own(answered, known):
     mse = named(answered, "rtn", "mse", "red", "blue", "A", "C")
     rows = report_rows(

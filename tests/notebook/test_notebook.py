@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,10 +173,15 @@ def test_x6_what_is_kept_has_the_logits_of_what_is_returned(
     assert torch.equal(loaded(**question).logits, model(**question).logits)
 
 
-def test_nothing_is_kept_unless_asked_for(model, processor, samples, tmp_path, monkeypatch, small):
+def test_nothing_is_kept_unless_asked_for_and_no_foreign_note_is_heard(
+    model, processor, samples, tmp_path, monkeypatch, small, caplog, recwarn, capsys
+):
     monkeypatch.chdir(tmp_path)
-    qvlm_lightning.quantize(model, processor, samples, method="rtn", **small)
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
+        qvlm_lightning.quantize(model, processor, samples, method="rtn", **small)
     assert not list(tmp_path.iterdir())
+    assert [str(w.message) for w in recwarn] + caplog.messages == []
+    assert "Epoch" not in capsys.readouterr().out, "Lightning's bar beside ours"
 
 
 def test_x3_the_same_seed_gives_the_same_model(model, processor, samples, small):

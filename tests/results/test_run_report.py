@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import shutil
+import sys
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -14,7 +15,11 @@ import yaml
 from qvlm_lightning.__main__ import main
 from qvlm_lightning.evaluation.cli import EvaluationCLI
 from qvlm_lightning.models import Tiny
-from qvlm_lightning.results.next_steps import evaluation_command
+from qvlm_lightning.results.next_steps import (
+    evaluation_command,
+    steps_after_evaluation,
+    steps_after_fit,
+)
 from qvlm_lightning.results.run_facts import run_facts
 
 ROOT = Path(__file__).parents[2]
@@ -64,11 +69,33 @@ def test_the_lines_at_the_end_say_what_the_report_has(finished, report):
 
 def test_the_next_command_scores_this_artifact(finished, monkeypatch):
     monkeypatch.chdir(ROOT)
-    (command,) = re.findall(r"^  (python eval\.py .*)$", finished.said, flags=re.MULTILINE)
+    (command,) = re.findall(r"^  (\S*python eval\.py .*)$", finished.said, flags=re.MULTILINE)
     words = shlex.split(command)
     program = EvaluationCLI([*words[2:], "--data.evaluation_count=4"])
     assert program.model.artifact == str(finished.root / "artifact")
     assert Path(program.trainer.default_root_dir) == finished.root / "eval"
+
+
+@pytest.mark.parametrize("activated", [True, False])
+def test_commands_can_be_pasted_whether_or_not_the_environment_is_activated(
+    tmp_path, monkeypatch, activated
+):
+    """Only ``bin/`` of the environment has our libraries, and a shell may find another Python."""
+    for place in (tmp_path / "other", tmp_path / ".venv" / "bin"):
+        place.mkdir(parents=True)
+        for name in ("python", "tensorboard"):
+            (place / name).write_text("#!/bin/sh\n")
+            (place / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python3.11"))
+    monkeypatch.setenv("PATH", str(tmp_path / (".venv/bin" if activated else "other")))
+    monkeypatch.chdir(tmp_path)
+    commands = [*steps_after_fit(Path("run"), {}), *steps_after_evaluation(Path("run"))]
+    called = [shlex.split(command)[0] for _, command in commands]
+    names = ["python", "tensorboard", "python", "python", "python"]
+    assert called == (names if activated else [f".venv/bin/{name}" for name in names])
+    monkeypatch.chdir(tmp_path / "other")
+    names = names if activated else [f"{tmp_path}/.venv/bin/{name}" for name in names]
+    assert [shlex.split(c)[0] for _, c in steps_after_fit(Path("run"), {})] == names[:3]
 
 
 def test_the_command_for_data_of_ones_own_names_model_and_data():
@@ -84,7 +111,7 @@ def test_the_command_for_data_of_ones_own_names_model_and_data():
     }
     config = {"model": {"init_args": {"family": family}}, "data": data}
     words = shlex.split(evaluation_command(Path("runs/a b"), config))
-    assert words[:4] == ["python", "eval.py", "--config", "configs/eval/chat.yaml"]
+    assert words[1:4] == ["eval.py", "--config", "configs/eval/chat.yaml"]
     assert "--model.init_args.family.init_args.path=my llava" in words
     assert "--data.init_args.evaluation.path=test.jsonl" in words
     assert words[-4:] == [
