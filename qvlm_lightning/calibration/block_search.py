@@ -253,6 +253,11 @@ class BlockSearch:
             for site, source in self.family.sources(unit.module).items()
         }
         block = Block(units, exact, quantized, [], candidates, tables, sources)
+        block.attentions = {
+            unit.name: attention.under(unit.name)
+            for unit in units
+            if (attention := self.family.attention(unit.module)) is not None
+        }
         block.objective, block.token_weights = method.objective, method.token_weights
         block.stored = self.structure.stored
         block.gradients = self.state.gradients
