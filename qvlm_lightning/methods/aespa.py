@@ -78,7 +78,7 @@ class AESPA(Method):
     def __init__(
         self,
         sweep: bool = True,
-        steps: int = 2000,
+        steps: int = 1000,
         damp: float = 0.01,
         attention: bool = True,
         ranges: Method | None = None,
