@@ -3,7 +3,7 @@
 Shapes: O outputs, I inputs, G groups.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from qvlm_lightning.quant.weights import weight_qparams, weight_ranges
 
 RATIOS = tuple(i / 100 for i in range(100, 0, -1))
 """Of minimum and maximum: 1.00, 0.99 .. 0.01."""
+
+_ELEMENTS_AT_ONCE = 2**20
+"""Of a weight's candidates that are judged together."""
 
 
 @torch.no_grad()
@@ -28,8 +31,8 @@ def hessian_ranges(
     """Return the range of every output channel, or of each group of its inputs, that has the least
     ``d H_g d^T``, d the rounding errors on it.
 
-    Candidates are minimum and maximum, first and winning a tie, then both times every ratio, with
-    the zero point rounded down and up; symmetric ranges have none.
+    Candidates are minimum and maximum, which win a tie, and both times every ratio, with the zero
+    point rounded down and up; symmetric ranges have none.
 
     Args:
         weight_OI: weight of a Linear layer.
@@ -50,18 +53,32 @@ def hessian_ranges(
         (0.0, 8.46)
     """
     low, high = weight_ranges(weight_OI, group_size, symmetric)
-    groups, least_OG = low.shape[1], None
-    best_low, best_high = low, high
-    for bottom, top in _candidates(low, high, num_bits, symmetric, dtype, ratios):
-        rounded = rounded_on(weight_OI, bottom, top, num_bits, symmetric, dtype)
-        error_OG = group_errors(rounded - weight_OI, groups, gram_II)
-        if least_OG is None:
-            least_OG = error_OG
-        better_OG = error_OG < least_OG
-        least_OG = torch.where(better_OG, error_OG, least_OG)
-        best_low = torch.where(better_OG[..., None], bottom, best_low)
-        best_high = torch.where(better_OG[..., None], top, best_high)
-    return best_low, best_high
+    least_OG = _errors(weight_OI, low, high, (num_bits, symmetric, dtype), gram_II)
+    lows, highs = _candidates(low, high, num_bits, symmetric, dtype, ratios)
+    at_once = max(1, _ELEMENTS_AT_ONCE // weight_OI.numel())
+    for some in zip(lows.split(at_once), highs.split(at_once), strict=True):
+        count, (bottom_COG1, top_COG1) = len(some[0]), some
+        stacked = weight_OI.repeat(count, 1), bottom_COG1.flatten(0, 1), top_COG1.flatten(0, 1)
+        errors = _errors(*stacked, (num_bits, symmetric, dtype), gram_II)
+        error_OG, place_OG = errors.reshape(count, *least_OG.shape).min(dim=0)
+        better_OG1 = (error_OG < least_OG)[..., None]
+        least_OG = torch.minimum(error_OG, least_OG)
+        place = place_OG[None, ..., None]
+        low = torch.where(better_OG1, bottom_COG1.gather(0, place)[0], low)
+        high = torch.where(better_OG1, top_COG1.gather(0, place)[0], high)
+    return low, high
+
+
+def _errors(
+    weight_OI: Tensor,
+    low_OG1: Tensor,
+    high_OG1: Tensor,
+    grid: tuple[int, bool, torch.dtype],
+    gram_II: Tensor,
+) -> Tensor:
+    """Return ``d H_g d^T`` on given ranges, [O, G] float64."""
+    rounded = rounded_on(weight_OI, low_OG1, high_OG1, *grid)
+    return group_errors(rounded - weight_OI, low_OG1.shape[1], gram_II)
 
 
 def _candidates(
@@ -71,17 +88,15 @@ def _candidates(
     symmetric: bool,
     dtype: torch.dtype,
     ratios: Sequence[float],
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield ranges [O, G, 1]."""
-    yield low, high
+) -> tuple[Tensor, Tensor]:
+    """Return C ranges, [C, O, G, 1] each."""
+    share = torch.tensor(ratios, dtype=low.dtype, device=low.device)[:, None, None, None]
+    lows, highs = low * share, high * share
+    if symmetric:
+        return lows, highs
     most = 2**num_bits - 1
-    for ratio in ratios:
-        bottom, top = low * ratio, high * ratio
-        if symmetric:
-            yield bottom, top
-            continue
-        scale = weight_qparams(bottom, top, num_bits, symmetric, dtype)[0][..., None]
-        place = -bottom.clamp_max(0) / scale
-        for zero_point in (place.floor(), place.ceil()):
-            zero_point = zero_point.clamp(0, most)
-            yield -zero_point * scale, (most - zero_point) * scale
+    scale = weight_qparams(lows, highs, num_bits, symmetric, dtype)[0][..., None]
+    place = -lows.clamp_max(0) / scale
+    zero_point = torch.cat([place.floor(), place.ceil()]).clamp(0, most)
+    scale = scale.repeat(2, 1, 1, 1)
+    return -zero_point * scale, (most - zero_point) * scale

@@ -15,9 +15,24 @@ from qvlm_lightning.methods import MinMax
 from qvlm_lightning.methods.attention_statistics import attention_of, attention_statistics
 from qvlm_lightning.nn.replay import run_full_precision
 from qvlm_lightning.quant.scheme import Scheme
+from tests.models.conftest import BUILDERS
 
 UNKNOWN = {("internvl", "vision"), ("llava_dinov2", "vision")}
 """Attentions of another form: none of them is read."""
+
+QUICK = {
+    ("llava", "vision"),  # no positions
+    ("moe_llava", "language"),
+    ("qwen2_vl", "vision"),  # fused, packed images
+    ("qwen2_5_vl", "language"),  # positions of three axes, grouped queries
+    ("qwen3_vl", "language"),  # norms of heads
+    ("gemma3", "language"),
+}
+CASES = [
+    pytest.param(kind, tower, marks=() if (kind, tower) in QUICK else pytest.mark.slow)
+    for kind in BUILDERS
+    for tower in ("vision", "language")
+]
 
 
 class Recorded:
@@ -34,22 +49,21 @@ class Recorded:
 
         monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
 
-    def run(self, batch: int, tensors: dict[str, Tensor], shift: Any = None) -> dict[str, Tensor]:
+    def run(self, batch: int, tensors: dict[str, Tensor], shifts: Any = ()) -> dict[str, Tensor]:
         """Return ``output`` [N, H E], ``q`` and ``k`` [H, N, E] and ``samples`` [N].
 
         Args:
             tensors: instead of the model's.
-            shift: (name of a projection, rows, what is added to them).
+            shifts: (name of a projection, rows, what is added to them).
         """
         call, caught = self.block.x_q[batch], []
         modules = [self.block.module(self.attention.o)]
         handles = [modules[0].register_forward_pre_hook(lambda _, a: caught.append(a[0]))]
-        if shift is not None:
-            name, rows, added = shift
+        for name, rows, added in shifts:
 
-            def hook(_: Any, args: Any, out: Tensor) -> Tensor:
+            def hook(_: Any, args: Any, out: Tensor, rows: Tensor = rows) -> Tensor:
                 moved = out.clone()
-                moved[..., rows] += added
+                moved[..., rows] += added  # noqa: B023
                 return moved
 
             handles.append(self.block.module(name).register_forward_hook(hook))
@@ -90,7 +104,7 @@ def first_block(calibrator: Any, tower: str) -> Any:
     return calibrator.blocks.block(owner, 0, 0, exact, quantized, MinMax())
 
 
-@pytest.mark.parametrize("tower", ["vision", "language"])
+@pytest.mark.parametrize(("small", "tower"), CASES, indirect=["small"])
 def test_values_queries_and_keys_of_every_family(
     small: Any, family: Any, batches: Any, kind: str, tower: str, monkeypatch: Any
 ) -> None:
@@ -133,18 +147,22 @@ def test_values_queries_and_keys_of_every_family(
         plain = recorded.run(batch, {})
         count = len(plain["samples"])
         kept = torch.ones(count, dtype=torch.bool) if mask is None else mask.flatten()
-        slopes = {}
+        places = {}
         for own, short, many in ((attention.q, "q", heads), (attention.k, "k", kv)):
             outputs = block.tensor(f"{own.name}.weight").shape[0]
-            place = torch.arange(outputs)[rows_of(own, torch.empty(outputs))].reshape(many, width)
-            columns = []
-            for channel in range(width):
-                ends = [
-                    recorded.run(batch, {}, (own.name, place[:, channel], sign * step))[short]
-                    for sign in (1, -1)
-                ]
-                columns.append((ends[0] - ends[1]) / (2 * step))
-            slopes[short] = torch.stack(columns, dim=-1)  # [H, N, E out, E in]
+            rows = torch.arange(outputs)[rows_of(own, torch.empty(outputs))]
+            places[short] = own.name, rows.reshape(many, width)
+        columns: dict[str, list[Tensor]] = {"q": [], "k": []}
+        for channel in range(width):
+            ends = [
+                recorded.run(
+                    batch, {}, [(name, p[:, channel], sign * step) for name, p in places.values()]
+                )
+                for sign in (1, -1)
+            ]
+            for short, found_columns in columns.items():
+                found_columns.append((ends[0][short] - ends[1][short]) / (2 * step))
+        slopes = {s: torch.stack(x, dim=-1) for s, x in columns.items()}  # [H, N, E out, E in]
         for sample in plain["samples"].unique():
             here = (plain["samples"] == sample) & kept
             for head in range(heads):
