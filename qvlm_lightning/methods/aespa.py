@@ -188,6 +188,8 @@ class AESPA(Method):
             done_OI, start_OI = self._swept(exact_PRI, objective, grids[1])
             tried.append(_Rounded(done_OI, grids[1].low, grids[1].high))
             start_PRI = objective.parts(start_OI)
+        if objective.outputs is not None:  # what rounding like other layers comes to
+            tried.append(_best(tried, exact_PRI, Quadratic(objective.inputs)))
         if self.steps:
             learned = learned_rounding(
                 start_PRI, exact_PRI, _steps(grids[1], objective), objective, Annealing(self.steps)
@@ -251,7 +253,7 @@ def _best(tried: list[_Rounded], exact_PRI: Tensor, objective: Quadratic) -> _Ro
     """
     least, best = None, tried[0]
     for one in tried:
-        error_PR = objective.by_row(objective.parts(one.weight) - exact_PRI)
+        error_PR = objective.by_row(one.weight.reshape(exact_PRI.shape) - exact_PRI)
         if objective.outputs is not None:
             error_PR = error_PR.sum(dim=1, keepdim=True).expand_as(error_PR)
         better = torch.zeros_like(error_PR, dtype=torch.bool) if least is None else error_PR < least

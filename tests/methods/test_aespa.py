@@ -8,6 +8,7 @@ import safetensors.torch
 import torch
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from qvlm_lightning.calibration import Calibrator
 from qvlm_lightning.calibration.decisions import Decisions
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods import AESPA, GPTQ, ByKind, LeastSquares, MinMax, TokenWeights
@@ -17,16 +18,15 @@ from qvlm_lightning.nn.replay import run_full_precision
 from qvlm_lightning.quant.scheme import Scheme
 from tests.calibration.experts.conftest import calibrator  # noqa: F401
 from tests.methods.test_changing_weights import TOWERS, same, weights
-from tests.methods.test_site_statistics import block_of
 
 W3 = Scheme.parse("w3a4")
 
 
 @pytest.fixture
-def grouped(start):
+def grouped(toy_family):
     """A calibrator of a LLaVA whose four query heads read two key heads, and its batches."""
 
-    def make(scheme, batches):
+    def make(batches, scheme="w3a4"):
         torch.manual_seed(0)
         config = LlavaConfig(
             vision_config=CLIPVisionConfig(
@@ -44,10 +44,21 @@ def grouped(start):
         for parameter in model.parameters():
             if parameter.dim() >= 2:
                 torch.nn.init.normal_(parameter, std=parameter.shape[-1] ** -0.5)
-        made = start(model.eval().requires_grad_(False), batches)
-        return made if scheme is None else made
+        model = model.eval().requires_grad_(False)
+        made = Calibrator(model, toy_family, Scheme.parse(scheme), batches, batches)
+        made.collect()
+        return made
 
     return make
+
+
+def layer_of(made, method):
+    """The first layer of the decoder by itself."""
+    owner = made.structure.towers["language"]
+    made.structure.enable(False)
+    exact, quantized = made.blocks.chains(owner, method)
+    made.structure.enable(True, {"language"})
+    return made.blocks.block(owner, 0, 0, exact, quantized, method)
 
 
 def near_of(linear):
@@ -92,7 +103,7 @@ def per_head(block, site, decision):
 )
 def test_no_head_and_no_row_is_worse_than_rounding_to_the_nearest(calibrated, method, group_size):
     scheme = Scheme.parse("w3a4", group_size=group_size)
-    block = block_of(calibrated(scheme), method=method)
+    block = layer_of(calibrated(scheme), method)
     decision, gains = method.solve(block), []
     for site in block.sites:
         for name, part, own, near in per_head(block, site, decision):
@@ -109,11 +120,11 @@ def test_no_head_and_no_row_is_worse_than_rounding_to_the_nearest(calibrated, me
 
 
 def test_learning_gains_on_the_sweep_and_attention_on_layers(calibrated):
-    block = block_of(calibrated(Scheme.parse("w3a16")), method=AESPA())
+    block = layer_of(calibrated(Scheme.parse("w3a16")), AESPA())
     totals = {}
     for name, method in (
         ("sweep", AESPA(steps=0)),
-        ("learned", AESPA(steps=300)),
+        ("learned", AESPA(steps=60)),
         ("layerwise", AESPA(steps=0, attention=False)),
     ):
         decision, site = method.solve(block), block.sites[0]
@@ -134,10 +145,9 @@ def test_for_one_query_the_form_is_the_change_of_its_scores_and_bounds_the_outpu
     toy_batches, grouped, monkeypatch
 ):
     """Of one query token no mean is split: ``tr(G E H E^T)`` is the change of ``K q``, exactly."""
-    made = grouped(None, [{n: x[:1] for n, x in toy_batches[0].items()}])
+    made = grouped([{n: x[:1] for n, x in toy_batches[0].items()}], "w4a16")
     method = MinMax(token_weights=OneToken())
-    block = block_of(made, method=method)
-    block.units = block.units[:1]
+    block = layer_of(made, method)
     site = block.sites[0]
     attention = attention_of(block, site)
     assert (attention.heads, attention.kv_heads) == (4, 2)
@@ -154,20 +164,9 @@ def test_for_one_query_the_form_is_the_change_of_its_scores_and_bounds_the_outpu
     name = f"{attention.q.name}.weight"
     weight, call = block.tensor(name), block.x_q[0]
     change = 1e-3 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
-    made.structure.enable(False)
-    for site_ in block.sites[:1]:
-        site_.quantizer.enabled = True  # inputs as the projections read them
     with torch.no_grad():
         for tensors in ({}, {name: weight + change}):
-            hidden = call.hidden
-            handles = [
-                x.register_forward_hook(lambda m, a, out, w=tensors.get(n, x.weight), x=x:
-                    torch.nn.functional.linear(site.quantizer(a[0]), w))
-                for n, x in ((f"{n}.weight", x) for n, x in site.linears.items())
-            ]  # fmt: skip
-            run_full_precision(block.units[0], hidden, call)
-            for handle in handles:
-                handle.remove()
+            run_full_precision(block.units[0], call.hidden, call, tensors)
     (q0, k0, v0, out0), (q1, *_, out1) = seen
     k0, v0 = (x.repeat_interleave(4 // x.shape[1], dim=1) for x in (k0, v0))
     for head in range(4):
@@ -185,7 +184,7 @@ def test_weights_of_one_change_nothing(calibrated):
     decisions = []
     for token_weights in (None, ByKind()):
         method = AESPA(steps=20, token_weights=token_weights)
-        block = block_of(calibrated(W3), method=method)
+        block = layer_of(calibrated(W3), method)
         decisions.append(method.solve(block))
     one, other = (d.tensors for d in decisions)
     assert one.keys() == other.keys()
@@ -193,7 +192,7 @@ def test_weights_of_one_change_nothing(calibrated):
 
 
 def test_grouped_queries_and_many_heads(grouped, toy_batches):
-    made = grouped(None, toy_batches)
+    made = grouped(toy_batches)
     made.search(TOWERS, AESPA(steps=20), "a")
     assert all("aespa" in objective for objective in made.state.objective)
     for objective in made.state.objective:
@@ -203,13 +202,13 @@ def test_grouped_queries_and_many_heads(grouped, toy_batches):
 def test_an_attention_of_another_form_is_said_and_rounded_like_other_layers(calibrated):
     method, found = AESPA(steps=0), []
     for known in (True, False):
-        block = block_of(calibrated(W3), method=method)
+        block = layer_of(calibrated(W3), method)
         if not known:
             block.attentions = {}
         found.append(method.solve(block))
     assert list(found[0].scores) == ["minmax", "aespa"]
     assert list(found[1].scores) == ["minmax", "aespa_layerwise"]
-    block = block_of(calibrated(W3), method=method)
+    block = layer_of(calibrated(W3), method)
     plain = AESPA(steps=0, attention=False).solve(block)
     assert list(plain.scores) == ["minmax", "aespa"]
     assert all(torch.equal(x, plain.tensors[n]) for n, x in found[1].tensors.items())
@@ -217,7 +216,7 @@ def test_an_attention_of_another_form_is_said_and_rounded_like_other_layers(cali
 
 
 def test_an_attention_that_calls_no_function_of_the_library_is_not_known(calibrated, monkeypatch):
-    block = block_of(calibrated(W3))
+    block = layer_of(calibrated(W3), AESPA())
     site = block.sites[0]
     module = block.module(attention_of(block, site).o.rpartition(".")[0])
 
@@ -272,7 +271,7 @@ def test_a_streamed_model_decides_the_same_and_is_finite(opened, folder, tmp_pat
 @pytest.mark.parametrize("sink", ["prefix", "bypass"])
 def test_sinks_are_keys_but_count_in_nothing_else(calibrated, sink):
     started = calibrated(Scheme.parse("w3a4", sink=sink))
-    block = block_of(started, method=AESPA())
+    block = layer_of(started, AESPA())
     site = block.sites[0]
     attention = attention_of(block, site)
     whole = attention_statistics(block, site, attention)
@@ -300,14 +299,14 @@ def test_experts_with_few_tokens_or_none(calibrator, name):  # noqa: F811
 
 def test_layers_that_overrides_leave_alone_stay(calibrated):
     started = calibrated(Scheme.parse("w3a16", overrides={"(down|k)_proj": {"weight_bits": 16}}))
-    started.search(TOWERS, AESPA(steps=0), "a")
+    started.search(["language"], AESPA(steps=0), "a")
     changed = set(started.structure.changes)
     assert not any("down_proj" in name or "k_proj" in name for name in changed)
     assert any("q_proj" in name for name in changed)
 
 
 def test_inputs_are_those_behind_the_quantizer(calibrated):
-    block = block_of(calibrated(Scheme.parse("w3a3")))
+    block = layer_of(calibrated(Scheme.parse("w3a3")), AESPA())
     site = block.sites[0]
     found = attention_statistics(block, site, attention_of(block, site))
     rows = [s.hidden[s.mask].double() for _, s in inputs(block, site, read=True)]
