@@ -177,9 +177,10 @@ class AESPA(Method):
         settings = quantizer.num_bits, symmetric, weight_OI.dtype
         low, high = weight_ranges(weight_OI, size, symmetric)
         grids = [Grid(low, high, *settings)]
-        pairs = zip(exact_PRI.flatten(0, 1).split(_rows_of(objective, exact_PRI)), objective.inputs)
+        rows = exact_PRI.flatten(0, 1).split(_rows_of(objective, exact_PRI))
         found = [
-            hessian_ranges(weight, gram, settings[0], size, *settings[1:]) for weight, gram in pairs
+            hessian_ranges(weight, gram, settings[0], size, *settings[1:])
+            for weight, gram in zip(rows, objective.inputs, strict=True)
         ]
         grids.append(Grid(*map(torch.cat, zip(*found, strict=True)), *settings))
         tried = [_nearest(weight_OI, grid) for grid in grids]
@@ -198,9 +199,7 @@ class AESPA(Method):
             tried.append(_Rounded(learned_OI, grids[1].low, grids[1].high))
         return _best(tried, exact_PRI, objective)
 
-    def _swept(
-        self, exact_PRI: Tensor, objective: Quadratic, grid: Grid
-    ) -> tuple[Tensor, Tensor]:
+    def _swept(self, exact_PRI: Tensor, objective: Quadratic, grid: Grid) -> tuple[Tensor, Tensor]:
         """Return the swept weight and what it was rounded from, [O, I] float32 each.
 
         G has no part in it: what an input channel makes up for is the same in all rows.

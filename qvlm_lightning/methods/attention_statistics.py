@@ -214,8 +214,8 @@ def _add_queries_and_keys(
     leaves: Mapping[str, Tensor],
     tokens: _Tokens,
 ) -> None:
-    """Add ``J^T C J`` of every token, C the other side's second moments: ``C = F F^T``, and a row of
-    ``J^T F`` for all tokens at once is one backward pass.
+    """Add ``J^T C J`` of every token, C the other side's second moments: ``C = F F^T``, and a
+    column of ``J^T F`` for all tokens at once is one backward pass.
     """
     heads, kv, width = attention.heads, attention.kv_heads, attention.head_dim
     group, outputs, roots = heads // kv, [], []

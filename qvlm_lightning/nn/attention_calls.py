@@ -22,7 +22,8 @@ Function = Callable[..., Any]
 class AttentionCall:
     """One call of an attention function.
 
-    Shapes: B samples, H query heads, K key and value heads, T queries, S keys, E channels of a head.
+    Shapes: B samples, H query heads, K key and value heads, T queries, S keys, E channels of a
+    head.
 
     Attributes:
         function: what the model calls.
@@ -79,7 +80,7 @@ def attention_calls(module: nn.Module) -> Iterator[list[AttentionCall]]:
     def get_interface(self: AttentionInterface, name: str, default: Function) -> Function:
         function: Function = chosen(self, name, default)
 
-        def see(caller: nn.Module, query: Tensor, key: Tensor, value: Tensor, *a: Any, **k: Any):  # type: ignore[no-untyped-def]  # noqa: ANN202
+        def see(caller: nn.Module, query: Tensor, key: Tensor, value: Tensor, *a: Any, **k: Any):  # type: ignore[no-untyped-def]
             if caller is module:
                 calls.append(AttentionCall(function, caller, query, key, a, k))
             return function(caller, query, key, value, *a, **k)

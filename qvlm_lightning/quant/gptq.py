@@ -133,9 +133,7 @@ def sweep(
 
 
 @torch.no_grad()
-def compensated(
-    weight_OI: Tensor, done_OI: Tensor, factor_II: Tensor, order_I: Tensor
-) -> Tensor:
+def compensated(weight_OI: Tensor, done_OI: Tensor, factor_II: Tensor, order_I: Tensor) -> Tensor:
     """Return what :func:`sweep` rounded: each input channel as it was when its turn came, having
     made up for those before it, [O, I] float64.
 

@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
+from qvlm_lightning.quant import rounding
 from qvlm_lightning.quant.gptq import Grid, compensated, inverse_factor, sweep
 from qvlm_lightning.quant.hessian_ranges import hessian_ranges
 from qvlm_lightning.quant.quadratic import Quadratic
-from qvlm_lightning.quant import rounding
 from qvlm_lightning.quant.rounding import Annealing, Steps, learned_rounding
 from qvlm_lightning.quant.weight_ranges import rounded_on
 from qvlm_lightning.quant.weights import weight_ranges
