@@ -1196,6 +1196,34 @@ GPTQ = [
     (_GPTQ, "if linear.weight_quantizer.active:", "if True:", "layers at 16 bits are rounded", f"{_GPTQ_TEST}::test_layers_that_overrides_leave_alone_stay"),
     ("qvlm_lightning/calibration/module.py", "method.check(self.scheme)", "method.settings()", "a scheme is refused by nobody", f"{_GPTQ_TEST}::test_a_module_refuses_a_scheme_before_a_model_is_read"),
 ]
+_ATTENTION_STATISTICS, _AESPA = "qvlm_lightning/methods/attention_statistics.py", "qvlm_lightning/methods/aespa.py"
+_ROUNDING, _QUADRATIC, _HESSIAN = "qvlm_lightning/quant/rounding.py", "qvlm_lightning/quant/quadratic.py", "qvlm_lightning/quant/hessian_ranges.py"
+_AESPA_TEST, _ROUNDING_TEST = "tests/methods/test_aespa.py", "tests/quant/test_rounding.py"
+_OF_FAMILIES = "tests/models/test_attention_of_families.py::test_values_queries_and_keys_of_every_family"
+ONE_QUERY = f"{_AESPA_TEST}::test_for_one_query_the_form_is_the_change_of_its_scores_and_bounds_the_outputs"
+LEARNED = f"{_ROUNDING_TEST}::test_learned_roundings_are_steps_below_or_above_and_gain"
+OTHER_FORM = f"{_AESPA_TEST}::test_an_attention_of_another_form_is_said_and_rounded_like_other_layers"
+AESPA = [
+    (_ATTENTION_STATISTICS, "weighted = averages * weight[:, None, None]", "weighted = averages", "outputs of padding count in the form of values", f"{_OF_FAMILIES}[moe_llava-language]"),
+    (_ATTENTION_STATISTICS, "repeat_interleave(group, dim=1)", "repeat(1, group, 1, 1)", "query heads are judged by other heads' keys", ONE_QUERY),
+    (_ATTENTION_STATISTICS, "_add_products(sums.queries, slopes, attention.q, tokens.weight)", "_add_products(sums.queries, slopes, attention.q, tokens.value)", "queries count all tokens the same", ONE_QUERY),
+    (_ATTENTION_STATISTICS, "_add_products(sums.keys, slopes, attention.k, tokens.value)", "_add_products(sums.keys, slopes, attention.k, tokens.weight)", "keys count by the weight of queries", ONE_QUERY),
+    (_ATTENTION_STATISTICS, "        quantizer.num_bits = OFF\n", "        quantizer.num_bits = OFF - 14\n", "an attention is measured with rounded projections", f"{_OF_FAMILIES}[moe_llava-language]"),
+    (_ATTENTION_STATISTICS, "key_N = torch.maximum(", "torch.maximum(", "stored sink tokens are no keys", f"{_AESPA_TEST}::test_sinks_are_keys_but_count_in_nothing_else[prefix]"),
+    (_ATTENTION_STATISTICS, "sizes = [call.query.shape[0] * call.query.shape[2] for call in calls]", "sizes = [call.query.shape[2] * call.query.shape[0] for call in calls][::-1]", "tokens of packed images are taken for another image's", f"{_OF_FAMILIES}[qwen2_vl-vision]"),
+    ("qvlm_lightning/nn/attention_calls.py", "heads = slice(head * group, (head + 1) * group)", "heads = slice(head, head + group)", "values are averaged by other heads", f"{_OF_FAMILIES}[qwen2_5_vl-language]"),
+    ("qvlm_lightning/calibration/block_search.py", "if (attention := self.family.attention(unit.module)) is not None", "if (attention := self.family.attention(unit.module)) is None", "no attention is known to a block", OTHER_FORM),
+    (_AESPA, 'name = f"{self.name}_layerwise"', "name = self.name", "nobody says that an attention is not known", OTHER_FORM),
+    (_AESPA, "dtype=torch.bool) if least is None else error_PR < least", "dtype=torch.bool) if least is None else error_PR > least", "the worst of what was tried is kept", f"{_AESPA_TEST}::test_no_head_and_no_row_is_worse_than_rounding_to_the_nearest"),
+    (_ROUNDING, "slope.mul_(clipped == value).mul_(", "slope.mul_(", "clipped weights go on learning", f"{_ROUNDING_TEST}::test_slopes_are_those_of_autograd"),
+    (_ROUNDING, ".mul_(-2 * beta)", ".mul_(2 * beta)", "roundings are driven to the middle", f"{_ROUNDING_TEST}::test_slopes_are_those_of_autograd"),
+    (_ROUNDING, "(errors[0] < errors[1])[:, None, None]", "(errors[0] > errors[1])[:, None, None]", "learned roundings are kept where they are worse", LEARNED),
+    (_ROUNDING, "size, target = steps.scale / unit, wanted / unit", "size, target = steps.scale / unit, start_PRI.float() / unit", "a swept weight is what learning aims at", f"{_ROUNDING_TEST}::test_what_was_started_from_is_not_what_is_wanted"),
+    (_QUADRATIC, "else self.outputs @ product", "else product", "rows of a head do not meet", f"{_ROUNDING_TEST}::test_the_quadratic_form_is_a_trace_part_by_part"),
+    (_HESSIAN, "torch.cat([place.floor(), place.ceil()])", "torch.cat([place.floor(), place.floor()])", "zero points are rounded down only", f"{_ROUNDING_TEST}::test_a_range_is_the_best_of_its_candidates"),
+    (_HESSIAN, "better_OG1 = (error_OG < least_OG)", "better_OG1 = (error_OG > least_OG)", "a range that is worse than minimum and maximum is taken", f"{_ROUNDING_TEST}::test_a_range_is_the_best_of_its_candidates"),
+    (_GPTQ_SWEEP, "done + error * factor.diagonal()", "done + error", "what a sweep rounded is misjudged", f"{_ROUNDING_TEST}::test_what_a_sweep_rounded_is_known_from_its_result"),
+]
 _SCALING, _FOLD_GROUPS, _SCALE_SEARCH = "qvlm_lightning/methods/scaling.py", "qvlm_lightning/methods/fold_groups.py", "qvlm_lightning/methods/scale_search.py"
 _FOLD_TEST = "tests/methods/test_fold_search.py"
 FOLD_LOOP = f"{_FOLD_TEST}::test_the_error_of_a_scale_is_that_of_a_loop"
@@ -1262,6 +1290,7 @@ MUTANTS = [
     *STOPPING,
     *STATISTICS,
     *GPTQ,
+    *AESPA,
     *FOLDS,
     *ROTATIONS,
 ]

@@ -256,6 +256,11 @@ class BlockSearch:
             if not mixed.intersection(source.under(unit.name).readers)
         }
         block = Block(units, exact, quantized, [], candidates, tables, sources)
+        block.attentions = {
+            unit.name: attention.under(unit.name)
+            for unit in units
+            if (attention := self.family.attention(unit.module)) is not None
+        }
         block.objective, block.token_weights = method.objective, method.token_weights
         block.stored = self.structure.stored
         block.gradients = self.state.gradients

@@ -1,5 +1,6 @@
 """Ways to decide a block, and proxies of the dependency between layers."""
 
+from qvlm_lightning.methods.aespa import AESPA
 from qvlm_lightning.methods.awq import AWQ
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
@@ -17,6 +18,7 @@ from qvlm_lightning.methods.smoothquant import SmoothQuant
 from qvlm_lightning.methods.token_weights import ByKind, ModalityBalance, TokenWeights, Uniform
 
 __all__ = [
+    "AESPA",
     "AWQ",
     "GPTQ",
     "MBQ",

@@ -13,6 +13,7 @@ from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.search_cost import Cost
 from qvlm_lightning.methods.token_weights import Gradients, TokenWeights, Uniform
 from qvlm_lightning.models.family import Source
+from qvlm_lightning.models.wiring import Attention
 from qvlm_lightning.nn.distributed import all_sum, world
 from qvlm_lightning.nn.replay import UnitInput, run_candidates, run_full_precision, run_unit
 from qvlm_lightning.nn.structure import Unit
@@ -36,6 +37,7 @@ class Block(BlockTensors):
         percentiles: the candidates of ranges, from the largest down.
         tables: per unit, per site: (low, high), each [P, *shape], of the candidates.
         sources: site -> what makes its input, with full names, as far as the family knows.
+        attentions: unit -> its attention, likewise.
         objective: how J compares outputs.
         token_weights: how much each token counts in J and in statistics.
         given: what earlier steps of a chain have decided; it lies under every decision.
@@ -52,6 +54,7 @@ class Block(BlockTensors):
     percentiles: list[float]
     tables: list[list[tuple[Tensor, Tensor]]]
     sources: Mapping[str, Source] = field(default_factory=dict)
+    attentions: Mapping[str, Attention] = field(default_factory=dict)
     objective: Objective = "normalized"
     token_weights: TokenWeights = field(default_factory=Uniform)
     stored: Mapping[str, torch.dtype] = field(default_factory=dict)

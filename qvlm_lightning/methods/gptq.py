@@ -10,7 +10,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block, Objective
 from qvlm_lightning.methods.decision import Decision
-from qvlm_lightning.methods.requirements import needs_quantized_weights
+from qvlm_lightning.methods.requirements import needs_quantized_weights, needs_ranges_only
 from qvlm_lightning.methods.site_statistics import SiteStatistics, collect, stages
 from qvlm_lightning.methods.token_weights import TokenWeights
 from qvlm_lightning.nn.structure import Site
@@ -82,11 +82,7 @@ class GPTQ(Method):
         if weight_range not in get_args(WeightRange):
             allowed = ", ".join(map(repr, get_args(WeightRange)))
             raise InputError(f"weight_range {weight_range!r} is not known; allowed: {allowed}")
-        if ranges is not None and ranges.changes_weights:
-            raise InputError(
-                f"ranges is {ranges.name}, which changes weights; allowed are methods that decide "
-                "ranges of activations only, such as LeastSquares or JointSearch"
-            )
+        needs_ranges_only(ranges)
         self.damp, self.act_order, self.weight_range = damp, act_order, weight_range
         self.asymmetric, self.ranges = asymmetric, ranges
         self.uses_tables = ranges is not None and ranges.uses_tables

@@ -1,6 +1,7 @@
 """What a method needs of a scheme, said before a model is read."""
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.methods.base import Method
 from qvlm_lightning.quant.scheme import OFF, PARTS, Scheme
 
 
@@ -38,4 +39,17 @@ def needs_quantized_activations(method: str, scheme: Scheme) -> None:
         raise InputError(
             f"method {method} makes activations easier to quantize, and scheme {scheme.name!r} "
             "leaves them at 16 bits; allowed: activation_bits from 2 to 8 in some part"
+        )
+
+
+def needs_ranges_only(ranges: Method | None) -> None:
+    """Refuse a method that changes weights as the one that decides the ranges of activations.
+
+    Raises:
+        InputError: it does.
+    """
+    if ranges is not None and ranges.changes_weights:
+        raise InputError(
+            f"ranges is {ranges.name}, which changes weights; allowed are methods that decide "
+            "ranges of activations only, such as LeastSquares or JointSearch"
         )

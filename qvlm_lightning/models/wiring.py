@@ -81,6 +81,10 @@ class Projection:
     name: str
     rows: tuple[int, int] | None = None
 
+    def under(self, layer: str) -> "Projection":
+        """Return the same with a full name, for a layer called ``layer`` in the model."""
+        return replace(self, name=f"{layer}.{self.name}")
+
 
 @dataclass(frozen=True)
 class Attention:
@@ -105,6 +109,16 @@ class Attention:
     heads: int
     kv_heads: int
     head_dim: int
+
+    def under(self, layer: str) -> "Attention":
+        """Return the same with full names, for a layer called ``layer`` in the model.
+
+        Example:
+            >>> Attention(*map(Projection, "qkv"), "o", 4, 2, 8).under("layers.0").v.name
+            'layers.0.v'
+        """
+        q, k, v = (x.under(layer) for x in (self.q, self.k, self.v))
+        return replace(self, q=q, k=k, v=v, o=f"{layer}.{self.o}")
 
 
 @dataclass(frozen=True)

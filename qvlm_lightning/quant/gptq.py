@@ -132,6 +132,35 @@ def sweep(
     return done, replace(grid, low=low, high=high)
 
 
+@torch.no_grad()
+def compensated(weight_OI: Tensor, done_OI: Tensor, factor_II: Tensor, order_I: Tensor) -> Tensor:
+    """Return what :func:`sweep` rounded: each input channel as it was when its turn came, having
+    made up for those before it, [O, I] float64.
+
+    With errors ``e_i = (w_i - done_i) / U_ii`` of channels w the sweep subtracts ``e_i U_ij`` from
+    every later channel j, so that ``W - done = e U``.
+
+    Args:
+        weight_OI: the weight before the sweep.
+        done_OI: the weight behind it.
+        factor_II: U, in ``order_I``.
+        order_I: order of the input channels.
+
+    Example:
+        >>> factor = torch.tensor([[0.5, 0.25], [0.0, 1.0]])
+        >>> given, done = torch.tensor([[1.2, 0.4]]), torch.tensor([[1.0, 0.0]])
+        >>> compensated(given, done, factor, torch.tensor([0, 1]))
+        tensor([[1.2000, 0.3000]], dtype=torch.float64)
+    """
+    done = done_OI.double()[:, order_I]
+    factor = factor_II.double()
+    lost = weight_OI.double()[:, order_I] - done
+    error = torch.linalg.solve_triangular(factor, lost, upper=True, left=False)
+    found = torch.empty_like(done)
+    found[:, order_I] = done + error * factor.diagonal()
+    return found
+
+
 def row_errors(error_OI: Tensor, gram_II: Tensor) -> Tensor:
     """Return ``d H d^T`` of every row d, [O] float64: the squared error of an output channel.
 
