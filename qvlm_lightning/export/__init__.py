@@ -1,0 +1,5 @@
+"""Artifacts in the formats of other programs: compressed-tensors and GGUF, written from codes."""
+
+from qvlm_lightning.export.compressed_tensors import export_compressed_tensors
+
+__all__ = ["export_compressed_tensors"]

@@ -1,0 +1,313 @@
+"""Export to compressed-tensors, which vLLM serves and transformers loads without this package.
+
+Every tensor is written from codes and scales; no model of the other program is built or run, whose
+saving writes dense weights, and ignore lists that match nothing after transformers has renamed the
+modules.
+
+Shapes: O outputs, I inputs, G groups.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from qvlm_lightning.artifact import Artifact, split_state
+from qvlm_lightning.artifact.card import CARD
+from qvlm_lightning.errors import InputError
+from qvlm_lightning.export.card import export_card
+from qvlm_lightning.export.layers import Layer, LayerScheme, layers_of
+from qvlm_lightning.export.patterns import patterns_for
+from qvlm_lightning.export.plain import plain_model, stored_names
+from qvlm_lightning.export.shards import Planned, write_shards
+from qvlm_lightning.files import write_json, write_whole, writing_folder
+from qvlm_lightning.models.saved import save_settings
+
+INT, PACKED, MIXED = "int-quantized", "pack-quantized", "mixed-precision"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export wrote.
+
+    Attributes:
+        layers: how many layers are quantized.
+        schemes: how, and in which format, for people.
+        notes: what a user should know of the result.
+        nbytes: size of the weights.
+    """
+
+    layers: int
+    schemes: list[str]
+    notes: list[str]
+    nbytes: int
+
+
+def export_compressed_tensors(
+    artifact: Artifact,
+    output: Path,
+    source: Path,
+    shard_bytes: int = 5 * 1000**3,
+) -> Export:
+    """Write a folder that transformers and vLLM load.
+
+    Args:
+        artifact: loaded, quantizers on.
+        output: new folder; it appears as a whole or not at all.
+        source: folder of the artifact, whose card has license and results.
+        shard_bytes: most bytes of a file of weights.
+
+    Raises:
+        InputError: compressed-tensors cannot hold the artifact, or is not installed.
+    """
+    check_installed()
+    layers = layers_of(artifact, "compressed-tensors")
+    _, weights = split_state(artifact.model)
+    plain = plain_model(artifact.model, set(weights))
+    names = stored_names(plain)
+    formats = formats_of(layers)
+    settings = quantization_config(layers, formats, plain, names)
+    planned = _planned(layers, formats, weights, names, artifact.structure.stored)
+    notes = [note for scheme, held in formats.items() for note in _notes(scheme, held)]
+    notes += _notes_on_layers(layers)
+    done = Export(
+        len(layers),
+        [f"{scheme.name}: {held}" for scheme, held in formats.items()],
+        list(dict.fromkeys(notes)),
+        sum(one.nbytes for one in planned.values()),
+    )
+    with writing_folder(output) as scratch:
+        save_settings(scratch, artifact.model, artifact.processor)
+        config = _model_config(artifact.model, settings)
+        write_json(scratch / "config.json", config)
+        write_shards(scratch, planned, shard_bytes)
+        text = export_card(source, artifact.manifest, done.schemes, done.notes, config)
+        write_whole(scratch / CARD, text)
+    return done
+
+
+def check_installed() -> None:
+    """Refuse to start without the package that defines the format.
+
+    Raises:
+        InputError: it is missing.
+    """
+    try:
+        import compressed_tensors  # noqa: F401
+    except ImportError as error:
+        raise InputError(
+            "--format compressed-tensors needs the package compressed-tensors; install "
+            "'qvlm-lightning[export]'"
+        ) from error
+
+
+def formats_of(layers: Sequence[Layer]) -> dict[LayerScheme, str]:
+    """Return the format of every scheme of the layers, in their order.
+
+    Weights below 8 bits are packed. Asymmetric ones are so only where transformers reads them
+    (without quantized inputs, one scheme in the whole model); else they take a byte per code.
+    """
+    schemes = list(dict.fromkeys(layer.scheme for layer in layers))
+
+    def held(scheme: LayerScheme) -> str:
+        if scheme.activation_bits is None:
+            return PACKED if scheme.symmetric or len(schemes) == 1 else INT
+        return PACKED if scheme.weight_bits < 8 and scheme.symmetric else INT
+
+    return {scheme: held(scheme) for scheme in schemes}
+
+
+def quantization_config(
+    layers: Sequence[Layer],
+    formats: Mapping[LayerScheme, str],
+    plain: nn.Module,
+    names: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the ``quantization_config`` of ``config.json``.
+
+    Args:
+        layers: quantized ones.
+        formats: of their schemes.
+        plain: model of transformers, whose other Linear layers are to stay as they are.
+        names: name of a weight in the model -> its name in the files.
+    """
+    linear = [name for name, module in plain.named_modules() if isinstance(module, nn.Linear)]
+
+    namings = {name: (name, _stored(name, names)) for name in linear}
+
+    def told_apart(own: list[str]) -> list[str]:
+        others = [n for name in linear if name not in own for n in namings[name]]
+        return patterns_for([namings[name] for name in own], others)
+
+    quantized = {layer.name for layer in layers}
+    groups = {}
+    for index, (scheme, held) in enumerate(formats.items()):
+        own = [layer.name for layer in layers if layer.scheme == scheme]
+        targets = ["Linear"] if len(formats) == 1 else told_apart(own)
+        groups[f"group_{index}"] = _group(scheme, held, targets)
+    kinds = set(formats.values())
+    found: dict[str, Any] = {
+        "quant_method": "compressed-tensors",
+        "format": kinds.pop() if len(kinds) == 1 else MIXED,
+        "quantization_status": "compressed",
+        "global_compression_ratio": None,
+        "kv_cache_scheme": None,
+        "ignore": told_apart([name for name in linear if name not in quantized]),
+        "config_groups": groups,
+    }
+    if any(not s.symmetric and held == PACKED for s, held in formats.items()):
+        # transformers makes no place for packed zero points unless it unpacks weights on loading
+        found["dequantize"] = True
+    return found
+
+
+def _group(scheme: LayerScheme, held: str, targets: list[str]) -> dict[str, Any]:
+    inputs = None
+    if scheme.activation_bits is not None:
+        inputs = {
+            "num_bits": scheme.activation_bits,
+            "type": "int",
+            "symmetric": scheme.dynamic,
+            "strategy": "token" if scheme.dynamic else "tensor",
+            "dynamic": scheme.dynamic,
+        }
+    weights: dict[str, Any] = {
+        "num_bits": scheme.weight_bits,
+        "type": "int",
+        "symmetric": scheme.symmetric,
+        "strategy": "channel" if scheme.group_size is None else "group",
+        "dynamic": False,
+    }
+    if scheme.group_size is not None:
+        weights["group_size"] = scheme.group_size
+    return {
+        "targets": targets,
+        "format": held,
+        "weights": weights,
+        "input_activations": inputs,
+        "output_activations": None,
+    }
+
+
+def _planned(
+    layers: Sequence[Layer],
+    formats: Mapping[LayerScheme, str],
+    weights: Mapping[str, Tensor],
+    names: Mapping[str, str],
+    stored: Mapping[str, torch.dtype],
+) -> dict[str, Planned]:
+    """Return every tensor of the files by its name there, in the order of the model."""
+    quantized = {f"{layer.name}.weight": layer for layer in layers}
+    planned: dict[str, Planned] = {}
+    for name, value in weights.items():
+        if name in quantized:
+            layer = quantized[name]
+            own = _layer_tensors(layer, formats[layer.scheme])
+            planned |= {f"{_stored(layer.name, names)}.{end}": x for end, x in own.items()}
+        else:
+            kind = stored.get(name, value.dtype)
+            planned[names[name]] = Planned(kind, tuple(value.shape), _as_type(value, kind))
+    return planned
+
+
+def _layer_tensors(layer: Layer, held: str) -> dict[str, Planned]:
+    """Return the tensors of a quantized layer by the ends of their names."""
+    outputs, inputs = layer.linear.weight.shape
+    groups = layer.linear.weight_quantizer.shape[1]
+    bits, kind = layer.scheme.weight_bits, layer.linear.weight.dtype
+    ranges = (outputs, groups)
+    tensors = {"weight_scale": Planned(kind, ranges, lambda: layer.qparams()[0].to(kind))}
+    if held == INT:
+        tensors["weight"] = Planned(torch.int8, (outputs, inputs), layer.codes)
+        if not layer.scheme.symmetric:
+            tensors["weight_zero_point"] = Planned(torch.int8, ranges, lambda: layer.qparams()[1])
+    else:
+        shape = torch.tensor([outputs, inputs])
+        columns, rows = ceil(inputs * bits / 32), ceil(outputs * bits / 32)
+        tensors["weight_packed"] = Planned(
+            torch.int32, (outputs, columns), lambda: packed(layer.codes(), bits)
+        )
+        tensors["weight_shape"] = Planned(torch.int64, (2,), lambda: shape)
+        if not layer.scheme.symmetric:
+            tensors["weight_zero_point"] = Planned(
+                torch.int32, (rows, groups), lambda: packed(layer.qparams()[1], bits, along=0)
+            )
+    if layer.scheme.activation_bits is not None and not layer.scheme.dynamic:
+        tensors["input_scale"] = Planned(kind, (1,), lambda: layer.static_input()[0].to(kind))
+        tensors["input_zero_point"] = Planned(torch.int8, (1,), lambda: layer.static_input()[1])
+    return tensors
+
+
+def packed(codes: Tensor, bits: int, along: int = 1) -> Tensor:
+    """Return signed codes packed without gaps into int32 words.
+
+    Args:
+        codes: [rows, columns] int8.
+        bits: of a code.
+        along: dimension whose codes share words.
+    """
+    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
+
+    words: Tensor = pack_to_int32(codes, bits, packed_dim=along)
+    return words
+
+
+def _as_type(value: Tensor, kind: torch.dtype) -> Callable[[], Tensor]:
+    return lambda: value.to(kind)
+
+
+def _stored(layer: str, names: Mapping[str, str]) -> str:
+    """Return the name of a layer in the files."""
+    return names[f"{layer}.weight"].removesuffix(".weight")
+
+
+def _model_config(model: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    config: dict[str, Any] = model.config.to_dict()
+    kinds = {str(p.dtype).partition(".")[2] for p in model.parameters() if p.is_floating_point()}
+    main = str(model.dtype).partition(".")[2]
+    return config | {
+        "architectures": [type(model).__name__],
+        "dtype": main if main in kinds else min(kinds),
+        "quantization_config": settings,
+    }
+
+
+def _notes(scheme: LayerScheme, held: str) -> list[str]:
+    """Return what a user should know of a scheme."""
+    notes = []
+    if held == INT and scheme.weight_bits < 8:
+        notes.append(
+            f"{scheme.name}: a code takes a whole byte, because transformers does not read packed "
+            "zero points here; weight_symmetric: true packs them"
+        )
+    served = served_by_vllm(scheme, held)
+    if not served:
+        notes.append(f"{scheme.name}: vLLM has no kernel for it; transformers loads it")
+    return notes
+
+
+def served_by_vllm(scheme: LayerScheme, held: str) -> bool:
+    """Return whether vLLM 0.33 dispatches a scheme to a kernel (its dispatch code, not its kernels,
+    was run: docs/export.md).
+
+    It reads with compressed-tensors 0.17, which packs 3, 5, 6 and 7 bits with gaps; later versions,
+    and these files, have none.
+    """
+    bits, inputs = scheme.weight_bits, scheme.activation_bits
+    if held == PACKED:
+        return 32 % bits == 0 and (inputs is None or (scheme.dynamic and inputs in (4, 8)))
+    return bits == inputs == 8 and scheme.symmetric and scheme.group_size is None
+
+
+def _notes_on_layers(layers: Sequence[Layer]) -> list[str]:
+    """Return what a user should know of single layers."""
+    if any(layer.part != "language" and layer.scheme.dynamic for layer in layers):
+        return [
+            "where tower or projector are called with a matrix of all patches (the Qwen line), "
+            "transformers measures one range of the whole matrix instead of one per token"
+        ]
+    return []
