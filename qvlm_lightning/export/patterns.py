@@ -54,14 +54,14 @@ def _in(pattern: str, names: Sequence[str]) -> bool:
 def _candidates(name: str) -> Iterator[str]:
     """Yield patterns that match ``name``, from whole parts of the model down to the name itself."""
     steps = [re.escape(step) for step in name.split(".")]
-    parts = [step for step in steps[:-1] if step != "model" and not step.isdigit()]
+    words = [step for step in steps[:-1] if step != "model" and not step.isdigit()]
     any_layer = [r"\d+" if step.isdigit() else step for step in steps]
-    for part in parts:
-        yield _below([part])
+    for word in words:
+        yield _below([word])
     for count in range(1, len(steps)):
         yield _ending(any_layer[-count:])
-        for part in parts:
-            yield _ending([part, *any_layer[-count:]], between=rf"{_DOT}(.*{_DOT})?")
+        for word in (step for step in steps[:-count] if step in words):
+            yield _ending([word, *any_layer[-count:]], between=rf"{_DOT}(.*{_DOT})?")
     for depth in range(1, len(steps)):
         for count in range(1, depth + 1):
             yield _below(steps[depth - count : depth])
