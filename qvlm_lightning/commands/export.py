@@ -27,15 +27,22 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--shard-gb {options.shard_gb} is not allowed; more than 0")
     if options.base is not None and options.format != "gguf":
         raise InputError("--base is for --format gguf; compressed-tensors needs no other file")
+    if options.base is None and options.format == "gguf":
+        raise InputError(
+            "--format gguf needs --base FILE, the full-precision file that llama.cpp's "
+            "convert_hf_to_gguf.py makes of the model"
+        )
     check_target(options.output)
     # seconds of imports: not before the options are known to be right
     from qvlm_lightning.artifact import load_artifact
-    from qvlm_lightning.export import export_compressed_tensors
+    from qvlm_lightning.export import export_compressed_tensors, export_gguf
 
     artifact = load_artifact(options.artifact)
-    done = export_compressed_tensors(
-        artifact, options.output, options.artifact, int(options.shard_gb * 1000**3)
-    )
+    if options.format == "gguf":
+        done = export_gguf(artifact, options.output, options.base)
+    else:
+        shard_bytes = int(options.shard_gb * 1000**3)
+        done = export_compressed_tensors(artifact, options.output, options.artifact, shard_bytes)
     print(f"{options.output}: {done.layers} quantized layers, {done.nbytes / 1e6:,.1f} MB")
     for line in (*done.schemes, *done.notes):
         print(f"  {line}")

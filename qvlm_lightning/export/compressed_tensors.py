@@ -8,7 +8,6 @@ Shapes: O outputs, I inputs, G groups.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from qvlm_lightning.artifact import Artifact, split_state
 from qvlm_lightning.artifact.card import CARD
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.export.card import export_card
+from qvlm_lightning.export.exported import Export
 from qvlm_lightning.export.layers import Layer, LayerScheme, layers_of
 from qvlm_lightning.export.patterns import patterns_for
 from qvlm_lightning.export.plain import plain_model, stored_names
@@ -28,23 +28,6 @@ from qvlm_lightning.files import write_json, write_whole, writing_folder
 from qvlm_lightning.models.saved import save_settings
 
 INT, PACKED, MIXED = "int-quantized", "pack-quantized", "mixed-precision"
-
-
-@dataclass(frozen=True)
-class Export:
-    """What an export wrote.
-
-    Attributes:
-        layers: how many layers are quantized.
-        schemes: how, and in which format, for people.
-        notes: what a user should know of the result.
-        nbytes: size of the weights.
-    """
-
-    layers: int
-    schemes: list[str]
-    notes: list[str]
-    nbytes: int
 
 
 def export_compressed_tensors(

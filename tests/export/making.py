@@ -79,16 +79,14 @@ def small_batch(small: Small) -> dict[str, Tensor]:
 
 
 def values(artifact: Artifact, name: str) -> Tensor:
-    """Return (code - zero point) x scale of a layer, element by element in float64."""
+    """Return (code - zero point) x scale of a layer in float64, group by group."""
     linear = artifact.model.get_submodule(name)
     quantizer = linear.weight_quantizer
-    codes = quantizer.codes(linear.weight)
-    scale, zero_point = quantizer.qparams(linear.weight)
-    found = torch.zeros(codes.shape, dtype=torch.float64)
+    codes = quantizer.codes(linear.weight).double()
+    scale, zero_point = (x.double() for x in quantizer.qparams(linear.weight))
     width = codes.shape[1] // scale.shape[1]
-    for row in range(codes.shape[0]):
-        for group in range(scale.shape[1]):
-            part = slice(group * width, (group + 1) * width)
-            steps = codes[row, part].double() - zero_point[row, group].double()
-            found[row, part] = steps * scale[row, group].double()
-    return found
+    groups = [
+        (codes[:, g * width : (g + 1) * width] - zero_point[:, g : g + 1]) * scale[:, g : g + 1]
+        for g in range(scale.shape[1])
+    ]
+    return torch.cat(groups, dim=1)

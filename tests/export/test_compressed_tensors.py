@@ -1,4 +1,4 @@
-"""Folders in the compressed-tensors format: what transformers makes of them, and what is in them."""
+"""Folders in the compressed-tensors format: what is in them, and what transformers makes of it."""
 
 import json
 from pathlib import Path
@@ -243,9 +243,7 @@ def test_a_model_that_transformers_lacks_is_refused(tmp_path) -> None:
 def test_a_folder_that_stood_there_stays_on_a_fault(tmp_path, monkeypatch) -> None:
     artifact = tiny_artifact(tmp_path / "artifact", EXACT["w8a8"][0])
     (tmp_path / "export").mkdir()
-    monkeypatch.setattr(
-        "qvlm_lightning.export.compressed_tensors.write_shards", lambda *_: 1 / 0
-    )
+    monkeypatch.setattr("qvlm_lightning.export.compressed_tensors.write_shards", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write(artifact, tmp_path)
     assert list((tmp_path / "export").iterdir()) == []
