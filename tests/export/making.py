@@ -46,7 +46,10 @@ def exported(
     calibrator.collect()
     whole_ranges(calibrator.structure, calibrator.statistics)
     calibrator.structure.enable(True)
-    manifest = {"method": "rtn", "scheme": scheme.to_dict()}
+    manifest: dict[str, Any] = {"method": "rtn", "scheme": scheme.to_dict()}
+    sinks = calibrator.structure.sinks
+    if sinks is not None:
+        manifest["sinks"] = {"prefix": list(sinks.prefix), "tokens": list(sinks.tokens)}
     save_artifact(folder, model, family.load_processor(), manifest)
     return load_artifact(folder)
 

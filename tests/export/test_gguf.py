@@ -84,7 +84,7 @@ def unequal(artifact: Any, found: dict[str, np.ndarray]) -> list[str]:
 CASES = [
     ("embedded", 4, True, None, "Q4_0"),
     ("embedded", 4, False, 32, "Q5_0"),
-    ("embedded", 8, True, 64, "Q8_0"),
+    pytest.param("embedded", 8, True, 64, "Q8_0", marks=pytest.mark.slow),
     ("grouped", 4, True, 32, "Q4_0"),
     ("grouped", 3, True, 64, "Q4_0"),
     ("grouped", 5, True, 32, "Q5_0"),
