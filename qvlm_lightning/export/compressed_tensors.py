@@ -269,20 +269,22 @@ def _notes(scheme: LayerScheme, held: str) -> list[str]:
         )
     served = served_by_vllm(scheme, held)
     if not served:
-        notes.append(f"{scheme.name}: vLLM has no kernel for it; transformers loads it")
+        notes.append(
+            f"{scheme.name}: vLLM is not known to have a kernel for it; transformers loads it"
+        )
     return notes
 
 
 def served_by_vllm(scheme: LayerScheme, held: str) -> bool:
-    """Return whether vLLM 0.33 dispatches a scheme to a kernel (its dispatch code, not its kernels,
-    was run: docs/export.md).
+    """Return whether vLLM 0.33 is known to dispatch a scheme to a kernel (its dispatch code, not
+    its kernels, was run: docs/export.md).
 
     It reads with compressed-tensors 0.17, which packs 3, 5, 6 and 7 bits with gaps; later versions,
     and these files, have none.
     """
     bits, inputs = scheme.weight_bits, scheme.activation_bits
     if held == PACKED:
-        return 32 % bits == 0 and (inputs is None or (scheme.dynamic and inputs in (4, 8)))
+        return bits in (4, 8) and (inputs is None or (scheme.dynamic and inputs in (4, 8)))
     return bits == inputs == 8 and scheme.symmetric and scheme.group_size is None
 
 

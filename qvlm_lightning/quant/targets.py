@@ -1,6 +1,12 @@
 """What the formats of other programs can hold of a scheme, and the nearest scheme that they can."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from qvlm_lightning.errors import InputError
+
+if TYPE_CHECKING:
+    from qvlm_lightning.quant.scheme import PartScheme, Scheme
 
 Target = Literal["compressed-tensors", "gguf"]
 
@@ -97,3 +103,59 @@ def _gguf_refusal(
 
 def _nearest(reason: str, scheme: str) -> str:
     return f"{reason}; the nearest that it holds is {scheme}"
+
+
+def check_parts(scheme: "Scheme", parts: Sequence[str]) -> None:
+    """Refuse a scheme whose target cannot hold it, as far as that shows without a model.
+
+    Args:
+        scheme: with a target.
+        parts: all parts of a model.
+
+    Raises:
+        InputError: a part or what is done about sinks cannot be held.
+    """
+    assert scheme.target is not None
+    refusal = sink_refusal(scheme.target, scheme.sink)
+    if refusal:
+        raise InputError(f"target {scheme.target!r}: {refusal}")
+    for part in parts:
+        widths = scheme.part(part)
+        if (widths.weight_bits, widths.activation_bits) != (_OFF, _OFF):
+            check_layer(scheme, part, part, widths, scheme.group_size)
+
+
+def check_layer(
+    scheme: "Scheme",
+    part: str,
+    name: str,
+    widths: "PartScheme",
+    group_size: int | None,
+    inputs: int | None = None,
+) -> None:
+    """Refuse a layer that the target of a scheme cannot hold; without a target nothing is refused.
+
+    Args:
+        scheme: names the target.
+        part: ``vision``, ``projector`` or ``language``; gguf holds the last alone.
+        name: of the layer, for the sentence.
+        widths: of the layer.
+        group_size: inputs that share a weight scale there.
+        inputs: of the layer, where they are known.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if scheme.target is None or (scheme.target == "gguf" and part != "language"):
+        return
+    refusal = layer_refusal(
+        scheme.target,
+        widths.weight_bits,
+        widths.activation_bits,
+        scheme.activation_mode,
+        scheme.weight_symmetric,
+        group_size,
+        inputs,
+    )
+    if refusal:
+        raise InputError(f"{name} with target {scheme.target!r}: {refusal}")
