@@ -44,7 +44,7 @@ def half_scales(scale_OG: NDArray[np.float32], name: str) -> NDArray[np.float16]
     if not np.array_equal(half_OG.astype(np.float32), scale_OG):
         raise InputError(
             f"{name}: gguf stores scales in float16, which cannot hold those of this layer; the "
-            "nearest that it holds is a calibration with scheme.target: gguf, which rounds them first"
+            "nearest that it holds is a calibration with target: gguf, which rounds them first"
         )
     return half_OG
 
