@@ -39,3 +39,24 @@ def needs_quantized_activations(method: str, scheme: Scheme) -> None:
             f"method {method} makes activations easier to quantize, and scheme {scheme.name!r} "
             "leaves them at 16 bits; allowed: activation_bits from 2 to 8 in some part"
         )
+
+
+def leaves_whole_tokens(method: str, candidates: list[float], scheme: Scheme) -> None:
+    """Refuse a search of clip ratios on tokens for a target that measures whole tokens.
+
+    Args:
+        method: name.
+        candidates: of the method for the scheme's activation mode.
+        scheme: of the run.
+
+    Raises:
+        InputError: the target could not hold what the method chooses.
+    """
+    if scheme.target != "compressed-tensors" or scheme.activation_mode != "dynamic_token":
+        return
+    if candidates != [1.0] and widths(scheme, "activation_bits") != {OFF}:
+        raise InputError(
+            f"method {method} searches clip ratios on the range of each token, which target "
+            "'compressed-tensors' cannot hold; the nearest that it holds are whole ranges: method "
+            "rtn, or clip_ratios [1.0]"
+        )

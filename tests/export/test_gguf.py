@@ -203,6 +203,21 @@ def test_scales_of_float32_are_refused(tmp_path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_float32_model_with_the_target_gguf(tmp_path, symmetric: bool) -> None:
+    given = replace(scheme(4, symmetric, 32), target="gguf")
+    artifact = tiny_artifact(tmp_path / "artifact", given)
+    plain = Llava(str(WEIGHTS)).load_model()
+    base = write_base(tmp_path / "base.gguf", plain, dtype=np.float32)
+    export_gguf(artifact, tmp_path / "out", base)
+    found = read(tmp_path / "out")
+    assert unequal(artifact, found) == []
+    name = "model.language_model.layers.0.mlp.up_proj"
+    linear = artifact.model.get_submodule(name)
+    simulated = linear.quantized_weight().numpy()
+    assert np.array_equal(found[file_names(plain)[f"{name}.weight"][0]], simulated)
+
+
 def test_rows_that_are_no_blocks_are_refused(tmp_path) -> None:
     artifact = small_artifact(tmp_path / "artifact", BUILDERS["llava"](), scheme(4, True, None))
     with pytest.raises(InputError, match="rows of 48 inputs are no whole blocks of 32"):
