@@ -99,6 +99,7 @@ def _tensors(artifact: Artifact, layers: list[Layer], base: Base) -> dict[str, _
     for told, tensor in base.tensors.items():
         if told in ours:
             name, value = ours[told]
+            base.floating(told)
             layer = quantized.get(_full(name, prefix))
             if layer is None:
                 found[told] = _floating(told, name, value, base)

@@ -1,6 +1,5 @@
 """The full-precision GGUF file of a decoder, as llama.cpp's own converter writes it."""
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,8 @@ from qvlm_lightning.errors import Foreign, InputError
 ROTARY = {"llama": True, "qwen2": False, "qwen2vl": False, "qwen3": False, "qwen3vl": False}
 """Architecture -> whether the rows of queries and keys are stored pair by pair: ggml's first kind
 of rotary embedding turns neighbours, transformers turns halves of a head."""
+
+_FLOATING = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 class Base:
@@ -79,22 +80,22 @@ class Base:
         Raises:
             InputError: the file has it quantized.
         """
-        import gguf
-
-        tensor = self.tensors[name]
-        kinds = gguf.GGMLQuantizationType
-        types: Mapping[Any, torch.dtype] = {
-            kinds.F32: torch.float32,
-            kinds.F16: torch.float16,
-            kinds.BF16: torch.bfloat16,
-        }
-        if tensor.tensor_type not in types:
-            raise InputError(
-                f"--base {str(self.path)!r} is quantized already ({name} is "
-                f"{tensor.tensor_type.name}); give the file of --outtype f16, bf16 or f32"
-            )
-        made = value.detach().cpu().to(types[tensor.tensor_type]).contiguous()
+        made = value.detach().cpu().to(self.floating(name)).contiguous()
         return made.view(torch.uint8).numpy() if made.dtype == torch.bfloat16 else made.numpy()
+
+    def floating(self, name: str) -> torch.dtype:
+        """Return the type of a tensor.
+
+        Raises:
+            InputError: the file has it quantized.
+        """
+        kind = self.tensors[name].tensor_type.name
+        if kind not in _FLOATING:
+            raise InputError(
+                f"--base {str(self.path)!r} is quantized already ({name} is {kind}); give the file "
+                "of --outtype f16, bf16 or f32"
+            )
+        return _FLOATING[kind]
 
     def holds(self, name: str, value: NDArray[Any]) -> bool:
         """Return whether the file has these very values."""

@@ -24,6 +24,7 @@ def artifact(tmp_path_factory) -> Path:
 
 
 def refused(capsys: pytest.CaptureFixture[str], *options: object) -> str:
+    capsys.readouterr()
     with pytest.raises(SystemExit) as end:
         main(["export", *map(str, options)])
     assert end.value.code == 2

@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText
 from qvlm_lightning.artifact import Artifact
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.export import export_compressed_tensors
+from qvlm_lightning.export.patterns import matches
 from qvlm_lightning.quant.scheme import PartScheme, Scheme
 from tests.export.making import small_artifact, tiny_artifact, tiny_inputs, values
 from tests.models.conftest import BUILDERS
@@ -175,6 +176,30 @@ def test_packed_words_hold_the_codes(tmp_path, bits: int, symmetric: bool) -> No
             value = (read(words[row], column) - zero) * scale[row, group].double()
             assert value == expected[row, column], (row, column)
     assert (zero_points is None) == symmetric
+
+
+def test_layers_left_alone_are_left_alone_under_both_namings(tmp_path) -> None:
+    """A tower and a head that are not quantized, by the names of transformers and of the file."""
+    off = PartScheme(16, 16)
+    given = Scheme(vision=off, projector=off, language=PartScheme(4, 16), weight_symmetric=True)
+    artifact = tiny_artifact(tmp_path / "artifact", given)
+    folder = write(artifact, tmp_path)
+    ignore = settings_of(folder)["ignore"]
+    left = [
+        "vision_tower.encoder.layers.0.self_attn.q_proj",
+        "multi_modal_projector.linear_1",
+        "lm_head",
+    ]
+    kept = ["layers.0.self_attn.q_proj", "layers.5.mlp.down_proj"]
+    for name in left:
+        for prefix in ("", "model.", "language_model."):
+            assert any(matches(pattern, prefix + name) for pattern in ignore), name
+    for name in kept:
+        for prefix in ("model.language_model.", "language_model.model."):
+            assert not any(matches(pattern, prefix + name) for pattern in ignore), name
+    tensors = load_file(folder / "model.safetensors")
+    assert sum(name.endswith("weight_packed") for name in tensors) == 42
+    assert tensors["vision_tower.encoder.layers.0.self_attn.q_proj.weight"].is_floating_point()
 
 
 def test_shards_and_their_index(tmp_path) -> None:

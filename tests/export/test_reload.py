@@ -47,11 +47,11 @@ torch.set_num_threads(1)
 told, logits = {}, {}
 for folder in map(Path, sys.argv[2:]):
     model, found = AutoModelForImageTextToText.from_pretrained(folder, output_loading_info=True)
-    config = model.config.quantization_config.quantization_config
+    config = json.loads((folder / "config.json").read_text())["quantization_config"]
     modules = {
         name
-        for group in config.config_groups.values()
-        for name, _ in match_named_modules(model, group.targets, config.ignore)
+        for group in config["config_groups"].values()
+        for name, _ in match_named_modules(model, group["targets"], config["ignore"])
     }
     AutoProcessor.from_pretrained(folder)
     with torch.no_grad():

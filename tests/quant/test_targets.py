@@ -81,7 +81,7 @@ def test_a_search_of_clip_ratios_is_refused_for_whole_tokens() -> None:
 @pytest.mark.parametrize("bits", [2, 4, 7, 8])
 def test_scales_of_a_half_range_are_numbers_of_float16(bits: int, symmetric: bool) -> None:
     """Each one is the float16 number nearest to the scale of the range, with its zero point."""
-    high = torch.rand(64, 3, 1) * 10 ** torch.linspace(-4, 3, 64)[:, None, None]
+    high = (0.1 + torch.rand(64, 3, 1)) * 10 ** torch.linspace(-2, 3, 64)[:, None, None]
     low = -high if symmetric else -high * torch.rand(64, 3, 1)
     scale, zero_point = weight_qparams(low, high, bits, symmetric, torch.float32)
     made = half_ranges(low, high, bits, symmetric)
