@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.artifact import Artifact, split_state
 from qvlm_lightning.artifact.card import CARD
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, parse_json
 from qvlm_lightning.export.card import export_card
 from qvlm_lightning.export.exported import Export
 from qvlm_lightning.export.layers import Layer, LayerScheme, layers_of
@@ -65,6 +65,7 @@ def export_compressed_tensors(
     )
     with writing_folder(output) as scratch:
         save_settings(scratch, artifact.model, artifact.processor)
+        _image_settings(scratch)
         config = _model_config(artifact.model, settings)
         write_json(scratch / "config.json", config)
         write_shards(scratch, planned, shard_bytes)
@@ -257,6 +258,17 @@ def _model_config(model: Any, settings: dict[str, Any]) -> dict[str, Any]:
         "dtype": main if main in kinds else min(kinds),
         "quantization_config": settings,
     }
+
+
+def _image_settings(folder: Path) -> None:
+    """Write settings of images in a file of their own too, where older programs look, and where
+    transformers finds those of a video processor that has none.
+    """
+    whole = parse_json((folder / "processor_config.json").read_text(encoding="utf-8"))
+    own = folder / "preprocessor_config.json"
+    if "image_processor" in whole and not own.exists():
+        named = {"processor_class": whole.get("processor_class")}
+        write_json(own, whole["image_processor"] | named)
 
 
 def _notes(scheme: LayerScheme, held: str) -> list[str]:

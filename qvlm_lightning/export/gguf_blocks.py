@@ -78,5 +78,5 @@ def blocks(
         if kind == "Q5_0":  # the fifth bits of a block come first
             parts.append(np.packbits(raised >> 4, axis=-1, bitorder="little"))
         first, second = raised[..., : BLOCK // 2] & 15, raised[..., BLOCK // 2 :] & 15
-        parts.append(first | (second << 4))
+        parts.append((first | (second << 4)).astype(np.uint8, copy=False))
     return np.ascontiguousarray(np.concatenate(parts, axis=-1).reshape(outputs, -1))

@@ -224,6 +224,9 @@ def test_the_folder_has_what_a_user_needs(tmp_path) -> None:
     }
     for file in ("processor_config.json", "tokenizer.json", "chat_template.jinja"):
         assert (folder / file).read_bytes() == (tmp_path / "artifact" / file).read_bytes()
+    images = json.loads((folder / "preprocessor_config.json").read_text())
+    assert images["image_processor_type"] == "CLIPImageProcessor"
+    assert images["processor_class"] == "LlavaProcessor"
     written = (folder / "README.md").read_text()
     assert "license: mit" in written
     assert "| accuracy | 97 |" in written

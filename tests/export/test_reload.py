@@ -42,7 +42,7 @@ import torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 from compressed_tensors.utils.match import match_named_modules
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 torch.set_num_threads(1)
 told, logits = {}, {}
 for folder in map(Path, sys.argv[2:]):
@@ -53,7 +53,10 @@ for folder in map(Path, sys.argv[2:]):
         for group in config["config_groups"].values()
         for name, _ in match_named_modules(model, group["targets"], config["ignore"])
     }
-    AutoProcessor.from_pretrained(folder)
+    AutoTokenizer.from_pretrained(folder)
+    AutoImageProcessor.from_pretrained(folder)
+    if model.config.model_type == "llava":  # others want torchvision, for videos
+        AutoProcessor.from_pretrained(folder)
     with torch.no_grad():
         inputs = load_file(folder.with_suffix(".inputs"))
         logits[folder.name] = model.eval()(**inputs).logits
