@@ -1205,6 +1205,7 @@ FOLDS = [
     ("qvlm_lightning/methods/mbq.py", "ModalityBalance() if token_weights is None else token_weights", "token_weights", "MBQ weighs all tokens alike", f"{_FOLD_TEST}::test_mbq_keeps_its_power_and_balance"),
 ]
 _CT = "qvlm_lightning/export/compressed_tensors.py"
+_CONFIG = "qvlm_lightning/export/compressed_config.py"
 _LAYERS = "qvlm_lightning/export/layers.py"
 _PATTERNS = "qvlm_lightning/export/patterns.py"
 _GGUF = "qvlm_lightning/export/gguf.py"
@@ -1220,8 +1221,8 @@ EXPORT = [
     (_LAYERS, "shifted = zero_point - 2 ** (site.num_bits - 1)", "shifted = zero_point * 0", "an exported static range has no zero point", f"{_CT_TEST}::test_static_ranges_differ_at_ties_only[True]"),
     (_LAYERS, "if not (bool((high == 1).all()) and bool((low == -1).all())):", "if False:", "clip ratios of tokens are exported as none", f"{_CT_TEST}::test_clipped_tokens_are_refused"),
     (_LAYERS, "odd = sorted(more - _OWN_CHILDREN)", "odd = sorted(more & {'other'})", "what runs beside a layer is left out of the export", f"{_CT_TEST}::test_what_a_layer_does_beside_is_refused"),
-    (_CT, 'found["dequantize"] = True', 'found["dequantize"] = False', "transformers finds no place for packed zero points", f"{_SAME}[w4a16 asymmetric]"),
-    (_CT, '"ignore": told_apart([name for name in linear if name not in quantized]),', '"ignore": [name for name in linear if name not in quantized],', "layers left alone are named as a list", "tests/export/test_compressed_tensors.py::test_layers_left_alone_are_left_alone_under_both_namings"),
+    (_CONFIG, 'found["dequantize"] = True', 'found["dequantize"] = False', "transformers finds no place for packed zero points", f"{_SAME}[w4a16 asymmetric]"),
+    (_CONFIG, '"ignore": told_apart([name for name in linear if name not in quantized]),', '"ignore": [name for name in linear if name not in quantized],', "layers left alone are named as a list", "tests/export/test_compressed_tensors.py::test_layers_left_alone_are_left_alone_under_both_namings"),
     (_CT, "packed(layer.qparams()[1], bits, along=0)", "packed(layer.qparams()[1].T, bits, along=1).T", "zero points of a row share words", f"{_CT_TEST}::test_packed_words_hold_the_codes[3-False]"),
     (_PATTERNS, "fitting = (p for p in _candidates(left[0]) if not _in(p, others))", "fitting = (p for p in _candidates(left[0]))", "a pattern matches layers of the other kind", "tests/export/test_patterns.py::test_patterns_written_out_by_hand"),
     (_GGUF, "rows = base.stored(name, steps).numpy(), base.stored(name, scale).float().numpy()", "rows = base.stored(name, steps).numpy(), scale.float().numpy()", "scales of queries and keys stay where they were", f"{_EXACT}[grouped-4-True-32-Q4_0]"),

@@ -42,7 +42,8 @@ import torch
 from pathlib import Path
 from safetensors.torch import load_file, save_file
 from compressed_tensors.utils.match import match_named_modules
-from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoTokenizer
 torch.set_num_threads(1)
 told, logits = {}, {}
 for folder in map(Path, sys.argv[2:]):
