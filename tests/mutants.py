@@ -1018,8 +1018,8 @@ DAILY = [
     ),
     (
         "qvlm_lightning/commands/quantize.py",
-        "options += [*chosen.options(own.model), *others]",
-        "options += [*others, *chosen.options(own.model)]",
+        "*options, *chosen.options(own.model), *others]",
+        "*options, *others, *chosen.options(own.model)]",
         "what is given by hand does not win",
         QUANTIZE,
     ),
@@ -1268,6 +1268,36 @@ ROTATIONS = [
     (_LOOP, "parameter -= group", "parameter += group", "rounding climbs", f"{_ROTATION_TEST}::test_learning_lowers_j_and_never_ends_above_its_start"),
     ("qvlm_lightning/exits.py", "        if not (isinstance(value, OSError) and value.errno in REASONS):\n            before(fault)", "        before(fault)", "a writer's thread prints a traceback", "tests/test_main.py::test_a_thread_that_cannot_write_prints_no_traceback"),
 ]
+_CT = "qvlm_lightning/export/compressed_tensors.py"
+_CONFIG = "qvlm_lightning/export/compressed_config.py"
+_LAYERS = "qvlm_lightning/export/layers.py"
+_PATTERNS = "qvlm_lightning/export/patterns.py"
+_GGUF = "qvlm_lightning/export/gguf.py"
+_BASE = "qvlm_lightning/export/gguf_base.py"
+_CT_TEST = "tests/export/test_compressed_tensors.py"
+_SAME = f"{_CT_TEST}::test_transformers_computes_what_the_simulated_model_does"
+_GGUF_TEST = "tests/export/test_gguf.py"
+_EXACT = f"{_GGUF_TEST}::test_every_layer_is_code_times_scale_to_the_bit"
+_TARGETS = "tests/quant/test_targets.py"
+EXPORT = [
+    (_LAYERS, "return (codes - self._shift).to(torch.int8)", "return (codes - self._shift - 1).to(torch.int8)", "exported codes are one too small", f"{_SAME}[w8a8]"),
+    (_LAYERS, "return scale, (zero_point - self._shift).to(torch.int8)", "return scale, zero_point.to(torch.int8)", "exported zero points are those of unsigned codes", f"{_CT_TEST}::test_packed_words_hold_the_codes[3-False]"),
+    (_LAYERS, "shifted = zero_point - 2 ** (site.num_bits - 1)", "shifted = zero_point * 0", "an exported static range has no zero point", f"{_CT_TEST}::test_static_ranges_differ_at_ties_only[True]"),
+    (_LAYERS, "if not (bool((high == 1).all()) and bool((low == -1).all())):", "if False:", "clip ratios of tokens are exported as none", f"{_CT_TEST}::test_clipped_tokens_are_refused"),
+    (_LAYERS, "odd = sorted(more - _OWN_CHILDREN)", "odd = sorted(more & {'other'})", "what runs beside a layer is left out of the export", f"{_CT_TEST}::test_what_a_layer_does_beside_is_refused"),
+    (_CONFIG, 'found["dequantize"] = True', 'found["dequantize"] = False', "transformers finds no place for packed zero points", f"{_SAME}[w4a16 asymmetric]"),
+    (_CONFIG, '"ignore": told_apart([name for name in linear if name not in quantized]),', '"ignore": [name for name in linear if name not in quantized],', "layers left alone are named as a list", "tests/export/test_compressed_tensors.py::test_layers_left_alone_are_left_alone_under_both_namings"),
+    (_CT, "packed(layer.qparams()[1], bits, along=0)", "packed(layer.qparams()[1].T, bits, along=1).T", "zero points of a row share words", f"{_CT_TEST}::test_packed_words_hold_the_codes[3-False]"),
+    (_PATTERNS, "fitting = (p for p in _candidates(left[0]) if not _in(p, others))", "fitting = (p for p in _candidates(left[0]))", "a pattern matches layers of the other kind", "tests/export/test_patterns.py::test_patterns_written_out_by_hand"),
+    (_GGUF, "rows = base.stored(name, steps).numpy(), base.stored(name, scale).float().numpy()", "rows = base.stored(name, steps).numpy(), scale.float().numpy()", "scales of queries and keys stay where they were", f"{_EXACT}[grouped-4-True-32-Q4_0]"),
+    (_GGUF, "steps = layer.codes().short() - zero_point.short().repeat_interleave(each, dim=1)", "steps = layer.codes().short()", "zero points are left out of blocks", f"{_EXACT}[grouped-6-False-64-Q8_0]"),
+    (_GGUF, 'if told in ("token_embd.weight", "output.weight") and not base.holds(told, made):', "if False:", "the base of another model is taken", f"{_GGUF_TEST}::test_a_base_of_another_model"),
+    (_BASE, 'return queries if layer.endswith("q_proj") else int(keys)', "return queries", "rows of shared key heads are moved as if they were not shared", f"{_EXACT}[grouped-4-True-32-Q4_0]"),
+    ("qvlm_lightning/export/gguf_blocks.py", "reach = bits if symmetric else bits + 1", "reach = bits", "asymmetric codes do not fit their block", f"{_GGUF_TEST}::test_a_block_type_holds_all_codes_minus_zero_points"),
+    ("qvlm_lightning/nn/surgery.py", 'half_scales = scheme.target == "gguf" and part == "language"', "half_scales = False", "scales for gguf are not rounded before codes", f"{_TARGETS}::test_only_the_decoder_of_gguf_has_them"),
+    (_WEIGHTS, "return low + (low_OG1 - low_OG1.detach()), high + (high_OG1 - high_OG1.detach())", "return low, high", "clip ratios learn nothing behind scales in float16", f"{_TARGETS}::test_clip_ratios_learn_through_half_ranges"),
+    ("qvlm_lightning/nn/surgery.py", "check_layer(scheme, part, full, widths[full], group, plain[name].in_features)", "pass", "a layer that the target cannot hold is found after the calibration", f"{_TARGETS}::test_a_single_layer_is_looked_at_in_the_model"),
+]
 # fmt: on
 
 MUTANTS = [
@@ -1293,4 +1323,5 @@ MUTANTS = [
     *AESPA,
     *FOLDS,
     *ROTATIONS,
+    *EXPORT,
 ]

@@ -20,7 +20,7 @@ ROWS = [
     {"evaluation", "calibration"},
     {"results"},
     {"vision", "estimate"},
-    {"forward"},
+    {"forward", "export"},
     {"methods", "artifact"},
     {"weights"},
     {"nn"},
@@ -77,7 +77,8 @@ WITH_LIGHTNING = {
     "data",
     "tasks",
 }
-OPTIONAL = {"triton", "vllm", "compressed_tensors", "torchao", "lmms_eval"}  # never at module level
+# never at module level
+OPTIONAL = {"triton", "vllm", "compressed_tensors", "gguf", "torchao", "lmms_eval"}
 FORBIDDEN = {"torchvision", "timm"}  # their builds break CPU installations
 
 

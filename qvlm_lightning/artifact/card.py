@@ -59,18 +59,18 @@ def model_card(manifest: Mapping[str, Any], base: str, license_of_base: str | No
     scheme = str(manifest.get("scheme_name", "unknown"))
     ids = manifest.get("calibration_ids") or []
     facts = {
-        "base model": _code(base),
+        "base model": as_code(base),
         "license of the base model": license_of_base or "see the base model",
-        "scheme": _code(scheme),
-        "scheme, all fields": _code(manifest.get("scheme")),
-        "activation mode": _code(manifest.get("activation_mode")),
-        "method": _code(manifest.get("method")),
-        "settings of the method": _code(manifest.get("settings")),
-        "objective and candidates": _code([manifest.get(x) for x in ("objective", "candidates")]),
-        "calibration set": f"{len(ids)} samples, the first {_code(ids[0]) if ids else 'none'}; "
+        "scheme": as_code(scheme),
+        "scheme, all fields": as_code(manifest.get("scheme")),
+        "activation mode": as_code(manifest.get("activation_mode")),
+        "method": as_code(manifest.get("method")),
+        "settings of the method": as_code(manifest.get("settings")),
+        "objective and candidates": as_code([manifest.get(x) for x in ("objective", "candidates")]),
+        "calibration set": f"{len(ids)} samples, the first {as_code(ids[0]) if ids else 'none'}; "
         "all in `quantization.json`",
-        "seed": _code(manifest.get("seed")),
-        "versions": _code(manifest.get("versions")),
+        "seed": as_code(manifest.get("seed")),
+        "versions": as_code(manifest.get("versions")),
     }
     named = {"library_name": "qvlm-lightning", "tags": ["quantized", scheme.partition("+")[0]]}
     if license_of_base:
@@ -81,9 +81,9 @@ def model_card(manifest: Mapping[str, Any], base: str, license_of_base: str | No
     results = "\n".join([_RESULTS[0], _NOT_EVALUATED, _RESULTS[1]])
     text: str = markdown.from_string(_TEMPLATE).render(
         metadata=yaml.safe_dump(named),
-        base=_plain(Path(base).name or base),
-        scheme=_plain(scheme),
-        method=_plain(manifest.get("method", "unknown")),
+        base=plain_text(Path(base).name or base),
+        scheme=plain_text(scheme),
+        method=plain_text(manifest.get("method", "unknown")),
         facts=facts,
         results=results,
     )
@@ -117,6 +117,19 @@ def with_results(card: str, table: str) -> str:
     return card if not end else f"{before}{start}\n{table.strip()}\n{end}{after}"
 
 
+def results_of(folder: Path) -> str:
+    """Return the results that an artifact's card has, as Markdown; a sentence where it has none.
+
+    Args:
+        folder: the artifact.
+    """
+    card = folder / CARD
+    text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
+    _, _, rest = text.partition(_RESULTS[0])
+    found, end, _ = rest.partition(_RESULTS[1])
+    return found.strip() if end else _NOT_EVALUATED
+
+
 def put_results(folder: Path, table: str) -> None:
     """Write results into the card of an artifact; without a card, or where nothing may be written,
     everything stays as it is.
@@ -132,13 +145,13 @@ def put_results(folder: Path, table: str) -> None:
     write_whole(card, with_results(text, table))
 
 
-def _plain(value: Any) -> str:
+def plain_text(value: Any) -> str:
     """Return a value on one line, without what Markdown, HTML or a terminal would act on."""
     text = "".join(c if c.isprintable() else " " for c in str(value))[:_LONGEST]
     return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", text)
 
 
-def _code(value: Any) -> str:
+def as_code(value: Any) -> str:
     """Return a value as code in a cell of a table."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     text = "".join(c if c.isprintable() else " " for c in text)

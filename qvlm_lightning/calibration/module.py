@@ -20,6 +20,7 @@ from qvlm_lightning.forward.samples import Batch, fingerprints
 from qvlm_lightning.forward.stream import StreamedModel
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.proxies import Proxy
+from qvlm_lightning.methods.requirements import leaves_whole_tokens
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.names import checked_name
 from qvlm_lightning.nn.calibrated import calibrated
@@ -74,6 +75,8 @@ class QuantModule(WatchedModule):
         if method is not None:
             method.check(self.scheme)
             check_prepares(method, streaming)
+            candidates = method.candidates(self.scheme.activation_mode)
+            leaves_whole_tokens(method.name, candidates, self.scheme)
         self.name = name if name is None else checked_name(name)
         self.streaming: Streaming = streaming
         self.automatic_optimization = False

@@ -53,3 +53,24 @@ def needs_ranges_only(ranges: Method | None) -> None:
             f"ranges is {ranges.name}, which changes weights; allowed are methods that decide "
             "ranges of activations only, such as LeastSquares or JointSearch"
         )
+
+
+def leaves_whole_tokens(method: str, candidates: list[float], scheme: Scheme) -> None:
+    """Refuse a search of clip ratios on tokens for a target that measures whole tokens.
+
+    Args:
+        method: name.
+        candidates: of the method for the scheme's activation mode.
+        scheme: of the run.
+
+    Raises:
+        InputError: the target could not hold what the method chooses.
+    """
+    if scheme.target != "compressed-tensors" or scheme.activation_mode != "dynamic_token":
+        return
+    if candidates != [1.0] and widths(scheme, "activation_bits") != {OFF}:
+        raise InputError(
+            f"method {method} searches clip ratios on the range of each token, which target "
+            "'compressed-tensors' cannot hold; the nearest that it holds are whole ranges: method "
+            "rtn, or clip_ratios [1.0]"
+        )

@@ -17,6 +17,7 @@ from qvlm_lightning.nn.sink_surgery import keep_sinks, stored_projections
 from qvlm_lightning.nn.structure import Site, Structure, Tower, Unit
 from qvlm_lightning.quant.patterns import matches
 from qvlm_lightning.quant.scheme import OFF, PartScheme, Scheme
+from qvlm_lightning.quant.targets import check_layer
 
 _LEFT_IN_FULL_PRECISION = (nn.Embedding, nn.modules.conv._ConvNd)
 _ROUTER = "router of experts, kept in full precision"
@@ -124,7 +125,8 @@ def _plan(
                 if _off(widths[full]):
                     structure.ignored[full] = _why_off(scheme, part)
                     continue
-                _group(scheme, part, full, plain[name])  # refuses before anything is changed
+                group = _group(scheme, part, full, plain[name])  # refuses before any change
+                check_layer(scheme, part, full, widths[full], group, plain[name].in_features)
                 structure.quantized[full] = part
                 plan.setdefault(site, []).append(name)
         inputs.append(widths)
@@ -166,6 +168,7 @@ def _quantize_site(
             scheme.weight_symmetric,
             device,
         )
+        new.weight_quantizer.half_scales = scheme.target == "gguf" and part == "language"
         model.set_submodule(f"{unit.name}.{name}", new)
         linears[f"{unit.name}.{name}"] = new
     route = _route(family, unit, names[0], site_name)

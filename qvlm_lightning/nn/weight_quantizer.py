@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.quant.weights import (
     fake_quantize_weight_on,
+    half_ranges,
     weight_codes_on,
     weight_qparams,
     weight_ranges,
@@ -31,6 +32,7 @@ class WeightQuantizer(nn.Module):
 
     Attributes:
         low, high: [O, G, 1] float32, or ``None`` as long as they are measured.
+        half_scales: whether ranges of a float32 weight are rounded to scales in float16.
     """
 
     low: Tensor | None
@@ -47,6 +49,7 @@ class WeightQuantizer(nn.Module):
         super().__init__()
         self.features, self.num_bits = features, num_bits
         self.group_size, self.symmetric = group_size, symmetric
+        self.half_scales = False
         self.register_buffer("low", None)
         self.register_buffer("high", None)
         ones = torch.ones(features[0], 1, device=device)
@@ -66,8 +69,12 @@ class WeightQuantizer(nn.Module):
     def ranges(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return the range of ``weight``, [O, G, 1], stored or measured, with its clip ratio."""
         if self.low is None or self.high is None:
-            return weight_ranges(weight, self.group_size, self.symmetric, self.clip_ratio)
-        return self.low * self.clip_ratio[..., None], self.high * self.clip_ratio[..., None]
+            low, high = weight_ranges(weight, self.group_size, self.symmetric, self.clip_ratio)
+        else:
+            low, high = (bound * self.clip_ratio[..., None] for bound in (self.low, self.high))
+        if self.half_scales and weight.dtype == torch.float32:
+            return half_ranges(low, high, self.num_bits, self.symmetric)
+        return low, high
 
     def forward(self, weight: Tensor) -> Tensor:
         """Quantize and dequantize ``weight`` [O, I]."""

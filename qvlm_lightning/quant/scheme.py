@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.quant.overrides import checked_overrides, given_to, overrides_suffix
 from qvlm_lightning.quant.patterns import check_pattern
+from qvlm_lightning.quant.targets import Target, check_parts
 
 ActivationMode = Literal["static_tensor", "static_channel", "dynamic_token"]
 GroupFallback = Literal["error", "channel"]
@@ -87,6 +88,9 @@ class Scheme:
     keys and values of the constant first tokens are stored in full precision, and the tokens stay
     out of ranges. ``bypass``: the first token and recurring ones stay out of ranges and are not
     quantized (simulation only)."""
+    target: Target | None = None
+    """Format of a later export: what it cannot hold is refused before calibration, and for ``gguf``
+    the scales of the decoder's weights are rounded to float16 before codes are computed."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ignore", _patterns(self.ignore))
@@ -100,6 +104,9 @@ class Scheme:
             object.__setattr__(self, "overrides", checked_overrides(self.overrides, WIDTHS))
         except ValueError as error:
             raise InputError(str(error)) from error
+        if self.target is not None:
+            _one_of("target", self.target, get_args(Target))
+            check_parts(self, PARTS)
 
     @classmethod
     def parse(cls, name: str, **options: Any) -> "Scheme":
@@ -199,7 +206,11 @@ class Scheme:
         were any, so that what was stored then still agrees.
         """
         values = asdict(self) | {"ignore": list(self.ignore)}
-        unused = {"overrides": not self.overrides, "sink": self.sink == "none"}
+        unused = {
+            "overrides": not self.overrides,
+            "sink": self.sink == "none",
+            "target": self.target is None,
+        }
         return {n: x for n, x in values.items() if not unused.get(n)}
 
     def identity(self) -> dict[str, Any]:

@@ -48,6 +48,38 @@ def weight_ranges(
     return low * clip_ratio_O1[..., None], high * clip_ratio_O1[..., None]
 
 
+def half_ranges(
+    low_OG1: Tensor, high_OG1: Tensor, num_bits: int, symmetric: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the nearest ranges whose scales are numbers of float16; gradients pass unchanged.
+
+    ``scale * (M - 1)`` and ``scale * zero_point`` are exact in float32, so that the qparams of the
+    new range are that scale and the same zero point, to the bit.
+
+    Args:
+        low_OG1: see :func:`fake_quantize_weight_on`; float32.
+        high_OG1: see there.
+        num_bits: width b.
+        symmetric: symmetric codes.
+
+    Example:
+        >>> low, high = torch.tensor([[[-0.1]]]), torch.tensor([[[0.1]]])
+        >>> scale, _ = weight_qparams(*half_ranges(low, high, 4, False), 4, False, torch.float32)
+        >>> torch.equal(scale, torch.tensor([[0.2 / 15]]).half().float())
+        True
+    """
+    levels = 2**num_bits - 1
+    if symmetric:
+        high = symmetric_scale(high_OG1.detach(), num_bits, torch.float16) * (levels / 2)
+        low = -high
+    else:
+        scale, zero_point = affine_qparams(
+            low_OG1.detach(), high_OG1.detach(), num_bits, torch.float16
+        )
+        low, high = -zero_point * scale, (levels - zero_point) * scale
+    return low + (low_OG1 - low_OG1.detach()), high + (high_OG1 - high_OG1.detach())
+
+
 def fake_quantize_weight(
     weight_OI: Tensor,
     num_bits: int,
