@@ -70,7 +70,8 @@ def _tensor(tensor: Any) -> int | None:
     """Return where a tensor's values lie; the C++ code trusts its size and layout."""
     if tensor is None:
         return None
-    assert tensor.is_contiguous() and tensor.device.type == "cpu"
+    assert tensor.is_contiguous()
+    assert tensor.device.type == "cpu"
     return int(tensor.data_ptr())
 
 

@@ -34,7 +34,8 @@ def fits(features: tuple[int, int], group_size: int) -> bool:
 def held(weight: PackedWeight) -> dict[str, Tensor]:
     """Return what a layer holds in the ``int4`` layout."""
     size = group_of(weight.group_size)
-    assert size is not None and weight.bits <= 4
+    assert size is not None
+    assert weight.bits <= 4
     codes = torch.ops.aten._convert_weight_to_int4pack_for_cpu(weight.levels().to(torch.int32), 1)
     scale = weight.scale.to(torch.float32)
     # torch reads code 8 as 0; what is missing is added by it, where bfloat16 holds it exactly
