@@ -80,30 +80,54 @@ inline float sum(__m256 v) {
 }
 #endif
 
-// Sums of codes times inputs of one group, for M rows of the input.
+// Scaled sums of codes times inputs, for one output and M rows of the input.
+template <int M>
+struct Totals {
+#ifdef __AVX2__
+  __m256 lanes[M];
+#endif
+  float rest[M];
+
+  Totals() {
+    for (int m = 0; m < M; ++m) {
+      rest[m] = 0;
+#ifdef __AVX2__
+      lanes[m] = _mm256_setzero_ps();
+#endif
+    }
+  }
+
+  float of(int m) const {
+#ifdef __AVX2__
+    return sum(lanes[m]) + rest[m];
+#else
+    return rest[m];
+#endif
+  }
+};
+
 template <int B, int M>
-inline void group_products(const uint8_t* row, const uint8_t* end, const float* x, int64_t inputs,
-                           int64_t from, int64_t to, float* out) {
-  float rest[M] = {};
+inline void add_group(const uint8_t* row, const uint8_t* end, const float* x, int64_t inputs,
+                      int64_t from, int64_t to, float scale, Totals<M>& totals) {
   int64_t i = from;
 #ifdef __AVX2__
-  __m256 total[2][M];
-  for (int m = 0; m < M; ++m) total[0][m] = total[1][m] = _mm256_setzero_ps();
+  __m256 sums[2][M];
+  for (int m = 0; m < M; ++m) sums[0][m] = sums[1][m] = _mm256_setzero_ps();
   const uint8_t* place = row + from * B / 8;
   for (; i + 16 <= to && place + B + 8 <= end; i += 16, place += 2 * B) {
     for (int half = 0; half < 2; ++half) {
       const __m256 codes = eight_codes<B>(place + half * B);
       for (int m = 0; m < M; ++m)
-        total[half][m] = _mm256_fmadd_ps(codes, _mm256_loadu_ps(x + m * inputs + i + 8 * half), total[half][m]);
+        sums[half][m] = _mm256_fmadd_ps(codes, _mm256_loadu_ps(x + m * inputs + i + 8 * half), sums[half][m]);
     }
   }
-  for (int m = 0; m < M; ++m) rest[m] = sum(_mm256_add_ps(total[0][m], total[1][m]));
+  for (int m = 0; m < M; ++m)
+    totals.lanes[m] = _mm256_fmadd_ps(_mm256_set1_ps(scale), _mm256_add_ps(sums[0][m], sums[1][m]), totals.lanes[m]);
 #endif
   for (; i < to; ++i) {
-    const float code = code_at(row, i, B);
-    for (int m = 0; m < M; ++m) rest[m] += code * x[m * inputs + i];
+    const float code = scale * code_at(row, i, B);
+    for (int m = 0; m < M; ++m) totals.rest[m] += code * x[m * inputs + i];
   }
-  for (int m = 0; m < M; ++m) out[m] = rest[m];
 }
 
 template <int B, int M>
@@ -118,13 +142,13 @@ void product_rows(const Weight& w, const float* x, float* y, int threads) {
     }
 #pragma omp parallel for num_threads(threads) schedule(static)
   for (int64_t o = 0; o < w.outputs; ++o) {
-    float total[M] = {}, products[M];
+    Totals<M> totals;
     for (int64_t g = 0; g < w.groups; ++g) {
-      group_products<B, M>(w.codes + o * w.stride(), w.end(), x, w.inputs, g * size, (g + 1) * size, products);
       const float scale = scale_at(w, o * w.groups + g), zero = zero_at(w, o * w.groups + g);
-      for (int m = 0; m < M; ++m) total[m] += scale * (products[m] - zero * sums[m * w.groups + g]);
+      add_group<B, M>(w.codes + o * w.stride(), w.end(), x, w.inputs, g * size, (g + 1) * size, scale, totals);
+      for (int m = 0; m < M; ++m) totals.rest[m] -= scale * zero * sums[m * w.groups + g];
     }
-    for (int m = 0; m < M; ++m) y[m * w.outputs + o] = total[m];
+    for (int m = 0; m < M; ++m) y[m * w.outputs + o] = totals.of(m);
   }
 }
 
@@ -160,12 +184,17 @@ void unpack(const Weight& w, int8_t* out, int threads) {
   for (int64_t o = 0; o < w.outputs; ++o) {
     const uint8_t* row = w.codes + o * w.stride();
     int64_t i = 0;
+#ifdef __BMI2__
+    constexpr uint64_t bytes = 0x0101010101010101;
     for (const uint8_t* place = row; i + 8 <= w.inputs && place + 8 <= w.end(); i += 8, place += B) {
-      uint64_t word, spread = 0;
+      uint64_t word;
       std::memcpy(&word, place, 8);
-      for (int k = 0; k < 8; ++k) spread |= ((word >> (k * B)) & ((1u << B) - 1)) << (8 * k);
-      for (int k = 0; k < 8; ++k) out[o * w.inputs + i + k] = int8_t(int((spread >> (8 * k)) & 255) - (1 << (B - 1)));
+      word = _pdep_u64(word, bytes * ((1u << B) - 1));
+      // bytes below 128 take no bit from their neighbours when something is taken off 128 + byte
+      word = B == 8 ? word ^ bytes * 128 : ((word | bytes * 128) - bytes * (1u << (B - 1))) ^ bytes * 128;
+      std::memcpy(out + o * w.inputs + i, &word, 8);
     }
+#endif
     for (; i < w.inputs; ++i) out[o * w.inputs + i] = int8_t(code_at(row, i, B) - (1 << (B - 1)));
   }
 }

@@ -79,7 +79,7 @@ def _tensor(tensor: Any) -> int | None:
 def _built() -> tuple[Extension | None, str]:
     """Return the extension, or the reason why there is none."""
     avx2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
-    flags = ["-O3", "-std=c++17", "-fopenmp", *(["-mavx2", "-mfma"] if avx2 else [])]
+    flags = ["-O3", "-std=c++17", "-fopenmp", *(["-mavx2", "-mfma", "-mbmi2"] if avx2 else [])]
     name = "qvlm_dense_avx2" if avx2 else "qvlm_dense"
     try:
         # outside of the try it would fail where no compiler is
