@@ -9,7 +9,12 @@ from torch import nn
 from qvlm_lightning.kernels.table import holding_of
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.packed_input import PackedInput
-from qvlm_lightning.nn.packed_linear import PackedLinear, packed_linear, why_simulated
+from qvlm_lightning.nn.packed_linear import (
+    PackedLinear,
+    packed_linear,
+    transform_input,
+    why_simulated,
+)
 from qvlm_lightning.nn.packing import PackedWeight, packed_weight
 from qvlm_lightning.nn.structure import Site, Structure
 from qvlm_lightning.quant.scheme import OFF
@@ -83,20 +88,18 @@ def _of_its_weight(_: str, linear: QuantLinear) -> PackedWeight:
 
 
 def _pack_site(model: nn.Module, site: Site, weight_of: WeightOf, done: PackedModel) -> None:
-    quantizer, given = site.quantizer, None
+    quantizer, given, transform = site.quantizer, None, site.transform
     if quantizer.num_bits < OFF:
         given = PackedInput(quantizer, site.leader.weight.dtype)
-    for name, linear in list(site.linears.items()):
+    layers: dict[str, PackedLinear] = {}
+    for name in list(site.linears):
+        linear = site.linears.pop(name)
         weight = weight_of(name, linear)
         holding, refused = holding_of(weight, quantizer.num_bits)
-        layer = packed_linear(linear, weight, holding, given, leader=not done_of(site, done))
-        model.set_submodule(name, layer)
-        done.layers[name] = layer
+        layers[name] = packed_linear(linear, weight, holding, given, leader=not layers)
+        model.set_submodule(name, layers[name])
         done.refused += [reason for reason in refused if reason not in done.refused]
-        del linear, weight
-    site.linears.clear()
-
-
-def done_of(site: Site, done: PackedModel) -> bool:
-    """Return whether a layer of a site is packed already."""
-    return any(name in done.layers for name in site.linears)
+        del linear, weight, holding
+    if transform is not None:
+        transform_input(list(layers.values()), transform)
+    done.layers |= layers

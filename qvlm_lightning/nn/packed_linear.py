@@ -5,12 +5,13 @@ Shapes: N rows (tokens), I inputs, O outputs.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from qvlm_lightning.errors import InputError
 from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.nn.online_transform import OnlineTransform
 from qvlm_lightning.nn.packed_input import InputCodes, PackedInput
 from qvlm_lightning.nn.packing import PackedWeight
 from qvlm_lightning.nn.sinks import SinkOutput
@@ -109,6 +110,18 @@ class PackedLinear(nn.Module):
         y = y.to(x.dtype).reshape(shape)
         return y if self.sink_output is None else self.sink_output(y)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
+        """Refuse another device or type: layout and kernels are those of the present ones."""
+        present = torch.empty(0, dtype=self.dtype)
+        moved = fn(present)
+        if moved.dtype != present.dtype or moved.device != present.device:
+            raise InputError(
+                f"packed layers were asked to become {moved.dtype} on {moved.device}; allowed: "
+                f"{present.dtype} on the CPU, as they were exported, or load(path, simulate=True) "
+                "for a model that can be moved"
+            )
+        return self
+
     def kernel(self, rows: int) -> Kernel:
         """Return the kernel that multiplies ``rows`` rows."""
         fitting = (k for k in self.kernels if k.most_rows is None or rows <= k.most_rows)
@@ -138,13 +151,11 @@ def why_simulated(site: Site) -> str | None:
     Args:
         site: of a model with quantizers.
     """
-    quantizer: Any = site.quantizer
+    quantizer = site.quantizer
     if not all(x.weight_quantizer.active for x in site.linears.values()):
         return "a weight at 16 bits"
     if any(x.adapter is not None for x in site.linears.values()):
         return "an adapter that is not merged"
-    if getattr(quantizer, "transform", None) is not None:
-        return "an online transform of the input"
     if quantizer.num_bits > 8:
         return None
     if quantizer.low.shape != ():
@@ -164,3 +175,10 @@ def packed_linear(
 ) -> PackedLinear:
     """Return the packed layer of a quantized one, which shares its bias and stored outputs."""
     return PackedLinear(weight, holding, linear.bias, site, leader, linear.sink_output)
+
+
+def transform_input(layers: Sequence[PackedLinear], transform: OnlineTransform) -> None:
+    """Put an online transform in front of the packed layers of one site; the first registers it."""
+    layers[0].input_transform = transform
+    for layer in layers:
+        layer.register_forward_pre_hook(transform.before)
