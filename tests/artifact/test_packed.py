@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoProcessor
 
 import qvlm_lightning
 from qvlm_lightning.artifact import load_artifact, save_artifact
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.estimate.sizes import part_sizes
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.models.tiny import WEIGHTS
 from qvlm_lightning.nn.linear import QuantLinear
@@ -23,24 +24,53 @@ SCHEMES = {
 }
 
 
+def noise(found: Tensor, expected: Tensor) -> float:
+    """Return the share of a difference; a value at the border of two codes takes the other one
+    after rounding, and what follows differs by steps.
+    """
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+@pytest.mark.parametrize("name", SCHEMES)
+def test_every_layer_answers_the_same_to_the_same_input(
+    tmp_path, questions, name, calibrate, export
+):
+    """Equal codes and sums: what differs is rounding of float32."""
+    model, _ = calibrate(SCHEMES[name])
+    folder = export(tmp_path / "artifact", model, SCHEMES[name])
+    layers = load_artifact(folder, packed=True).packed.layers
+    worst: dict[str, float] = {}
+
+    def compare(layer: str, args: tuple[Tensor, ...], output: Tensor) -> None:
+        found = layers[layer](args[0])
+        worst[layer] = float((found - output).abs().max() / output.abs().max())
+
+    for layer in layers:
+        module = model.get_submodule(layer)
+        module.register_forward_hook(lambda m, args, out, layer=layer: compare(layer, args, out))
+    with torch.no_grad():
+        model(**questions)
+    assert worst.keys() == layers.keys()
+    assert max(worst.values()) < 1e-5
+
+
 @pytest.mark.parametrize("name", SCHEMES)
 def test_packed_logits_are_those_of_the_simulation(tmp_path, questions, name, calibrate, export):
-    model, _ = calibrate(SCHEMES[name])
+    model, structure = calibrate(SCHEMES[name])
     folder = export(tmp_path / "artifact", model, SCHEMES[name])
     artifact = load_artifact(folder, packed=True)
     with torch.no_grad():
         expected, logits = model(**questions).logits, artifact.model(**questions).logits
-    assert torch.equal(logits.argmax(-1), expected.argmax(-1))
-    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
+    assert noise(logits, expected) < 0.03
     quantized = [n for n, m in model.named_modules() if isinstance(m, QuantLinear)]
     assert set(artifact.packed.layers) == set(quantized)
     assert not artifact.packed.simulated
     assert sum(artifact.packed.used().values()) == len(quantized)
     held = [*artifact.model.parameters(), *artifact.model.buffers()]
     assert not any(tensor.is_meta for tensor in held)
-    full = sum(model.get_submodule(n).weight.nbytes for n in quantized)
-    bits = 4 if name == "w3a8 in groups" else 16 if name == "w8a8 per token" else 8
-    assert artifact.packed.nbytes() < full * bits / 32
+    planned = sum(part.codes + part.scales for part in part_sizes(model, structure).values())
+    biases = [x.bias.nbytes for x in artifact.packed.layers.values() if x.bias is not None]
+    assert artifact.packed.nbytes() - sum(biases) <= 1.03 * planned
 
 
 def test_packed_logits_hold_in_half_precision(tmp_path, questions, calibrate, export):
@@ -48,9 +78,8 @@ def test_packed_logits_hold_in_half_precision(tmp_path, questions, calibrate, ex
     model, _ = calibrate(scheme, Llava(str(WEIGHTS), dtype="bfloat16"))
     loaded, _ = qvlm_lightning.load(export(tmp_path / "artifact", model, scheme))
     with torch.no_grad():
-        expected, logits = model(**questions).logits.float(), loaded(**questions).logits.float()
-    noise = (logits - expected).norm() / expected.norm()
-    assert noise < 0.02
+        expected, logits = model(**questions).logits, loaded(**questions).logits
+    assert noise(logits, expected) < 0.02
     types = {m.scale.dtype for m in loaded.modules() if isinstance(m, PackedLinear)}
     assert types == {torch.bfloat16}
 
@@ -83,8 +112,7 @@ def test_stored_sinks_are_packed_and_passing_ones_simulated(tmp_path, questions,
             model(**questions).logits[:, -1],
             artifact.model(**questions).logits[:, -1],
         )
-    assert torch.equal(logits.argmax(-1), expected.argmax(-1))
-    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
+    assert noise(logits, expected) < 0.03
 
 
 def test_a_transform_of_the_input_runs_in_front_of_packed_layers(
@@ -104,7 +132,7 @@ def test_a_transform_of_the_input_runs_in_front_of_packed_layers(
     artifact = load_artifact(export(tmp_path / "artifact", model, scheme), packed=True)
     with torch.no_grad():
         logits = artifact.model(**questions).logits
-    torch.testing.assert_close(logits, expected, rtol=0, atol=2e-3 * float(expected.abs().max()))
+    assert noise(logits, expected) < 0.03
 
 
 def test_a_packed_model_is_ready_to_be_used(folder, questions, tmp_path):
@@ -131,7 +159,7 @@ def test_weights_are_packed_one_after_another(folder, monkeypatch):
     kept: list[object] = []
     pack = filling.packed_weight
 
-    def counted(quantizer: nn.Module, weight: torch.Tensor):
+    def counted(quantizer: nn.Module, weight: Tensor):
         import weakref
 
         kept.append(weakref.ref(weight))
