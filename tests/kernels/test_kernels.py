@@ -206,6 +206,15 @@ def test_without_the_extension_torch_alone_is_enough(monkeypatch):
                 assert float((y - exact).abs().max() / exact.abs().max()) < 1e-2
 
 
+def test_groups_that_begin_within_a_byte_are_left_to_torch():
+    weight = weight_of(3, (4, 12), 3)
+    holding, _ = holding_of(weight, 16)
+    assert [kernel.name for kernel in holding.kernels] == ["dequantize"]
+    given = input_of(1, 12, 16)
+    y = holding.kernels[0].run(PackedLinear(weight, holding), given).double()
+    torch.testing.assert_close(y, exactly(weight, given), rtol=1e-5, atol=1e-5)
+
+
 def test_what_is_refused_is_said_and_not_used(monkeypatch):
     monkeypatch.setattr(table, "refusal", lambda *_: "it is wrong here")
     holding, refused = holding_of(weight_of(8, (64, 256), 1), 8)
