@@ -114,7 +114,7 @@ inline void add_group(const uint8_t* row, const uint8_t* end, const float* x, in
   __m256 sums[2][M];
   for (int m = 0; m < M; ++m) sums[0][m] = sums[1][m] = _mm256_setzero_ps();
   const uint8_t* place = row + from * B / 8;
-  for (; i + 16 <= to && place + B + 8 <= end; i += 16, place += 2 * B) {
+  for (; from * B % 8 == 0 && i + 16 <= to && place + B + 8 <= end; i += 16, place += 2 * B) {
     for (int half = 0; half < 2; ++half) {
       const __m256 codes = eight_codes<B>(place + half * B);
       for (int m = 0; m < M; ++m)
@@ -169,7 +169,7 @@ void dequantize(const Weight& w, float* out, int threads) {
       int64_t i = g * size;
 #ifdef __AVX2__
       const uint8_t* place = row + i * B / 8;
-      for (; i + 8 <= (g + 1) * size && place + 8 <= w.end(); i += 8, place += B)
+      for (; g * size * B % 8 == 0 && i + 8 <= (g + 1) * size && place + 8 <= w.end(); i += 8, place += B)
         _mm256_storeu_ps(out + o * w.inputs + i, _mm256_mul_ps(_mm256_sub_ps(eight_codes<B>(place), _mm256_set1_ps(zero)), _mm256_set1_ps(scale)));
 #endif
       for (; i < (g + 1) * size; ++i) out[o * w.inputs + i] = (code_at(row, i, B) - zero) * scale;
