@@ -430,7 +430,7 @@ ENGINE = [
         f"{_CHANGING}::test_a_streamed_model_decides_the_same",
     ),
     (
-        "qvlm_lightning/artifact/loading.py",
+        "qvlm_lightning/artifact/filling.py",
         "            module.hold_range()",
         "            pass",
         "an artifact with decided weight ranges cannot be loaded",
@@ -969,8 +969,8 @@ DAILY = [
     ),
     (
         "qvlm_lightning/artifact/loading.py",
-        "model = _empty_model(held_by, types)",
-        "model = _empty_model(held_by, types_of({}, weights))",
+        "model = _empty_model(held_by, types, without_values=packed)",
+        "model = _empty_model(held_by, types_of({}, shapes), without_values=packed)",
         "a loaded artifact computes in the type of its files",
         STORED_TYPES,
     ),
@@ -1079,7 +1079,8 @@ SEAM = [
     ("qvlm_lightning/calibration/calibrator.py", '        check_bounds(self.model, "the calibration")\n', "", "a checkpoint with bounds of NaN is gone on from", f"{NUMBERS}::test_a_bound_of_a_checkpoint_that_is_none_is_named"),
     ("qvlm_lightning/calibration/decisions.py", "        if not math.isfinite(score):", "        if score is None:", "an objective of NaN is a decision", f"{NUMBERS}::test_a_decision_of_numbers_that_are_none_is_not_taken"),
     ("qvlm_lightning/vision/tower_loss.py", "        if not bool(total.isfinite()):", "        if total is None:", "a loss of NaN teaches", f"{NUMBERS}::test_a_loss_that_is_none_ends_the_optimisation"),
-    ("qvlm_lightning/artifact/loading.py", '    check_bounds(model, f"artifact {str(path)!r}")\n', "", "an artifact with bounds of NaN is loaded", BAD_BOUNDS),
+    ("qvlm_lightning/artifact/loading.py", '        check_bounds(model, f"artifact {str(path)!r}")\n', "", "an artifact with bounds of NaN is loaded", BAD_BOUNDS),
+    ("qvlm_lightning/artifact/filling.py", '    check_bounds(model, f"artifact {str(folder)!r}")\n', "", "an artifact with bounds of NaN is packed", BAD_BOUNDS),
     ("qvlm_lightning/artifact/saving.py", '    check_bounds(model, "the calibrated model")\n', "", "bounds of NaN are exported", BAD_BOUNDS),
     ("qvlm_lightning/nn/finite.py", "bool((low > high).any())", "bool((low > high).all() & False)", "a range upside down is loaded", BAD_BOUNDS),
     ("qvlm_lightning/evaluation/generate.py", "finite &= written.ended | out", "finite &= out", "what follows the end of an answer counts", "tests/evaluation/test_generate.py::test_logits_that_are_none_are_named_with_the_question"),
@@ -1262,7 +1263,7 @@ ROTATIONS = [
     (_ROTATION, "active = site.quantizer.num_bits < OFF", "active = True", "inputs that are not quantized are rotated", f"{_ROTATION_TEST}::test_only_sites_that_nothing_reaches_get_an_online_rotation"),
     ("qvlm_lightning/calibration/calibrator.py", "        method.prepare(self.passes.model, self.family, self.structure)", "        pass", "no method prepares a model", f"{_ROTATION_TEST}::test_only_sites_that_nothing_reaches_get_an_online_rotation"),
     ("qvlm_lightning/calibration/block_search.py", "            if not mixed.intersection(source.under(unit.name).readers)\n", "", "channels are scaled that a transform has mixed", f"{_ROTATION_TEST}::test_a_fold_leaves_a_site_alone_whose_channels_are_mixed"),
-    ("qvlm_lightning/artifact/loading.py", "    _put_transforms(structure, weights, folder)\n", "", "an artifact with transforms does not load", IN_ARTIFACT),
+    ("qvlm_lightning/artifact/loading.py", "    put_transforms(structure, weights, folder)\n", "", "an artifact with transforms does not load", IN_ARTIFACT),
     ("qvlm_lightning/methods/chain.py", "            step.prepare(model, family, structure)", "            pass", "a chain prepares nothing", IN_ARTIFACT),
     (_LOOP, "stepper.step()", "pass", "nothing is learned", f"{_ROTATION_TEST}::test_learning_lowers_j_and_never_ends_above_its_start"),
     (_LOOP, "parameter -= group", "parameter += group", "rounding climbs", f"{_ROTATION_TEST}::test_learning_lowers_j_and_never_ends_above_its_start"),
@@ -1298,6 +1299,28 @@ EXPORT = [
     (_WEIGHTS, "return low + (low_OG1 - low_OG1.detach()), high + (high_OG1 - high_OG1.detach())", "return low, high", "clip ratios learn nothing behind scales in float16", f"{_TARGETS}::test_clip_ratios_learn_through_half_ranges"),
     ("qvlm_lightning/nn/surgery.py", "check_layer(scheme, part, full, widths[full], group, plain[name].in_features)", "pass", "a layer that the target cannot hold is found after the calibration", f"{_TARGETS}::test_a_single_layer_is_looked_at_in_the_model"),
 ]
+_PACKING, _PACKED_INPUT = "qvlm_lightning/nn/packing.py", "qvlm_lightning/nn/packed_input.py"
+_PACKED, _KERNELS = "qvlm_lightning/nn/packed_linear.py", "qvlm_lightning/kernels"
+_PACKING_TEST, _PACKED_TEST = "tests/nn/test_packing.py", "tests/nn/test_packed_linear.py"
+_KERNEL_TEST, _PACKED_ARTIFACT = "tests/kernels/test_kernels.py", "tests/artifact/test_packed.py"
+PACKED = [
+    (_PACKING, "codes[..., place::8].to(torch.int64) << (place * bits)", "codes[..., place::8].to(torch.int64) << (place * 8)", "packed codes have gaps", f"{_PACKING_TEST}::test_by_hand"),
+    (_PACKING, "codes = codes + 2 ** (bits - 1)", "codes = codes + 2 ** (bits - 1) - 1", "symmetric codes are packed one step too low", f"{_PACKING_TEST}::test_a_packed_weight_has_the_values_of_the_fake_quantized_one"),
+    (_PACKED_INPUT, "scale = symmetric_scale(absmax * self.clip, self.num_bits, x.dtype)", "scale = symmetric_scale(absmax, self.num_bits, x.dtype)", "packed layers do not clip tokens", f"{_PACKED_TEST}::test_codes_of_inputs_are_those_of_the_simulation"),
+    (_PACKED_INPUT, "if bool(broken.any()):", "if False:", "NaN becomes a code", f"{_PACKED_TEST}::test_rows_of_nan_give_nan_and_no_others"),
+    (_PACKED_INPUT, "if key is not None and self._shared is not None and self._shared[0] == key:", "if key is not None and self._shared is not None:", "packed layers take the codes of another input", f"{_PACKED_TEST}::test_layers_of_a_site_quantize_their_input_once"),
+    (_PACKED, "if moved.dtype != present.dtype or moved.device != present.device:", "if moved.device != present.device:", "scales of packed layers change their type", f"{_PACKED_TEST}::test_another_type_is_refused_and_the_present_one_is_none"),
+    (_PACKED, "if quantizer.low.shape != ():", "if False:", "one range per channel is packed as if it were one", f"{_PACKED_TEST}::test_what_cannot_be_packed_says_why"),
+    (_PACKED, "(sinks.tokens or not sinks.stored)", "False", "sink tokens that pass are quantized when packed", f"{_PACKED_ARTIFACT}::test_stored_sinks_are_packed_and_passing_ones_simulated"),
+    (f"{_KERNELS}/self_test.py", "if not error_of_it <= _TOLERANCE[dtype]:", "if error_of_it > _TOLERANCE[dtype]:", "a kernel that gives NaN is used", f"{_KERNEL_TEST}::test_a_kernel_that_gives_nan_is_refused"),
+    (f"{_KERNELS}/self_test.py", "if taken > TIMES_SLOWER * max(expected, 1e-4):", "if False:", "a slow kernel is used", f"{_KERNEL_TEST}::test_a_kernel_that_is_slow_is_refused"),
+    (f"{_KERNELS}/torch_kernels.py", "shift = given.zero_point - 128", "shift = given.zero_point", "int8 codes are taken for unsigned ones", f"{_KERNEL_TEST}::test_integer_sums_are_exact"),
+    (f"{_KERNELS}/onednn.py", "dtype=torch.int32) - given.zero_point * size", "dtype=torch.int32)", "zero points of weights meet inputs without theirs", f"{_KERNEL_TEST}::test_every_kernel_is_the_reference"),
+    (f"{_KERNELS}/int4pack.py", 'return tensors if exact else tensors | {"added": added.t().contiguous()}', "return tensors", "zero points get lost in torch's 4-bit product", f"{_KERNEL_TEST}::test_every_kernel_is_the_reference"),
+    (f"{_KERNELS}/table.py", "aligned = not case.grouped or case.group_size % 8 == 0", "aligned = True", "the extension reads groups that begin within a byte", f"{_KERNEL_TEST}::test_groups_that_begin_within_a_byte_are_left_to_torch"),
+    (f"{_KERNELS}/packed_model.py", "transform_input(list(layers.values()), transform)", "pass", "packed layers leave their transform out", f"{_PACKED_ARTIFACT}::test_a_transform_of_the_input_runs_in_front_of_packed_layers"),
+    ("qvlm_lightning/commands/_generating.py", "more / (last - first)", "len(self.times) / (last - first)", "the first token counts as generated", "tests/commands/test_generate.py::test_speed_is_that_behind_the_first_token"),
+]
 # fmt: on
 
 MUTANTS = [
@@ -1324,4 +1347,5 @@ MUTANTS = [
     *FOLDS,
     *ROTATIONS,
     *EXPORT,
+    *PACKED,
 ]

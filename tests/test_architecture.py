@@ -22,7 +22,7 @@ ROWS = [
     {"vision", "estimate"},
     {"forward", "export"},
     {"methods", "artifact"},
-    {"weights"},
+    {"weights", "kernels"},
     {"nn"},
     {"losses"},
     {"quant"},

@@ -3,24 +3,27 @@
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import nn
 
-from qvlm_lightning.artifact.saving import save_as_artifact
+from qvlm_lightning.artifact.filling import StoredTensors, fill, fill_packed, put_transforms
+from qvlm_lightning.artifact.saving import save_as_artifact, save_as_copy
 from qvlm_lightning.artifact.untrusted import check_sizes, checked_manifest
 from qvlm_lightning.errors import InputError, first_line, parse_json
 from qvlm_lightning.finite import check_finite
+from qvlm_lightning.kernels import PackedModel
 from qvlm_lightning.models.find import family_for, family_name, known
 from qvlm_lightning.models.hub import HubFamily
+from qvlm_lightning.models.weight_map import without_weights
 from qvlm_lightning.nn.finite import check_bounds
-from qvlm_lightning.nn.sinks import SinkOutput
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.nn.surgery import quantize_model
-from qvlm_lightning.nn.weight_quantizer import WeightQuantizer
 from qvlm_lightning.quant.scheme import Scheme
 from qvlm_lightning.weights.exported import (
     CONFIG,
@@ -46,20 +49,27 @@ class Artifact:
         manifest: method, scheme, activation_mode, seed, calibration_ids, percentiles, partition,
             versions ...
         structure: towers, units and sites.
+        packed: what was packed, and why something was not; ``None`` where nothing should be. Packed
+            layers are no part of ``structure``.
     """
 
     model: nn.Module
     processor: Any
     manifest: dict[str, Any]
     structure: Structure
+    packed: PackedModel | None = None
 
 
-def load_artifact(path: str | Path, family: type[HubFamily] | None = None) -> Artifact:
+def load_artifact(
+    path: str | Path, family: type[HubFamily] | None = None, packed: bool = False
+) -> Artifact:
     """Load what :func:`save_artifact` wrote.
 
     Args:
         path: a folder, or a repository of the hub such as ``owner/name``.
         family: of an artifact whose family is none of this package.
+        packed: hold weights as packed codes and compute with them, where that can be done, on the
+            CPU; otherwise weights are fake-quantized in their floating type.
 
     Raises:
         InputError: the folder is not an artifact, is incomplete or broken, or is of another format
@@ -77,47 +87,62 @@ def load_artifact(path: str | Path, family: type[HubFamily] | None = None) -> Ar
     names = weights_file(manifest), QUANTIZERS
     check_there(folder, *names)
     check_hashes(folder, manifest, names)
-    weights, quantizers = (_read(folder, name, load_file) for name in names)
+    weights = _read(folder, names[0], StoredTensors if packed else load_file)
+    quantizers = _read(folder, names[1], load_file)
     if manifest["format"] == 1:
         quantizers = {_present_name(name): value for name, value in quantizers.items()}
     held_by = _family(folder, manifest, str(config.get("model_type")), family)
     try:
         scheme = Scheme.from_dict(manifest.get("scheme"))
         manifest = checked_manifest(manifest, scheme)
-        check_sizes(config, weights)
-        types = types_of(manifest, weights)
+        shapes = weights.shapes() if packed else weights
+        check_sizes(config, shapes)
+        types = types_of(manifest, shapes)
     except InputError as error:
         raise InputError(f"artifact {str(path)!r} is broken: {error}") from error
-    model = _empty_model(held_by, types)
+    model = _empty_model(held_by, types, without_values=packed)
+    device = torch.device("cpu") if packed else None
     try:
-        structure = quantize_model(model, held_by, scheme, accepted=True)
+        structure = quantize_model(model, held_by, scheme, device, accepted=True)
         if structure.sinks:
             structure.sinks.update(manifest.get("sinks"))
     except InputError as error:
         raise InputError(f"artifact {str(path)!r} is broken: {error}") from error
-    check_finite(weights.items(), f"artifact {str(path)!r}")
-    _put_transforms(structure, weights, folder)
-    _fill(model, weights | quantizers, folder)
-    check_bounds(model, f"artifact {str(path)!r}")
+    put_transforms(structure, weights, folder)
+    loaded = Artifact(model, None, manifest, structure)
+    if packed:
+        loaded.packed = fill_packed(model, structure, weights, quantizers, folder)
+    else:
+        check_finite(weights.items(), f"artifact {str(path)!r}")
+        fill(model, weights | quantizers, folder)
+        check_bounds(model, f"artifact {str(path)!r}")
     model.requires_grad_(False)
     structure.enable(True)
-    loaded = Artifact(model, held_by.load_processor(), manifest, structure)
-    stored = {name: w.dtype for name, w in weights.items() if w.is_floating_point()}
-    save_as_artifact(model, loaded.processor, manifest, stored)
+    loaded.processor = held_by.load_processor()
+    if packed:
+        save_as_copy(model, folder)
+    else:
+        stored = {name: w.dtype for name, w in weights.items() if w.is_floating_point()}
+        save_as_artifact(model, loaded.processor, manifest, stored)
     return loaded
 
 
-def load(path: str | Path, family: type[HubFamily] | None = None) -> tuple[nn.Module, Any]:
+def load(
+    path: str | Path, family: type[HubFamily] | None = None, simulate: bool = False
+) -> tuple[nn.Module, Any]:
     """Return the quantized model of an artifact, in ``eval()`` mode, and its processor.
 
     Args:
         path: an ``artifact/`` folder, or a repository of the hub such as ``owner/name``.
         family: class of the model's family, where it is none of this package.
+        simulate: hold weights in their floating type and fake-quantize them and the inputs; by
+            default weights are packed codes, and kernels on the CPU compute with them. Answers of
+            the two differ by rounding (docs/packed.md).
 
     Raises:
         InputError: see :func:`load_artifact`.
     """
-    artifact = load_artifact(path, family)
+    artifact = load_artifact(path, family, packed=not simulate)
     return artifact.model, artifact.processor
 
 
@@ -186,10 +211,11 @@ def _family(
     return found(str(folder))
 
 
-def _empty_model(family: HubFamily, types: TensorTypes) -> nn.Module:
+def _empty_model(family: HubFamily, types: TensorTypes, without_values: bool) -> nn.Module:
     """Return the model of the folder in the types of an artifact and in ``eval()`` mode."""
     try:
-        model = family.empty_model(types.default)
+        build = partial(family.empty_model, types.default)
+        model: nn.Module = without_weights(build, family.path) if without_values else build()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = first_line(error)
         raise InputError(f"artifact {family.path!r} is broken: {CONFIG}: {reason}") from error
@@ -197,48 +223,3 @@ def _empty_model(family: HubFamily, types: TensorTypes) -> nn.Module:
         if name in types.others:
             parameter.data = parameter.data.to(types.others[name])
     return model.eval()
-
-
-def _put_transforms(structure: Structure, weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Make places for the online transforms of an artifact.
-
-    Raises:
-        InputError: one does not fit its site.
-    """
-    for site in structure.sites:
-        name = f"{next(iter(site.linears))}.input_transform"
-        pair = [weights[own] for own in (f"{name}.left", f"{name}.right") if own in weights]
-        if any(x.dim() != 2 or x.shape[0] != x.shape[1] for x in pair):
-            raise InputError(
-                f"artifact {str(folder)!r} is broken: {name} is not of square matrices"
-            )
-        if len(pair) == 2:
-            try:
-                site.put_transform(*pair)
-            except ValueError as error:
-                raise InputError(f"artifact {str(folder)!r} is broken: {error}") from error
-
-
-def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Copy the stored tensors into the model.
-
-    Raises:
-        InputError: one is missing (under all its names, if it is tied), too many or of another
-            shape.
-    """
-    for name, module in model.named_modules():
-        if isinstance(module, WeightQuantizer) and f"{name}.low" in tensors:
-            module.hold_range()
-        if isinstance(module, SinkOutput):
-            outputs = model.get_submodule(name.rpartition(".")[0]).get_parameter("weight")
-            shape = len(module.sinks.prefix), outputs.shape[0]
-            module.hold(shape, outputs.dtype, outputs.device)
-    state = model.state_dict(keep_vars=True)
-    filled = {id(state[name]) for name in tensors if name in state}
-    odd = [name for name in state if id(state[name]) not in filled]
-    odd += [n for n, t in tensors.items() if n not in state or t.shape != state[n].shape]
-    if odd:
-        raise InputError(
-            f"artifact {str(folder)!r} does not fit its own config, for example at {min(odd)}"
-        )
-    model.load_state_dict(tensors, strict=False)

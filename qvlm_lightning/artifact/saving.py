@@ -5,6 +5,7 @@ So no other program may take them for the quantized model: their file has a name
 looks for, and loading the folder elsewhere fails instead of giving full precision.
 """
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -151,5 +152,30 @@ def save_as_artifact(
                 f"save_pretrained of a quantized model was given {given}; allowed is a folder"
             )
         save_artifact(Path(save_directory), model, processor, manifest, stored=stored)
+
+    model.save_pretrained = save_pretrained
+
+
+def save_as_copy(model: Any, artifact: Path) -> None:
+    """Let ``model.save_pretrained(folder)`` of a packed model copy its artifact, which holds all
+    that the model was made from.
+
+    Args:
+        model: packed.
+        artifact: folder it was loaded from.
+    """
+
+    def save_pretrained(save_directory: str | Path, **unused: Any) -> None:
+        if unused:
+            given = ", ".join(map(str, unused))
+            raise InputError(
+                f"save_pretrained of a quantized model was given {given}; allowed is a folder"
+            )
+        if not artifact.is_dir():
+            raise InputError(f"{str(artifact)!r}, from which the packed model was loaded, is gone")
+        with writing_folder(Path(save_directory)) as scratch:
+            for file in artifact.iterdir():
+                if file.is_file():
+                    shutil.copy2(file, scratch / file.name)
 
     model.save_pretrained = save_pretrained

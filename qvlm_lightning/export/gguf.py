@@ -54,7 +54,8 @@ def export_gguf(artifact: Artifact, output: Path, base: Path) -> Export:
             "gguf holds the decoder, of which this artifact quantizes nothing; the nearest that it "
             "holds is a scheme with language.weight_bits below 16"
         )
-    opened = Base(base, artifact.model.config.get_text_config())
+    config: Any = artifact.model.config
+    opened = Base(base, config.get_text_config())
     tensors = _tensors(artifact, layers, opened)
     kinds = Counter(tensor.kind for tensor in tensors.values())
     main = block_type(layers[0].scheme.weight_bits, layers[0].scheme.symmetric)

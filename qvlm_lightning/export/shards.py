@@ -41,7 +41,7 @@ def write_shards(folder: Path, tensors: Mapping[str, Planned], most: int) -> Non
         most: bytes of a file, unless one tensor is larger.
     """
     parts = split(tensors, most)
-    places = {}
+    places: dict[str, str] = {}
     for number, names in enumerate(parts, 1):
         file = "model.safetensors"
         if len(parts) > 1:

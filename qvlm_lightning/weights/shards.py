@@ -60,6 +60,17 @@ class Shards:
                 raise InputError(f"{str(file)!r} holds no tensor {key}")
             self.entries[name] = headers[file][key]
 
+    @classmethod
+    def of_file(cls, path: Path) -> "Shards":
+        """Return all tensors of a file under their own names.
+
+        Raises:
+            InputError: see the class.
+        """
+        shards = cls({})
+        shards.entries = _header(path)
+        return shards
+
     def read(self, name: str) -> Tensor:
         """Return a tensor, in memory of its own."""
         entry = self.entries[name]

@@ -18,12 +18,13 @@ FILES = ["quantization.json", "quantizers.safetensors", "weights.simulated", "co
 
 
 def refused(folder: Path, *words: str) -> None:
-    with pytest.raises(InputError) as fault:
-        qvlm_lightning.load(folder)
-    message = str(fault.value)
-    assert str(folder) in message
-    assert "\n" not in message
-    assert all(word in message for word in words), message
+    for simulate in (False, True):
+        with pytest.raises(InputError) as fault:
+            qvlm_lightning.load(folder, simulate=simulate)
+        message = str(fault.value)
+        assert str(folder) in message
+        assert "\n" not in message
+        assert all(word in message for word in words), message
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -422,7 +422,7 @@ def test_calibrated_saved_reloaded_and_used(
         small.model(), small.processor, samples, epochs=1, search_pairs=4, batch_size=2,
         output=tmp_path,
     )  # fmt: skip
-    again, processor = qvlm_lightning.load(tmp_path / "artifact")
+    again, processor = qvlm_lightning.load(tmp_path / "artifact", simulate=True)
     batch = collate(samples[:3], processor, with_answer=False)
     inputs = model_inputs(batch, CPU)
     with torch.no_grad():
