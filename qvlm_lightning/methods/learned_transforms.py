@@ -10,7 +10,7 @@ from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block, Objective
 from qvlm_lightning.methods.block_learning import ActivationClips, WeightClips, descend
 from qvlm_lightning.methods.decision import Decision
-from qvlm_lightning.methods.requirements import needs_quantized_activations
+from qvlm_lightning.methods.requirements import holds_transforms, needs_quantized_activations
 from qvlm_lightning.methods.token_weights import TokenWeights
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.online_transform import inverse_in_weight, taken_out_of_weight
@@ -76,8 +76,9 @@ class LearnedTransforms(Method):
         return self.ranges.candidates(activation_mode) if self.ranges else [1.0]
 
     def check(self, scheme: Scheme) -> None:
-        """Refuse a scheme that leaves all activations alone."""
+        """Refuse a scheme that leaves all activations alone, or whose target holds no transforms."""
         needs_quantized_activations(self.name, scheme)
+        holds_transforms(self.name, scheme, "method quarot with online: none")
 
     @torch.no_grad()
     def prepare(self, model: nn.Module, family: VLMFamily, structure: Structure) -> None:

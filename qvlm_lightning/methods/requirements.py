@@ -74,3 +74,21 @@ def leaves_whole_tokens(method: str, candidates: list[float], scheme: Scheme) ->
             "'compressed-tensors' cannot hold; the nearest that it holds are whole ranges: method "
             "rtn, or clip_ratios [1.0]"
         )
+
+
+def holds_transforms(method: str, scheme: Scheme, instead: str) -> None:
+    """Refuse transforms that run with the model for a target that has no place for them.
+
+    Args:
+        method: name.
+        scheme: of the run.
+        instead: what the target can hold.
+
+    Raises:
+        InputError: the scheme has a target.
+    """
+    if scheme.target is not None:
+        raise InputError(
+            f"method {method} puts transforms in front of layers, which target {scheme.target!r} "
+            f"cannot hold; the nearest that it holds is {instead}"
+        )

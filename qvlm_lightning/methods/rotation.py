@@ -9,6 +9,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block, Objective
 from qvlm_lightning.methods.decision import Decision
+from qvlm_lightning.methods.requirements import holds_transforms, widths
 from qvlm_lightning.methods.token_weights import TokenWeights
 from qvlm_lightning.models.family import Residual, VLMFamily
 from qvlm_lightning.nn.changes import as_stored
@@ -17,7 +18,7 @@ from qvlm_lightning.nn.online_transform import OnlineTransform
 from qvlm_lightning.nn.rotation import random_rotation, rotated, untie
 from qvlm_lightning.nn.structure import Site, Structure, Unit
 from qvlm_lightning.quant.hadamard import spreading_factors, spreading_rotation
-from qvlm_lightning.quant.scheme import OFF
+from qvlm_lightning.quant.scheme import OFF, Scheme
 
 Online = Literal["none", "needed", "all"]
 
@@ -63,6 +64,12 @@ class Rotation(Method):
                 "online: needed or all"
             )
         self.residual, self.heads, self.online, self.seed = residual, heads, online, seed
+
+    def check(self, scheme: Scheme) -> None:
+        """Refuse online rotations for a target that has no place for them."""
+        quantized = widths(scheme, "activation_bits") != {OFF}
+        if self.online == "all" or (self.online == "needed" and quantized):
+            holds_transforms(self.name, scheme, "online: none")
 
     @torch.no_grad()
     def prepare(self, model: nn.Module, family: VLMFamily, structure: Structure) -> None:

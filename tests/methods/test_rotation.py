@@ -245,3 +245,16 @@ def test_percentiles_from_before_a_transform_are_refused():
     Chain([LearnedTransforms(), GPTQ(ranges=ObservedRanges())]).check(static)
     with pytest.raises(InputError, match="ranges is gptq, which changes weights"):
         LearnedTransforms(ranges=GPTQ())
+
+
+def test_a_target_without_a_place_for_transforms_is_refused():
+    whole = Scheme.parse("w8a8", activation_mode="dynamic_token", target="compressed-tensors")
+    with pytest.raises(InputError, match="cannot hold; the nearest that it holds is online: none"):
+        Rotation().check(whole)
+    with pytest.raises(InputError, match="method quarot with online: none"):
+        LearnedTransforms().check(whole)
+    Rotation(online="none").check(whole)
+    weights = Scheme.parse("w4a16", target="compressed-tensors")
+    Rotation().check(weights)
+    with pytest.raises(InputError, match="online: none"):
+        Rotation(online="all").check(weights)
