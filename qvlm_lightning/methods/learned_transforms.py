@@ -76,7 +76,7 @@ class LearnedTransforms(Method):
         return self.ranges.candidates(activation_mode) if self.ranges else [1.0]
 
     def check(self, scheme: Scheme) -> None:
-        """Refuse a scheme that leaves all activations alone, or whose target holds no transforms."""
+        """Refuse a scheme without quantized activations, or a target without transforms."""
         needs_quantized_activations(self.name, scheme)
         holds_transforms(self.name, scheme, "method quarot with online: none")
 
