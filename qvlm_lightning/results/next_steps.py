@@ -48,10 +48,10 @@ def steps_after_fit(root: Path, config: Mapping[str, Any]) -> list[tuple[str, st
         root: run folder.
         config: its ``config.yaml``; empty if it has none.
     """
-    logs = root / "lightning_logs"
+    watch = [program("tensorboard"), "--logdir", str(root / "lightning_logs")]
     return [
         ("score the artifact", evaluation_command(root, config)),
-        ("watch the curves", shlex.join([program("tensorboard"), "--logdir", str(logs)])),
+        ("watch the curves", shlex.join(watch)),
         ("open the report", open_command(root / "report.html")),
     ]
 

@@ -92,8 +92,7 @@ def test_files_appear_whole(tmp_path):
     assert (tmp_path / "a.json").read_text() == "new"
 
 
-# of two files a temporary one is renamed to the other; then files step aside; then three are
-# renamed
+# two files are made by a rename of their own; then files step aside; then three are renamed
 FAULTS = [
     *(("fsync", n, True) for n in range(1, 9)),
     *(("replace", n, True) for n in range(1, 9)),
