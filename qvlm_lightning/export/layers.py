@@ -42,7 +42,9 @@ class LayerScheme:
         """Name for people, as in ``w4a16, groups of 32, symmetric``."""
         groups = "per channel" if self.group_size is None else f"groups of {self.group_size}"
         kind = "symmetric" if self.symmetric else "asymmetric"
-        inputs = "" if self.activation_bits is None else ", per token" * self.dynamic or ", static"
+        inputs = ", per token" if self.dynamic else ", static"
+        if self.activation_bits is None:
+            inputs = ""
         return f"w{self.weight_bits}a{self.activation_bits or OFF}, {groups}, {kind}{inputs}"
 
 

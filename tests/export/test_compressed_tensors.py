@@ -13,6 +13,7 @@ from qvlm_lightning.artifact import Artifact
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.export import export_compressed_tensors
 from qvlm_lightning.export.patterns import matches
+from qvlm_lightning.export.plain import plain_model
 from qvlm_lightning.quant.scheme import PartScheme, Scheme
 from tests.export.making import small_artifact, tiny_artifact, tiny_inputs, values
 from tests.models.conftest import BUILDERS
@@ -270,6 +271,22 @@ def test_a_model_that_transformers_lacks_is_refused(tmp_path) -> None:
     artifact = small_artifact(tmp_path / "artifact", BUILDERS["moe_llava"](), scheme)
     with pytest.raises(InputError, match="is a model of this package: transformers alone cannot"):
         write(artifact, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("mlp.experts.0.up_proj.weight", "keeps all experts of a layer in one tensor"),
+        ("mlp.gain", "has no weight .*mlp.gain; the artifact is what can be loaded"),
+    ],
+)
+def test_weights_that_transformers_lacks_are_refused(name: str, words: str) -> None:
+    with torch.device("meta"):
+        model = BUILDERS["llava"]().plain()
+    weights = set(model.state_dict())
+    plain_model(model, weights)
+    with pytest.raises(InputError, match=words):
+        plain_model(model, weights | {f"model.language_model.layers.0.{name}"})
 
 
 def test_a_folder_that_stood_there_stays_on_a_fault(tmp_path, monkeypatch) -> None:
