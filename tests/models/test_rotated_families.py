@@ -36,7 +36,12 @@ def model(small: Any) -> nn.Module:
     return made
 
 
-@pytest.mark.parametrize("online", ["needed", "all", "none"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "online", ["needed", pytest.param("all", marks=SLOW), pytest.param("none", marks=SLOW)]
+)
 def test_a_rotated_model_computes_the_same(
     online: Any, small: Any, family: Any, model: Any, batches: list[dict[str, Tensor]]
 ) -> None:
