@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.decision import Decision
-from qvlm_lightning.models.wiring import Attention, Projection
+from qvlm_lightning.models.family import Attention, Projection
 from qvlm_lightning.nn.attention_calls import AttentionCall, attention_calls
 from qvlm_lightning.nn.distributed import all_sum
 from qvlm_lightning.nn.linear import QuantLinear

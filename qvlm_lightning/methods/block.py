@@ -12,8 +12,7 @@ from qvlm_lightning.methods.block_tensors import BlockTensors
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.search_cost import Cost
 from qvlm_lightning.methods.token_weights import Gradients, TokenWeights, Uniform
-from qvlm_lightning.models.family import Source
-from qvlm_lightning.models.wiring import Attention
+from qvlm_lightning.models.family import Attention, Source
 from qvlm_lightning.nn.distributed import all_sum, world
 from qvlm_lightning.nn.replay import UnitInput, run_candidates, run_full_precision, run_unit
 from qvlm_lightning.nn.structure import Unit
