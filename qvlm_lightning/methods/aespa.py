@@ -182,7 +182,8 @@ class AESPA(Method):
             hessian_ranges(weight, gram, settings[0], size, *settings[1:])
             for weight, gram in zip(rows, objective.inputs, strict=True)
         ]
-        grids.append(Grid(*map(torch.cat, zip(*found, strict=True)), *settings))
+        low, high = (torch.cat(ends) for ends in zip(*found, strict=True))
+        grids.append(Grid(low, high, *settings))
         tried = [_nearest(weight_OI, grid) for grid in grids]
         start_PRI = exact_PRI
         if self.sweep:
