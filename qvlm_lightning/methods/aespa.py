@@ -182,7 +182,7 @@ class AESPA(Method):
             hessian_ranges(weight, gram, settings[0], size, *settings[1:])
             for weight, gram in zip(rows, objective.inputs, strict=True)
         ]
-        low, high = (torch.cat(bounds) for bounds in zip(*found, strict=True))
+        low, high = (torch.cat(ends) for ends in zip(*found, strict=True))
         grids.append(Grid(low, high, *settings))
         tried = [_nearest(weight_OI, grid) for grid in grids]
         start_PRI = exact_PRI
