@@ -1288,7 +1288,7 @@ EXPORT = [
     (_LAYERS, "odd = sorted(more - _OWN_CHILDREN)", "odd = sorted(more & {'other'})", "what runs beside a layer is left out of the export", f"{_CT_TEST}::test_what_a_layer_does_beside_is_refused"),
     (_CONFIG, 'found["dequantize"] = True', 'found["dequantize"] = False', "transformers finds no place for packed zero points", f"{_SAME}[w4a16 asymmetric]"),
     (_CONFIG, '"ignore": told_apart([name for name in linear if name not in quantized]),', '"ignore": [name for name in linear if name not in quantized],', "layers left alone are named as a list", "tests/export/test_compressed_tensors.py::test_layers_left_alone_are_left_alone_under_both_namings"),
-    (_CT, "packed(layer.qparams()[1], bits, along=0)", "packed(layer.qparams()[1].T, bits, along=1).T", "zero points of a row share words", f"{_CT_TEST}::test_packed_words_hold_the_codes[3-False]"),
+    (_CT, "packed(layer.qparams()[1], bits, along=0)", "packed(layer.qparams()[1], bits, along=1)", "zero points of a row share words", f"{_CT_TEST}::test_packed_words_hold_the_codes[3-False]"),
     (_PATTERNS, "fitting = (p for p in _candidates(left[0]) if not _in(p, others))", "fitting = (p for p in _candidates(left[0]))", "a pattern matches layers of the other kind", "tests/export/test_patterns.py::test_patterns_written_out_by_hand"),
     (_GGUF, "rows = base.stored(name, steps).numpy(), base.stored(name, scale).float().numpy()", "rows = base.stored(name, steps).numpy(), scale.float().numpy()", "scales of queries and keys stay where they were", f"{_EXACT}[grouped-4-True-32-Q4_0]"),
     (_GGUF, "steps = layer.codes().short() - zero_point.short().repeat_interleave(each, dim=1)", "steps = layer.codes().short()", "zero points are left out of blocks", f"{_EXACT}[grouped-6-False-64-Q8_0]"),

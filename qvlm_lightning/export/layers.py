@@ -165,6 +165,6 @@ def _check_clip(name: str, linear: QuantLinear, target: Target) -> None:
     if not (bool((high == 1).all()) and bool((low == -1).all())):
         raise InputError(
             f"{name}: {target} cannot hold the clip ratio {float(high.flatten()[0]):.4g} on the "
-            "range of each token; the nearest that it holds are whole ranges, which the methods "
-            "rtn, gptq, awq, smoothquant and mbq leave"
+            "range of each token; the nearest that it holds are whole ranges: method rtn, or "
+            "clip_ratios [1.0]"
         )
