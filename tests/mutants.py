@@ -673,7 +673,7 @@ SINKS = [
     ),
     (
         "qvlm_lightning/weights/exported.py",
-        'WEIGHTS, CONFIG = "weights.simulated", "config.json"',
+        'WEIGHTS, CONFIG = "weights.packed", "config.json"',
         'WEIGHTS, CONFIG = "model.safetensors", "config.json"',
         "other programs load an artifact as full precision",
         "tests/artifact/test_artifact.py::test_no_other_program_takes_an_artifact_for_full_precision",
@@ -1080,7 +1080,7 @@ SEAM = [
     ("qvlm_lightning/calibration/decisions.py", "        if not math.isfinite(score):", "        if score is None:", "an objective of NaN is a decision", f"{NUMBERS}::test_a_decision_of_numbers_that_are_none_is_not_taken"),
     ("qvlm_lightning/vision/tower_loss.py", "        if not bool(total.isfinite()):", "        if total is None:", "a loss of NaN teaches", f"{NUMBERS}::test_a_loss_that_is_none_ends_the_optimisation"),
     ("qvlm_lightning/artifact/loading.py", '        check_bounds(model, f"artifact {str(path)!r}")\n', "", "an artifact with bounds of NaN is loaded", BAD_BOUNDS),
-    ("qvlm_lightning/artifact/filling.py", '    check_bounds(model, f"artifact {str(folder)!r}")\n', "", "an artifact with bounds of NaN is packed", BAD_BOUNDS),
+    ("qvlm_lightning/artifact/filling.py", '    check_bounds(model, where)\n', "", "an artifact with bounds of NaN is packed", BAD_BOUNDS),
     ("qvlm_lightning/artifact/saving.py", '    check_bounds(model, "the calibrated model")\n', "", "bounds of NaN are exported", BAD_BOUNDS),
     ("qvlm_lightning/nn/finite.py", "bool((low > high).any())", "bool((low > high).all() & False)", "a range upside down is loaded", BAD_BOUNDS),
     ("qvlm_lightning/evaluation/generate.py", "finite &= written.ended | out", "finite &= out", "what follows the end of an answer counts", "tests/evaluation/test_generate.py::test_logits_that_are_none_are_named_with_the_question"),

@@ -57,7 +57,7 @@ def test_gradient_free_methods_are_identical_on_two_processes(tmp_path, method, 
         assert report(one)[key] == report(two)[key], key
     for count in ("layer_forwards", "site_forwards"):
         assert report(one)["search"][count] == report(two)["search"][count] > 0, count
-    for file in ("quantizers.safetensors", "weights.simulated"):
+    for file in ("quantizers.safetensors", "weights.packed"):
         assert (one / "artifact" / file).read_bytes() == (two / "artifact" / file).read_bytes()
 
 

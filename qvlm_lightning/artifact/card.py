@@ -22,9 +22,8 @@ _TEMPLATE = """\
 
 # {{ base }}, calibrated to {{ scheme }}
 
-Calibrated with qvlm-lightning by `{{ method }}`. Quantization is simulated: weights lie here in
-their floating type and are quantized when the model runs. **Other programs refuse this folder**,
-because they would load the full-precision model. It loads so:
+Calibrated with qvlm-lightning by `{{ method }}`. Quantized weights lie here as packed codes, and
+**other programs refuse this folder**. It loads so:
 
 ```python
 import qvlm_lightning

@@ -2,12 +2,13 @@
 form.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from qvlm_lightning.artifact.codes import code_kinds, stored_weight
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.finite import check_finite
 from qvlm_lightning.kernels import PackedModel, pack_model
@@ -69,12 +70,18 @@ def put_transforms(structure: Structure, weights: Mapping[str, Tensor], folder: 
 
 
 def fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
-    """Copy the stored tensors into the model.
+    """Copy the stored tensors into the model; of codes the weights that they stand for.
 
     Raises:
         InputError: one is missing (under all its names, if it is tied), too many or of another
             shape.
     """
+    for name, linear in _coded(model, tensors).items():
+        packed = stored_weight(name, linear, tensors, f"artifact {str(folder)!r}")
+        weight = packed.dequantized()
+        linear.hold_only_quantized(weight, *_qparams(packed))
+        tensors = {n: x for n, x in tensors.items() if n not in code_kinds(name, linear)}
+        tensors |= _instead_of_codes(name, linear, weight)
     make_places(model, tensors)
     check_fit(model, tensors, folder)
     model.load_state_dict(tensors, strict=False)
@@ -101,11 +108,16 @@ def fill_packed(
         InputError: a tensor is missing, too many, of another shape, or holds NaN; a bound means
             nothing.
     """
-    shapes = weights.shapes() | quantizers
+    where = f"artifact {str(folder)!r}"
+    coded = _coded(model, weights)
+    kinds = {own for name, linear in coded.items() for own in code_kinds(name, linear)}
+    shapes = {n: x for n, x in weights.shapes().items() if n not in kinds} | quantizers
+    for name, linear in coded.items():
+        shapes |= _instead_of_codes(name, linear, linear.weight)
     make_places(model, quantizers)
     check_fit(model, shapes, folder)
     model.load_state_dict(quantizers, strict=False)
-    check_bounds(model, f"artifact {str(folder)!r}")
+    check_bounds(model, where)
     quantized = {f"{n}.weight" for site in structure.sites for n in site.linears}
     state = model.state_dict(keep_vars=True)
     places: dict[int, list[str]] = {}
@@ -114,24 +126,54 @@ def fill_packed(
 
     def read(name: str) -> Tensor:
         value = weights[name].to(state[name].dtype)
-        check_finite([(name, value)], f"artifact {str(folder)!r}")
+        check_finite([(name, value)], where)
         return value
 
     for name in weights:
-        if name not in quantized:
+        if name not in quantized and name not in kinds:
             value = read(name)
             for own in places[id(state[name])]:
                 _assign(model, own, value)
 
     def packed(name: str, linear: QuantLinear) -> PackedWeight:
+        if name in coded:
+            return stored_weight(name, linear, weights, where)
         return packed_weight(linear.weight_quantizer, read(f"{name}.weight"))
 
     done = pack_model(model, structure, packed)
     for site in structure.sites:  # what is left is simulated
         for name, linear in site.linears.items():
-            _assign(model, f"{name}.weight", read(f"{name}.weight"))
-            linear.keep_only_quantized()
+            if name in coded:
+                held = stored_weight(name, linear, weights, where)
+                _assign(model, f"{name}.weight", held.dequantized())
+                linear.hold_only_quantized(linear.weight, *_qparams(held))
+            else:
+                _assign(model, f"{name}.weight", read(f"{name}.weight"))
+                linear.keep_only_quantized()
     return done
+
+
+def _coded(model: nn.Module, names: Collection[str]) -> dict[str, QuantLinear]:
+    """Return the layers of which codes are stored."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, QuantLinear)
+        and module.weight_quantizer.active
+        and f"{name}.codes" in names
+    }
+
+
+def _instead_of_codes(name: str, linear: QuantLinear, weight: Tensor) -> dict[str, Tensor]:
+    """Return what a model has where an artifact has codes."""
+    ratio = linear.weight_quantizer.clip_ratio
+    return {f"{name}.weight": weight, f"{name}.weight_quantizer.clip_ratio": ratio}
+
+
+def _qparams(packed: PackedWeight) -> tuple[Tensor, Tensor]:
+    """Return scale and zero point, 0 where codes are symmetric."""
+    symmetric = packed.zero_point is None
+    return packed.scale, torch.zeros_like(packed.scale) if symmetric else packed.zeros()
 
 
 def make_places(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

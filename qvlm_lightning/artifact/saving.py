@@ -1,8 +1,8 @@
 """Write an artifact: a model's configuration and processor, its weights, and the quantizers.
 
-It saves no memory yet: weights stay in their floating type and are quantized when the model runs.
-So no other program may take them for the quantized model: their file has a name that nobody else
-looks for, and loading the folder elsewhere fails instead of giving full precision.
+Quantized weights are packed codes, all others stay in their floating type. No other program may
+take them for a model: their file has a name that nobody else looks for, and loading the folder
+elsewhere fails.
 """
 
 import shutil
@@ -14,6 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.artifact.card import CARD, license_of, model_card
+from qvlm_lightning.artifact.codes import (
+    belongs_to,
+    code_kinds,
+    code_tensors,
+    coded_layers,
+    with_codes,
+)
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.files import write_json, write_whole, writing_folder
 from qvlm_lightning.finite import check_finite
@@ -62,6 +69,7 @@ def save_artifact(
             quantizers, plain = split_state(model)
             types = {name: value.dtype for name, value in plain.items()}
             check_finite(plain.items(), "the calibrated model")
+            quantizers, plain = with_codes(model, quantizers, plain)
             plain = {n: x.to((stored or {}).get(n, x.dtype)) for n, x in plain.items()}
             put_tensors(scratch / WEIGHTS, plain)
         else:
@@ -116,12 +124,25 @@ def copy_weights(
             seen.add(id(value))
             plain[name] = value
 
+    layers = coded_layers(model)
+    coded = {own: name for name, x in layers.items() for own in code_kinds(name, x)}
+
+    def whole(name: str) -> Tensor:
+        return weights.read(name) if plain[name].is_meta else plain[name]
+
     def read(name: str) -> Tensor:
-        value = weights.read(name) if plain[name].is_meta else plain[name]
+        if name in coded:
+            layer = coded[name]
+            return code_tensors(layer, layers[layer], whole(f"{layer}.weight"))[name]
+        value = whole(name)
         return value.to(stored.get(name, value.dtype))
 
     kinds = {n: (stored.get(n, v.dtype), tuple(v.shape)) for n, v in plain.items()}
+    kinds = {n: kind for n, kind in kinds.items() if belongs_to(n, layers) is None}
+    for name, linear in layers.items():
+        kinds |= code_kinds(name, linear)
     write_shard(path, kinds, read)
+    quantizers = {n: x for n, x in quantizers.items() if belongs_to(n, layers) is None}
     return quantizers, {name: value.dtype for name, value in plain.items()}
 
 

@@ -113,6 +113,18 @@ class QuantLinear(nn.Linear):
         self.only_quantized, self.adapter = True, None
         self.forget()
 
+    def hold_only_quantized(self, weight: Tensor, scale: Tensor, zero_point: Tensor) -> None:
+        """Take a weight that was stored as codes; there is no full precision.
+
+        Args:
+            weight: dequantized, [O, I].
+            scale: [O, G].
+            zero_point: [O, G], 0 where codes are symmetric.
+        """
+        self.weight_quantizer.hold_qparams(scale, zero_point)
+        self.weight.data = weight.to(self.weight.dtype)
+        self.only_quantized = True
+
     def forget(self) -> None:
         """Let the kept quantized weight go; for whoever puts another weight in place."""
         self._weight_cache = None

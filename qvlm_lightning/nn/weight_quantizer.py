@@ -33,10 +33,14 @@ class WeightQuantizer(nn.Module):
     Attributes:
         low, high: [O, G, 1] float32, or ``None`` as long as they are measured.
         half_scales: whether ranges of a float32 weight are rounded to scales in float16.
+        scale, zero_point: [O, G] float32, of a weight that exists as codes only; then there is no
+            range.
     """
 
     low: Tensor | None
     high: Tensor | None
+    scale: Tensor | None
+    zero_point: Tensor | None
 
     def __init__(
         self,
@@ -52,6 +56,8 @@ class WeightQuantizer(nn.Module):
         self.half_scales = False
         self.register_buffer("low", None)
         self.register_buffer("high", None)
+        self.register_buffer("scale", None, persistent=False)
+        self.register_buffer("zero_point", None, persistent=False)
         ones = torch.ones(features[0], 1, device=device)
         self.clip_ratio = nn.Parameter(ones, requires_grad=False)
 
@@ -83,6 +89,8 @@ class WeightQuantizer(nn.Module):
 
     def qparams(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and zero point of ``weight``, [O, G]; what packing and export read."""
+        if self.scale is not None and self.zero_point is not None:
+            return self.scale, self.zero_point
         low, high = self.ranges(weight)
         return weight_qparams(low, high, self.num_bits, self.symmetric, weight.dtype)
 
@@ -92,6 +100,17 @@ class WeightQuantizer(nn.Module):
         """
         scale, zero_point = self.qparams(weight)
         return weight_codes_on(weight, scale, zero_point, self.num_bits, self.symmetric)
+
+    def hold_qparams(self, scale: Tensor, zero_point: Tensor) -> None:
+        """Keep the scale and zero point of a weight that exists as codes only.
+
+        Args:
+            scale: [O, G].
+            zero_point: [O, G], 0 where codes are symmetric.
+        """
+        device = self.clip_ratio.device
+        self.scale = scale.to(device, torch.float32)
+        self.zero_point = zero_point.to(device, torch.float32)
 
     def hold_range(self) -> None:
         """Make a place for a decided range, to be filled."""

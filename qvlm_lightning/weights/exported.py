@@ -15,13 +15,14 @@ from qvlm_lightning.errors import InputError, first_line
 from qvlm_lightning.files import aside
 
 MANIFEST, QUANTIZERS = "quantization.json", "quantizers.safetensors"
-WEIGHTS, CONFIG = "weights.simulated", "config.json"
+WEIGHTS, CONFIG = "weights.packed", "config.json"
 """The weights are a safetensors file whatever it is called."""
-FORMAT = 3
-READABLE = (1, 2, 3)
+FORMAT = 4
+READABLE = (1, 2, 3, 4)
 """Format 1 had the clip ratios of weights in the layers instead of in their quantizers; formats 1
 and 2 had the weights in ``model.safetensors``, which other programs load in silence, and no hashes
-of the tensor files."""
+of the tensor files; format 3 had full-precision weights, in ``weights.simulated``."""
+_WEIGHTS_OF = {1: "model.safetensors", 2: "model.safetensors", 3: "weights.simulated"}
 
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
@@ -40,7 +41,7 @@ def weights_file(manifest: dict[str, Any]) -> str:
     Args:
         manifest: of the artifact.
     """
-    return "model.safetensors" if manifest.get("format") in (1, 2) else WEIGHTS
+    return _WEIGHTS_OF.get(manifest.get("format", FORMAT), WEIGHTS)
 
 
 def check_there(folder: Path, *names: str) -> None:

@@ -1,10 +1,11 @@
 """X6 (docs/paper.md): what is exported is loaded with equal logits, or refused with a reason."""
 
+import json
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoModel,
@@ -22,6 +23,7 @@ from qvlm_lightning.nn.adapters import add_lora, add_norm_shifts
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.quant.scheme import PartScheme, Scheme
+from qvlm_lightning.weights.exported import sha256_of
 
 MODES = ["static_tensor", "static_channel", "dynamic_token"]
 
@@ -107,7 +109,7 @@ def test_x6_holds_with_tied_embeddings(tmp_path, questions, calibrate, export, t
     scheme = Scheme.parse("w4a4")
     model, _ = calibrate(scheme, change=tie)
     folder = export(tmp_path / "artifact", model, scheme)
-    stored = load_file(folder / "weights.simulated")
+    stored = load_file(folder / "weights.packed")
     assert ("lm_head.weight" in stored) + (
         "model.language_model.embed_tokens.weight" in stored
     ) == 1
@@ -144,7 +146,7 @@ def test_an_artifact_can_be_exported_again(stored, tmp_path):
     folder, _ = stored
     artifact = load_artifact(folder)
     save_artifact(tmp_path / "again", artifact.model, artifact.processor, artifact.manifest)
-    for name in ("weights.simulated", "quantizers.safetensors", "quantization.json"):
+    for name in ("weights.packed", "quantizers.safetensors", "quantization.json"):
         assert (tmp_path / "again" / name).read_bytes() == (folder / name).read_bytes()
 
 
@@ -184,35 +186,40 @@ def test_a_failed_export_leaves_the_older_artifact(folder, stored, export):
     assert [p.name for p in folder.parent.iterdir()] == ["artifact"]
 
 
-@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("version", [1, 2, 3])
 def test_an_artifact_of_an_older_format_is_read(tmp_path, questions, calibrate, export, version):
-    """Its weights had the name that everybody looks for and no hashes; in format 1 the clip ratios
-    of weights lay in the layers, and weights had no stored ranges.
+    """Weights were in full precision; in formats 1 and 2 their file had the name that everybody
+    looks for and no hashes; in format 1 the clip ratios of weights lay in the layers, and weights
+    had no stored ranges.
     """
-    import json
-
-    from safetensors.torch import save_file
-
     model, structure = calibrate(SCHEMES["static_tensor"])
     shake(structure)
     folder = export(tmp_path / "artifact", model, SCHEMES["static_tensor"])
     with torch.no_grad():
         logits = model(**questions).logits
-    (folder / "weights.simulated").rename(folder / "model.safetensors")
+    quantizers, weights = split_state(model)
+    (folder / "weights.packed").unlink()
+    name = "weights.simulated" if version == 3 else "model.safetensors"
+    save_file(weights, folder / name)
     if version == 1:
-        quantizers = load_file(folder / "quantizers.safetensors")
         older = {
             n.replace(".weight_quantizer.clip_ratio", ".clip_ratio"): x
             for n, x in quantizers.items()
         }
         assert older.keys() != quantizers.keys()
-        save_file(older, folder / "quantizers.safetensors")
+        quantizers = older
+    save_file(quantizers, folder / "quantizers.safetensors")
     manifest = json.loads((folder / "quantization.json").read_text())
-    assert manifest.pop("format") == 3
+    assert manifest.pop("format") == 4
     del manifest["files"]
+    if version == 3:
+        files = (name, "quantizers.safetensors")
+        manifest["files"] = {file: sha256_of(folder / file) for file in files}
     (folder / "quantization.json").write_text(json.dumps(manifest | {"format": version}))
     with torch.no_grad():
         assert torch.equal(load_artifact(folder).model(**questions).logits, logits)
+        found = load_artifact(folder, packed=True).model(**questions).logits
+    assert float((found - logits).norm() / logits.norm()) < 0.1
 
 
 @pytest.mark.parametrize("name", ["static_tensor", "groups"])

@@ -14,7 +14,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.tiny import WEIGHTS
 from qvlm_lightning.quant.scheme import Scheme
 
-FILES = ["quantization.json", "quantizers.safetensors", "weights.simulated", "config.json"]
+FILES = ["quantization.json", "quantizers.safetensors", "weights.packed", "config.json"]
 
 
 def refused(folder: Path, *words: str) -> None:
@@ -46,7 +46,7 @@ def test_what_a_killed_export_left_is_named(folder):
     refused(folder, "was being replaced", f".{folder.name}.old'")
 
 
-@pytest.mark.parametrize("name", ["weights.simulated", "quantizers.safetensors"])
+@pytest.mark.parametrize("name", ["weights.packed", "quantizers.safetensors"])
 @pytest.mark.parametrize("size", [0, 7, 1000, -1])
 def test_a_truncated_tensor_file_is_named(folder, name, size):
     whole = (folder / name).read_bytes()
@@ -54,7 +54,7 @@ def test_a_truncated_tensor_file_is_named(folder, name, size):
     refused(folder, "is broken", name)
 
 
-@pytest.mark.parametrize("name", ["weights.simulated", "quantizers.safetensors"])
+@pytest.mark.parametrize("name", ["weights.packed", "quantizers.safetensors"])
 def test_a_tensor_file_of_another_artifact_is_named(folder, name):
     tensors = load_file(folder / name)
     last = sorted(tensors)[-1]
@@ -80,8 +80,8 @@ def rewrite(path: Path, **changes: Any) -> None:
 
 
 def test_another_format_is_named(folder):
-    rewrite(folder / "quantization.json", format=4)
-    refused(folder, "format 4", "allowed: 1, 2, 3")
+    rewrite(folder / "quantization.json", format=5)
+    refused(folder, "format 5", "allowed: 1, 2, 3, 4")
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_a_manifest_without_a_usable_scheme_is_refused(folder, scheme, word):
     refused(folder, word)
 
 
-@pytest.mark.parametrize("file", ["weights.simulated", "quantizers.safetensors"])
+@pytest.mark.parametrize("file", ["weights.packed", "quantizers.safetensors"])
 def test_tensors_that_do_not_fit_are_named(folder, file, restore):
     tensors = load_file(folder / file)
     name = sorted(tensors)[-1]
@@ -118,9 +118,9 @@ def test_tied_weights_that_are_missing_under_both_names_are_named(
     scheme = Scheme.parse("w8a8")
     model, _ = calibrate(scheme, change=tie)
     folder = export(tmp_path / "artifact", model, scheme)
-    tensors = load_file(folder / "weights.simulated")
+    tensors = load_file(folder / "weights.packed")
     kept = {k: v for k, v in tensors.items() if "lm_head" not in k and "embed_tokens" not in k}
-    restore(kept, folder / "weights.simulated")
+    restore(kept, folder / "weights.packed")
     refused(folder, "lm_head.weight")
 
 
@@ -158,11 +158,14 @@ def test_bounds_that_mean_nothing_are_neither_loaded_nor_exported(
     name, value, *words = FAULTS[fault]
     file = folder / "quantizers.safetensors"
     tensors = load_file(file)
-    tensors[name].reshape(-1)[-1] = value
-    restore(tensors, file)
-    refused(folder, *words, name.rpartition(".")[0])
+    given = stored[1].state_dict()[name].clone()
+    given.reshape(-1)[-1] = value
+    assert (name in tensors) == ("clip" not in fault), "codes have no ranges"
+    if name in tensors:
+        restore(tensors | {name: given}, file)
+        refused(folder, *words, name.rpartition(".")[0])
     model = copy.deepcopy(stored[1])
-    model.load_state_dict({name: tensors[name]}, strict=False)
+    model.load_state_dict({name: given}, strict=False)
     with pytest.raises(InputError, match=r"^the calibrated model has ") as said:
         export(folder.parent / "new", model, Scheme.parse("w4a4"))
     assert all(word in str(said.value) for word in words)
@@ -173,7 +176,7 @@ def test_bounds_that_mean_nothing_are_neither_loaded_nor_exported(
 def test_weights_that_are_none_are_neither_loaded_nor_exported(
     stored, folder, restore, export, value
 ):
-    file, name = folder / "weights.simulated", f"{LAYER}.weight"
+    file, name = folder / "weights.packed", "lm_head.weight"
     tensors = load_file(file)
     tensors[name][0, 0] = value
     restore(tensors, file)
@@ -194,3 +197,31 @@ def test_a_clip_ratio_of_tokens_is_positive(calibrate, export, restore, tmp_path
     tensors = load_file(file)
     restore(tensors | {name: tensors[name] * 0}, file)
     refused(folder, "the ratio", name, "allowed: > 0")
+
+
+@pytest.mark.parametrize(
+    ("own", "change", "words"),
+    [
+        ("codes", lambda x: x[:, 1:].contiguous(), ["does not fit", "codes"]),
+        ("codes", lambda x: x.to(torch.int32), ["does not fit", "codes"]),
+        ("scale", lambda x: x.half(), ["does not fit", "scale"]),
+        ("scale", lambda x: x.T.contiguous(), ["does not fit", "scale"]),
+        ("scale", lambda x: x * NAN, ["NaN", "scale"]),
+        ("scale", lambda x: x * 0, ["scale at 0; allowed: > 0"]),
+        ("zero_point", lambda x: x[:1].clone(), ["does not fit", "zero_point"]),
+    ],
+)
+def test_codes_that_cannot_be_are_refused(folder, restore, own, change, words):
+    file, name = folder / "weights.packed", f"{LAYER}.{own}"
+    tensors = load_file(file)
+    restore(tensors | {name: change(tensors[name])}, file)
+    refused(folder, LAYER, *words)
+
+
+@pytest.mark.parametrize("own", ["codes", "scale", "zero_point"])
+def test_codes_that_lack_a_part_are_refused(folder, restore, own):
+    file = folder / "weights.packed"
+    tensors = load_file(file)
+    del tensors[f"{LAYER}.{own}"]
+    restore(tensors, file)
+    refused(folder, LAYER, "does not fit")

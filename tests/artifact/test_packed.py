@@ -69,6 +69,9 @@ def test_packed_logits_are_those_of_the_simulation(tmp_path, questions, name, ca
     held = [*artifact.model.parameters(), *artifact.model.buffers()]
     assert not any(tensor.is_meta for tensor in held)
     planned = sum(part.codes + part.scales for part in part_sizes(model, structure).values())
+    whole = sum(part.quantized for part in part_sizes(model, structure).values())
+    files = [folder / "weights.packed", folder / "quantizers.safetensors"]
+    assert sum(file.stat().st_size for file in files) <= 1.03 * whole
     biases = [x.bias.nbytes for x in artifact.packed.layers.values() if x.bias is not None]
     assert artifact.packed.nbytes() - sum(biases) <= 1.03 * planned
 

@@ -196,7 +196,7 @@ def test_the_artifact_is_the_quantized_model(opened, folder, tmp_path, gptq, mon
         paths.append(saved(calibrator, tmp_path / f"artifact-{streamed}", gptq()))
         if not streamed:
             expected = logits(calibrator, quantized=True)
-    for name in ("weights.simulated", "quantizers.safetensors"):
+    for name in ("weights.packed", "quantizers.safetensors"):
         assert (paths[0] / name).read_bytes() == (paths[1] / name).read_bytes()
     artifact = load_artifact(paths[0], InFolder)
     with torch.no_grad():
