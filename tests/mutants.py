@@ -938,7 +938,7 @@ STRESS = [
         SINK_TABLE,
     ),
     (
-        "qvlm_lightning/commands/_table_run.py",
+        "qvlm_lightning/commands/_table_calibrations.py",
         "product(plan.outlier_scales, plan.sink_scales)",
         "zip(plan.outlier_scales, plan.sink_scales)",
         "a table leaves out combinations of scales",
