@@ -38,10 +38,10 @@ ROUGH: Mapping[str, float] = {
     "qvlm": 150,
     "qvlm_plus": 160,
 }
-"""Method -> seconds of a calibration of the embedded model with 64 pairs on two cores of an AMD EPYC,
-2026-11-28: from tables made while other work ran, divided by 2.4, how much longer rounding to nearest
-took there than on an idle machine. Those of smoothquant, awq, mbq, signround and qvlm_plus are
-guessed from methods that are alike. They only serve until rows are finished."""
+"""Method -> seconds of a calibration of the embedded model with 64 pairs, for as long as no row is
+finished. Two cores of an AMD EPYC, 2026-11-28: tables made beside other work, divided by 2.4, which
+is how much longer rounding to nearest took there than on an idle machine; those of smoothquant,
+awq, mbq, signround and qvlm_plus are guessed from methods that are alike."""
 START = 6.0
 """Seconds of those that do not depend on the pairs."""
 PAIRS = 64
@@ -56,12 +56,30 @@ class Kind:
 
     name: str
     """What they do."""
-    each: float | None
-    """Seconds of one; None where nothing is known."""
-    measured: bool
-    """Whether finished rows say so."""
     steps: int = 0
     """How many are left."""
+    unknown: int = 0
+    """Of how many nothing is known."""
+    rough: int = 0
+    """Of how many the seconds are those of another machine."""
+    seconds: float = 0.0
+    """Of all that are known."""
+
+    def add(self, steps: int, each: float | None, measured: bool) -> None:
+        """Count steps; see :meth:`Estimate.add`."""
+        self.steps += steps
+        self.unknown += steps if each is None else 0
+        self.rough += 0 if each is None or measured else steps
+        self.seconds += 0.0 if each is None else steps * each
+
+    @property
+    def line(self) -> str:
+        """What is left, in words."""
+        told = self.steps - self.unknown
+        each = f"{'~' if self.rough else ''}{self.seconds / told:.0f} s" if told else "not known"
+        more = f"  (nothing is known of {self.unknown})" if told and self.unknown else ""
+        in_all = clock(self.seconds) if told else "?"
+        return f"  {self.name:<28} {self.steps:>4} x {each:<10} {in_all:>9}{more}"
 
 
 @dataclass
@@ -80,7 +98,7 @@ class Estimate:
     @property
     def seconds(self) -> float:
         """Of all steps of which anything is known."""
-        return sum(kind.steps * (kind.each or 0.0) for kind in self.kinds.values())
+        return sum(kind.seconds for kind in self.kinds.values())
 
     def add(self, name: str, each: tuple[float | None, bool], steps: int = 1) -> None:
         """Count steps that are left.
@@ -90,28 +108,17 @@ class Estimate:
             each: seconds of one, None where nothing is known; whether they were measured here.
             steps: how many.
         """
-        self.kinds.setdefault(name, Kind(name, *each)).steps += steps
+        self.kinds.setdefault(name, Kind(name)).add(steps, *each)
 
     def lines(self) -> Iterator[str]:
         """Yield what to print before the work."""
-        yield (
-            f"{self.rows} rows, {self.calibrated} of them calibrated, {self.finished} of these also "
-            "evaluated"
-        )
-        for kind in sorted(self.kinds.values(), key=lambda k: -k.steps * (k.each or 0.0)):
-            each = (
-                "not known"
-                if kind.each is None
-                else f"{'' if kind.measured else '~'}{kind.each:.0f} s"
-            )
-            total = "?" if kind.each is None else clock(kind.steps * kind.each)
-            yield f"  {kind.name:<28} {kind.steps:>4} x {each:<10} {total:>9}"
-        unknown = any(kind.each is None for kind in self.kinds.values())
-        least = "at least " if unknown else "about "
-        yield (
-            f"an estimate: {least}{clock(self.seconds)} are left, as fast as finished rows were "
-            "here; ~ stands for seconds of another machine"
-        )
+        done = f"{self.calibrated} of them calibrated, {self.finished} also evaluated"
+        yield f"{self.rows} rows, {done}"
+        for kind in sorted(self.kinds.values(), key=lambda kind: -kind.seconds):
+            yield kind.line
+        known = not any(kind.unknown for kind in self.kinds.values())
+        left = f"{'about' if known else 'at least'} {clock(self.seconds)} left"
+        yield f"an estimate: {left}, as finished rows took here; ~ is rough, from another machine"
 
 
 def estimated(tables: Sequence[TablePlan]) -> Estimate:
