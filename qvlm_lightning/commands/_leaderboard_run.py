@@ -79,8 +79,9 @@ def _method(table: TablePlan, variant: PlannedVariant) -> Any:
 def _scheme(table: TablePlan, variant: PlannedVariant) -> Scheme:
     path = config_file(table, "schemes", variant.scheme)
     values = dict(yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]["scheme"])
-    parts = {part: PartScheme(**values.pop(part)) for part in PARTS if part in values}
-    return Scheme(**parts, **(values | {"activation_mode": planned_mode(table, variant)}))
+    for part in PARTS:
+        values[part] = PartScheme(**values[part])
+    return Scheme(**values | {"activation_mode": planned_mode(table, variant)})
 
 
 def refuse_mixed(runs: Sequence[TableRun]) -> None:
