@@ -160,8 +160,9 @@ def _refuse_repeated(tables: Sequence[TablePlan]) -> None:
     """Refuse rows whose answers would lie in one file."""
     seen: dict[tuple, int] = {}
     for number, table in enumerate(tables, 1):
+        modes = {variant: planned_mode(table, variant) for variant in planned_variants(table)}
         for c in planned_calibrations(table):
-            row = c.variant.name, c.variant.scheme, planned_mode(table, c.variant)
+            row = c.variant.name, c.variant.scheme, modes[c.variant]
             key = *row, table.model, table.split, table.questions, c.stress, c.seed
             if key in seen:
                 raise InputError(
