@@ -17,6 +17,8 @@ from qvlm_lightning.results.render import markdown
 
 COLOURS = {True: "--c4", False: "--c2", None: "--c0"}
 """Colour of a method of ours, of a rival and of the baseline: names of the style sheet."""
+WIDTH = 280
+"""Of a picture: it fits beside others."""
 MADE = "Made by a command, not by hand; rows that were there before it may be older."
 """Below what made a page."""
 
@@ -60,7 +62,10 @@ def _contest(ranking: Ranking) -> dict[str, Any]:
         if (kl := s.figures.get("kl")) is not None
     ]
     words = f"KL to full precision per method, {title}"
-    return {"grid": ranking_grid(ranking), "picture": magnitudes(drawn, words) if drawn else None}
+    return {
+        "grid": ranking_grid(ranking),
+        "picture": magnitudes(drawn, words, WIDTH) if drawn else None,
+    }
 
 
 def _colour(standing: Standing) -> str:

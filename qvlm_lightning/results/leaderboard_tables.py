@@ -123,8 +123,9 @@ def ranking_grid(ranking: Ranking) -> Grid:
 def _note(ranking: Ranking) -> str:
     parts = [f"Full precision: {cell([_full(ranking)], points)} %."]
     if ranking.best is not None:
-        same = ", ".join(ranking.undecided) or "none"
-        parts += [f"Lowest KL: {ranking.best}; inside its noise: {same}."]
+        parts += [f"Lowest KL: {ranking.best}."]
+    if ranking.undecided:
+        parts += [f"Within its noise: {', '.join(ranking.undecided)}."]
     if ranking.rival is not None:
         parts += [f"Best rival: {ranking.rival}."]
     return " ".join(parts)

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -159,6 +160,20 @@ def test_a_plan_that_takes_too_long_is_refused(tmp_path, capsys):
     assert capsys.readouterr().out.count("an estimate: about 50:00:0") == 2
 
 
+def test_the_plan_of_the_document_is_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
+    text = (CONFIGS.parent / "docs" / "evaluation.md").read_text()
+    (plan,) = re.findall(r"^```yaml\n(ours:.*?)^```", text, re.S | re.M)
+    (tmp_path / "plan.yaml").write_text(plan)
+    first, second = table_plans(parse_leaderboard([f"--config={tmp_path / 'plan.yaml'}"]))
+    assert (first.seeds, first.split, first.root) == (
+        [0, 1, 2],
+        "development",
+        "runs/leaderboard-mine",
+    )
+    assert (second.questions, second.root) == (500, "runs/gptq")
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_allowed_row_by_row_and_within_its_time(name, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
@@ -215,7 +230,7 @@ def test_a_leaderboard_of_two_tables_and_again(calibrations, evaluated, tmp_path
     assert "table 2 of 2" in told.err
     text = (root / "leaderboard.md").read_text()
     assert (tmp_path / "page.md").read_text() == text
-    assert "- command: `python -m qvlm_lightning leaderboard --tables=" in text
+    assert "- command: `python -m qvlm_lightning leaderboard '--tables=[" in text
     assert "### W4A4, activations static_tensor\n" in text
     assert "### W8A8, activations static_tensor\n" in text
     assert "calibration, s" in text
@@ -238,7 +253,7 @@ def test_a_leaderboard_of_two_tables_and_again(calibrations, evaluated, tmp_path
         seconds = overall[scheme, method, "calibration_seconds"]
         assert float(line["calibration_seconds"]) == seconds
         peak = overall.get((scheme, method, "peak_bytes"))
-        assert line["peak_bytes"] == ("" if peak is None else str(peak))
+        assert line["peak_bytes"] == "" if peak is None else float(line["peak_bytes"]) == peak
     assert "W8A8, activations static_tensor" in (root / "leaderboard.html").read_text()
     evaluated.clear()
     assert leaderboard.main(given) == 0

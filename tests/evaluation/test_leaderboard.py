@@ -128,8 +128,7 @@ def test_what_cannot_be_told_from_the_lowest_is_named(contest):
     (other,) = {"plus", "twin"} - {found.best}
     assert found.undecided == [other], "a few thousandths of both signs"
     note = ranking_grid(found).note
-    assert f"Lowest KL: {found.best}; inside its noise: {other}." in note
-    assert "Best rival: gptq." in note
+    assert f"Lowest KL: {found.best}. Within its noise: {other}. Best rival: gptq." in note
     assert "Full precision: 100.0 [" in note
 
 
@@ -298,3 +297,13 @@ def test_the_html_needs_nothing_else_and_draws_every_interval(contest):
     # ours, rival, rival, baseline, of two contests
     assert sorted(colours) == sorted(["--c4", "--c2", "--c2", "--c0"] * 2)
     assert 'class="ci">[' in text
+
+
+def test_the_page_parts_a_difference_from_its_interval(make, full):
+    worse = [[0.5, 0.4, 0.5, 0.5], [0.9, 0.8, 0.7, 0.6]]
+    pairs = [(make("plus", s, p, [10] * 4), full) for s, p in enumerate(worse)]
+    pairs += [(make("rtn", s, [0.8, 0.75, 0.65, 0.55], [10] * 4), full) for s in (0, 1)]
+    (contest,) = contests(pairs, [])
+    text = html_page([ranking(contest, ["plus"])], MADE)
+    cells = re.findall(r"<td>([^<[]*)<span class=\"ci\">([^<]*)</span>", text)
+    assert any(value.startswith("+") and rest.endswith("] seeds disagree") for value, rest in cells)
