@@ -1255,6 +1255,7 @@ LEADERBOARD = [
     ("qvlm_lightning/commands/leaderboard.py", "    refuse_long(estimate, plan.max_hours)\n", "", "a plan of days is begun", f"{_BOARD}::test_a_plan_that_takes_too_long_is_refused"),
     (_LEADER_RUN, "        refuse_mixed(runs)\n", "", "tables that cannot share a folder are begun", f"{_BOARD}::test_tables_of_one_folder_must_agree_on_their_pairs"),
     (_LEADER_RUN, "_method(table, variant).check(_scheme(table, variant))", "_method(table, variant)", "a method that can do nothing is refused after hours", f"{_BOARD}::test_a_method_that_can_do_nothing_is_refused_before_work"),
+    (_LEADER_RUN, "if variant.name in names}", "if variant.title in names}", "a row of ours is a rival on its page", f"{_BOARD}::test_a_leaderboard_of_two_tables_and_again"),
     ("qvlm_lightning/commands/_peak_memory.py", '(_PROCESS / "clear_refs").write_text(_RESET)', "pass", "the peak of a row is that of all rows before", f"{_BOARD}::test_the_peak_is_that_of_the_stretch"),
 ]
 # fmt: on

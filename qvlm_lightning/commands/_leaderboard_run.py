@@ -1,13 +1,15 @@
 """The run of a leaderboard: its tables one after another, then one page of all of them."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from qvlm_lightning.commands._leaderboard_estimate import estimated
 from qvlm_lightning.commands._leaderboard_plan import LeaderboardPlan
+from qvlm_lightning.commands._progress import clock
 from qvlm_lightning.commands._provenance import provenance
 from qvlm_lightning.commands._table_configs import joined_identity, stored_identity
 from qvlm_lightning.commands._table_files import config_file, planned_mode
@@ -45,11 +47,13 @@ def run(plan: LeaderboardPlan, tables: Sequence[TablePlan], command: str) -> Non
         runs = [TableRun(table) for table in tables]
         refuse_mixed(runs)
         for number, table in enumerate(runs, 1):
-            print(f"table {number} of {len(runs)}", file=sys.stderr)
+            left = clock(estimated(tables).seconds)
+            print(f"table {number} of {len(runs)}, about {left} left of all", file=sys.stderr)
             table.run(alone=False)
         rows = [row for table in runs for row in table.rows]
         answered = [pair for table in runs for pair in answers(table)]
-        ranked = [ranking(contest, plan.ours) for contest in contests(answered, rows)]
+        ours = {name for table in runs for name in rows_of(table, plan.ours)}
+        ranked = [ranking(contest, ours) for contest in contests(answered, rows)]
         write_results(_file(plan, "results.json"), rows)
         write(plan, ranked, command)
 
@@ -58,11 +62,13 @@ def refuse_impossible(tables: Sequence[TablePlan]) -> None:
     """Refuse rows whose method can do nothing for their scheme, hours before they would say so.
 
     Raises:
-        InputError: such a row; rows with options of their own are left to their calibration.
+        InputError: such a row; one whose options change method or scheme is left to its
+            calibration.
     """
     for number, table in enumerate(tables, 1):
         for variant in planned_variants(table):
-            if len(variant.options) > bool(variant.mode) or table.options:
+            own = *table.options, *variant.options[bool(variant.mode) :]
+            if any(".method" in option or ".scheme" in option for option in own):
                 continue
             try:
                 _method(table, variant).check(_scheme(table, variant))
@@ -103,6 +109,17 @@ def answers(table: TableRun) -> list[tuple[Predictions, Predictions]]:
         (mine, table.known[file_name(mine.variant.reference, split=mine.split)])
         for mine in table.answers.values()
     ]
+
+
+def rows_of(table: TableRun, names: Collection[str]) -> set[str]:
+    """Return what results call some rows of a table: with the groups of their scheme.
+
+    Args:
+        table: after its run.
+        names: of the plan.
+    """
+    titles = {variant.title for variant in table.variants if variant.name in names}
+    return {mine.variant.row for (title, *_), mine in table.answers.items() if title in titles}
 
 
 def write(plan: LeaderboardPlan, ranked: Sequence[Ranking], command: str) -> None:

@@ -40,7 +40,7 @@ def html_page(rankings: Sequence[Ranking], made: Mapping[str, str]) -> str:
     """Write the page in HTML; see :func:`markdown_page`."""
     return page(
         "leaderboard.html",
-        made=made,
+        made={name: text.strip("`") for name, text in made.items()},
         sentence=MADE,
         note=NOTE,
         parted=parted,

@@ -179,8 +179,6 @@ def test_a_preset_is_allowed_row_by_row_and_within_its_time(name, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
     plan = parse_leaderboard([f"--config={CONFIGS / 'leaderboard' / name}.yaml"])
     tables = table_plans(plan)
-    for table in tables:
-        table.options = []  # of the searches' number alone: rows are looked at
     refuse_impossible(tables)
     hours = {"quick": 1 / 3}.get(name, plan.max_hours)
     assert estimated(tables).seconds < 3600 * hours
@@ -207,7 +205,10 @@ def test_a_method_that_can_do_nothing_is_refused_before_work(tmp_path):
     ):
         refuse_impossible(tables)
     own = {"method": "smoothquant", "scheme": "w4a16", "options": ["--x=1"]}
-    refuse_impossible(plans(tmp_path, {"variants": [own]}))
+    with pytest.raises(InputError, match="table 1, row 'smoothquant w4a16'"):
+        refuse_impossible(plans(tmp_path, {"variants": [own]}))
+    changed = own | {"options": ["--model.scheme.language.activation_bits=8"]}
+    refuse_impossible(plans(tmp_path, {"variants": [changed]}))
 
 
 def test_tables_of_one_folder_must_agree_on_their_pairs(calibrations, tmp_path):  # noqa: F811
@@ -220,14 +221,15 @@ def test_tables_of_one_folder_must_agree_on_their_pairs(calibrations, tmp_path):
 
 def test_a_leaderboard_of_two_tables_and_again(calibrations, evaluated, tmp_path, capsys):  # noqa: F811
     root = tmp_path / "run"
-    tables = [{"variants": ["rtn w4a4", "mse w4a4"]}, {"variants": ["rtn w8a8"], "seeds": [3]}]
+    tables = [{"variants": ["rtn w4a4", "mse w4a4_g128"]}]
+    tables += [{"variants": ["rtn w8a8"], "seeds": [3]}]
     given = options(root, *tables, ours=["mse"], questions=12, page=str(tmp_path / "page.md"))
     assert leaderboard.main(given) == 0
     assert len(calibrations.calls) == 3
     assert len(evaluated) == 2 + 3, "full precision once, plain and with shuffled pictures"
     told = capsys.readouterr()
     assert told.out.startswith("3 rows, 0 of them calibrated")
-    assert "table 2 of 2" in told.err
+    assert re.search(r"table 2 of 2, about 0:0\d left of all", told.err)
     text = (root / "leaderboard.md").read_text()
     assert (tmp_path / "page.md").read_text() == text
     assert "- command: `python -m qvlm_lightning leaderboard '--tables=[" in text
@@ -236,10 +238,10 @@ def test_a_leaderboard_of_two_tables_and_again(calibrations, evaluated, tmp_path
     assert "calibration, s" in text
     lines = list(csv.DictReader((root / "leaderboard.csv").open()))
     rows = {(line["scheme"], line["method"]): line for line in lines}
-    assert set(rows) == {("w4a4", "rtn"), ("w4a4", "mse"), ("w8a8", "rtn")}
-    assert rows["w4a4", "mse"]["rival"] == "rtn"
+    assert set(rows) == {("w4a4", "rtn"), ("w4a4", "mse-g128"), ("w8a8", "rtn")}
+    assert (rows["w4a4", "mse-g128"]["rival"], rows["w4a4", "mse-g128"]["ours"]) == ("rtn", "True")
     # the stand-in's artifacts of one seed are equal
-    assert float(rows["w4a4", "mse"]["kl_minus_rtn"]) == 0
+    assert float(rows["w4a4", "mse-g128"]["kl_minus_rtn"]) == 0
     assert "none [" in text
     stored = json.loads((root / "results.json").read_text())["rows"]
     overall = {

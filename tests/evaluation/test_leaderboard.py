@@ -286,6 +286,7 @@ def test_the_html_needs_nothing_else_and_draws_every_interval(contest):
     assert parser.open == []
     assert set(parser.sources) == {"data:,"}
     assert "://" not in text
+    assert "<dd>x</dd>" in text
     assert "a &lt;machine&gt;" in text
     assert "prefers-color-scheme: dark" in text
     for standing in found.standings:
