@@ -175,9 +175,10 @@ def test_the_plan_of_the_document_is_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_preset_is_allowed_row_by_row_and_within_its_time(name, monkeypatch):
+def test_a_preset_is_allowed_row_by_row_and_within_its_time(name, tmp_path, monkeypatch):
     monkeypatch.chdir(CONFIGS.parent)
-    plan = parse_leaderboard([f"--config={CONFIGS / 'leaderboard' / name}.yaml"])
+    file = CONFIGS / "leaderboard" / f"{name}.yaml"
+    plan = parse_leaderboard([f"--config={file}", f"--root={tmp_path}"])
     tables = table_plans(plan)
     refuse_impossible(tables)
     hours = {"quick": 1 / 3}.get(name, plan.max_hours)
@@ -186,7 +187,8 @@ def test_a_preset_is_allowed_row_by_row_and_within_its_time(name, monkeypatch):
     assert {"rtn", "gptq", "qvlm_plus", "qvlm_plus_fast"} <= names
 
 
-def test_the_full_leaderboard_has_every_method():
+def test_the_full_leaderboard_has_every_method(monkeypatch):
+    monkeypatch.chdir(CONFIGS.parent)
     plan = parse_leaderboard([f"--config={CONFIGS / 'leaderboard' / 'full.yaml'}"])
     rows = [(t, v) for t in table_plans(plan) for v in planned_variants(t)]
     methods = {path.stem for path in (CONFIGS / "methods").glob("*.yaml")}
