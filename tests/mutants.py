@@ -938,7 +938,7 @@ STRESS = [
         SINK_TABLE,
     ),
     (
-        "qvlm_lightning/commands/_table_run.py",
+        "qvlm_lightning/commands/_table_calibrations.py",
         "product(plan.outlier_scales, plan.sink_scales)",
         "zip(plan.outlier_scales, plan.sink_scales)",
         "a table leaves out combinations of scales",
@@ -1321,6 +1321,33 @@ PACKED = [
     (f"{_KERNELS}/packed_model.py", "transform_input(list(layers.values()), transform)", "pass", "packed layers leave their transform out", f"{_PACKED_ARTIFACT}::test_a_transform_of_the_input_runs_in_front_of_packed_layers"),
     ("qvlm_lightning/commands/_generating.py", "more / (last - first)", "len(self.times) / (last - first)", "the first token counts as generated", "tests/commands/test_generate.py::test_speed_is_that_behind_the_first_token"),
 ]
+_LEADER, _LEADER_RUN = "qvlm_lightning/results/leaderboard.py", "qvlm_lightning/commands/_leaderboard_run.py"
+_LEADER_PLAN, _LEADER_ESTIMATE = "qvlm_lightning/commands/_leaderboard_plan.py", "qvlm_lightning/commands/_leaderboard_estimate.py"
+_LEADER_TABLES = "qvlm_lightning/results/leaderboard_tables.py"
+_RANKED, _BOARD = "tests/evaluation/test_leaderboard.py", "tests/commands/test_leaderboard.py"
+LEADERBOARD = [
+    (_LEADER, "next((name for name in judged if name not in ours), None)", "next(iter(judged), None)", "a method of ours is its own rival", f"{_RANKED}::test_every_figure_is_that_of_plain_loops"),
+    (_LEADER, "else (False, kl[\"value\"])", "else (False, -kl[\"value\"])", "the highest KL is ranked first", f"{_RANKED}::test_every_figure_is_that_of_plain_loops"),
+    (_LEADER, "np.mean(whole, axis=0)", "whole[0]", "KL is that of the first seed", f"{_RANKED}::test_every_figure_is_that_of_plain_loops"),
+    (_LEADER, "sorted(mine.answers.keys() & theirs.answers.keys())", "sorted(mine.answers)[:1]", "a seed is compared with another one", f"{_RANKED}::test_rows_of_other_seeds_are_compared_on_the_common_ones"),
+    (_LEADER, "key = *place, mine.split, tuple(mine.ids)", "key = *place, mine.split", "answers to other questions are compared", f"{_RANKED}::test_contests_are_kept_apart_and_get_their_costs"),
+    (_LEADER, "variant.activation_mode, variant.stress\n", "variant.activation_mode, 1\n", "a stress variant competes with the model as trained", f"{_RANKED}::test_contests_are_kept_apart_and_get_their_costs"),
+    (_LEADER, "row[\"ci_low\"] <= 0 <= row[\"ci_high\"]", "row[\"ci_low\"] < 0 < row[\"ci_high\"]", "an interval that ends at 0 counts as a difference", f"{_RANKED}::test_a_difference_inside_the_noise_is_none"),
+    (_LEADER_TABLES, "\"\" if is_significant(row) else \" seeds disagree\"", "\"\"", "seeds of both signs are not named", f"{_RANKED}::test_a_difference_inside_the_noise_is_none"),
+    (_LEADER_TABLES, "with_interval(f\"{name}_minus_{other}\", standing.against[what]", "with_interval(f\"{name}_minus_{other}\", standing.against[\"baseline\"]", "the CSV takes rtn for the rival", f"{_RANKED}::test_the_csv_has_every_number_once"),
+    ("qvlm_lightning/results/charts.py", "max(math.log10(value), low) - low", "value - low", "KL is drawn on no logarithmic scale", "tests/results/test_charts.py::test_magnitudes_are_placed_by_their_logarithms"),
+    ("qvlm_lightning/results/pages.py", "(?:p=\\S+|seeds disagree)", "(?:p=\\S+)", "a difference with a doubt is not parted on the page", f"{_RANKED}::test_the_page_parts_a_difference_from_its_interval"),
+    (_LEADER_PLAN, "tables.append(_parsed(common | _own(given)))", "tables.append(_parsed(_own(given) | common))", "a table's own keys are overwritten", f"{_BOARD}::test_tables_have_in_common_what_they_do_not_say"),
+    (_LEADER_PLAN, "    _refuse_repeated(tables)\n", "", "two tables write one file of answers", f"{_BOARD}::test_what_is_wrong_with_a_plan_is_one_sentence"),
+    (_LEADER_ESTIMATE, "START + (rough - START) * table.pairs / PAIRS", "rough", "an estimate does not depend on the pairs", f"{_BOARD}::test_the_estimate_is_the_sum_of_what_is_left"),
+    (_LEADER_ESTIMATE, "        for key in _keys(table, calibration):\n            if key", "        for key in _keys(table, calibration)[:1]:\n            if key", "seconds of a method at another scheme are not taken", f"{_BOARD}::test_finished_rows_say_how_long_others_take"),
+    (_LEADER_ESTIMATE, "            full.add(path)\n", "", "a shared full precision counts for every table", f"{_BOARD}::test_a_full_precision_that_tables_share_counts_once"),
+    ("qvlm_lightning/commands/leaderboard.py", "    refuse_long(estimate, plan.max_hours)\n", "", "a plan of days is begun", f"{_BOARD}::test_a_plan_that_takes_too_long_is_refused"),
+    (_LEADER_RUN, "        refuse_mixed(runs)\n", "", "tables that cannot share a folder are begun", f"{_BOARD}::test_tables_of_one_folder_must_agree_on_their_pairs"),
+    (_LEADER_RUN, "_method(table, variant).check(_scheme(table, variant))", "_method(table, variant)", "a method that can do nothing is refused after hours", f"{_BOARD}::test_a_method_that_can_do_nothing_is_refused_before_work"),
+    (_LEADER_RUN, "if variant.name in names}", "if variant.title in names}", "a row of ours is a rival on its page", f"{_BOARD}::test_a_leaderboard_of_two_tables_and_again"),
+    ("qvlm_lightning/commands/_peak_memory.py", '(_PROCESS / "clear_refs").write_text(_RESET)', "pass", "the peak of a row is that of all rows before", f"{_BOARD}::test_the_peak_is_that_of_the_stretch"),
+]
 # fmt: on
 
 MUTANTS = [
@@ -1348,4 +1375,5 @@ MUTANTS = [
     *ROTATIONS,
     *EXPORT,
     *PACKED,
+    *LEADERBOARD,
 ]

@@ -199,12 +199,14 @@ def test_what_is_allowed_passes(tmp_path, file: str, line: str) -> None:
 
 
 # Whoever writes otherwise than through ``files``: it itself, answers as they come, a growing log,
-# faults of the disk, and what writes into a buffer or a temporary place that ``files`` gave.
+# faults of the disk, a switch of the system, and what writes into a buffer or a temporary place
+# that ``files`` gave.
 WRITERS = {
     "files.py",
     "tensor_files.py",
     "run_lock.py",
     "calibration/checkpoint.py",
+    "commands/_peak_memory.py",
     "commands/_soak_faults.py",
     "commands/_soak_run.py",
     "evaluation/journal.py",

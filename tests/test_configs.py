@@ -20,7 +20,8 @@ CONFIGS = ROOT / "configs"
 # room of configs/ -> program that reads it; a new room needs a line here and a test below
 CALIBRATION = {"", "methods", "schemes", "models", "data", "trainer", "presets"}
 INNER = ("methods/paper", "methods/ablation")  # further rows of tables
-EVALUATION = {"eval", "table", "tasks"}  # tasks: tests/tasks/test_presets.py
+# tasks: tests/tasks/test_presets.py; leaderboard: tests/commands/test_leaderboard.py
+EVALUATION = {"eval", "table", "tasks", "leaderboard"}
 
 SMALL = [
     "--trainer.fast_dev_run=true",

@@ -11,15 +11,18 @@ from typing import Any
 import yaml
 
 from qvlm_lightning.cli import train_main
+from qvlm_lightning.commands._table_calibrations import Calibration
+from qvlm_lightning.commands._table_files import calibration_files, evaluation_file
 from qvlm_lightning.commands._table_plan import (
-    Calibration,
     PlannedVariant,
     TablePlan,
     stress_options,
 )
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, parse_json
+from qvlm_lightning.files import write_json
 
-_MODEL_ROOMS = ("models", "data", "eval")
+IDENTITY = "plan.json"
+"""What calibrations of a folder depend on."""
 
 
 class TableConfigs:
@@ -57,17 +60,11 @@ class TableConfigs:
 
     def evaluation(self) -> Path:
         """Return the configuration file of the evaluation."""
-        return self._file("eval", self.plan.model)
+        return evaluation_file(self.plan)
 
     def files(self, variant: PlannedVariant) -> list[Path]:
         """Return the configuration files of a row, in the order they are read."""
-        return [
-            self._file("", "base"),
-            self._file("methods", variant.method),
-            self._file("schemes", variant.scheme),
-            self._file("models", self.plan.model),
-            self._file("data", self.plan.model),
-        ]
+        return calibration_files(self.plan, variant)
 
     def identity(self, variants: Sequence[PlannedVariant]) -> dict[str, Any]:
         """Return what the calibrations of a plan depend on, in plain values; comments in files do
@@ -102,21 +99,34 @@ class TableConfigs:
                 sentence = complaint.getvalue().strip().removeprefix("error: ")
                 raise InputError(f"variant {calibration.variant.title!r}: {sentence}") from None
 
-    def _file(self, room: str, name: str) -> Path:
-        path = Path(self.plan.configs) / room / f"{name}.yaml"
-        if not path.is_file():
-            # a model is one name in three rooms
-            rooms = _MODEL_ROOMS if room in _MODEL_ROOMS else (room,)
-            known = set.intersection(*(self._names(other) for other in rooms))
-            raise InputError(
-                f"there is no {str(path)!r}; allowed are {', '.join(sorted(known)) or 'none there'}"
-            )
-        return path
 
-    def _names(self, room: str) -> set[str]:
-        folder = Path(self.plan.configs) / room
-        files = folder.rglob("*.yaml") if room else folder.glob("*.yaml")
-        return {file.relative_to(folder).with_suffix("").as_posix() for file in files}
+def stored_identity(root: Path) -> dict[str, Any]:
+    """Return the identity of the plan that made what is in a folder; empty where nothing is."""
+    path = root / IDENTITY
+    return dict(parse_json(path.read_text(encoding="utf-8"))) if path.is_file() else {}
+
+
+def write_identity(root: Path, identity: Mapping[str, Any]) -> None:
+    """Write the identity of the plans that share a folder."""
+    root.mkdir(parents=True, exist_ok=True)
+    write_json(root / IDENTITY, identity)
+
+
+def joined_identity(
+    root: Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the identity of two plans that share a folder.
+
+    Args:
+        root: the folder.
+        theirs: identity of what is there; empty where nothing is.
+        mine: identity of the plan (see :meth:`TableConfigs.identity`).
+
+    Raises:
+        InputError: see :func:`refuse_other_plan`.
+    """
+    refuse_other_plan(root, theirs, mine)
+    return {**mine, "variants": {**theirs.get("variants", {}), **mine["variants"]}}
 
 
 def refuse_other_plan(root: Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> None:

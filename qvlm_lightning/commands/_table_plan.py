@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from jsonargparse import set_parsing_settings
@@ -233,37 +232,6 @@ def _plain(path: str) -> str:
     return path.replace("/", "-")
 
 
-@dataclass(frozen=True)
-class Calibration:
-    """One calibration of a plan."""
-
-    variant: PlannedVariant
-    """Row it belongs to."""
-    seed: int
-    """Calibration seed."""
-    stress: Stress
-    """Scales of the model's stress variant."""
-    folder: Path
-    """Run folder."""
-
-    @property
-    def artifact(self) -> Path:
-        """Where it exports to."""
-        return self.folder / "artifact"
-
-    @property
-    def finished(self) -> bool:
-        """Whether it has exported; the folder appears as a whole."""
-        return self.artifact.is_dir()
-
-    @property
-    def label(self) -> str:
-        """How progress names it."""
-        stress = f", {self.stress.title}" if self.stress else ""
-        mode = f" {self.variant.mode}" if self.variant.mode else ""
-        return f"{self.variant.scheme} {self.variant.name}{mode}, seed {self.seed}{stress}"
-
-
 def parse_plan(argv: Sequence[str], summary: str = "") -> TablePlan:
     """Read a plan from options and configuration files.
 
@@ -271,12 +239,33 @@ def parse_plan(argv: Sequence[str], summary: str = "") -> TablePlan:
         argv: options of the verb.
         summary: what ``--help`` says first.
     """
+    values = table_parser(summary).parse_args(list(argv)).as_dict()
+    values.pop("config")
+    return checked_plan(values)
+
+
+def table_parser(summary: str = "") -> OneSentence:
+    """Return the parser of a table's plan.
+
+    Args:
+        summary: what ``--help`` says first.
+    """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # they become the help
     parser = OneSentence(prog="qvlm table", description=summary)
     parser.add_argument("--config", action="config", help="YAML file with any of the options")
     parser.add_class_arguments(TablePlan)
-    values = parser.parse_args(list(argv)).as_dict()
-    values.pop("config")
+    return parser
+
+
+def checked_plan(values: dict[str, Any]) -> TablePlan:
+    """Return the plan of parsed values.
+
+    Args:
+        values: by the names of :class:`TablePlan`.
+
+    Raises:
+        InputError: a number that is not allowed.
+    """
     if values["fidelity"] is not None:
         values["fidelity"] = FidelityPlan(**values["fidelity"])
     plan = TablePlan(**values)

@@ -1,20 +1,31 @@
 """The run of a table: calibrations, evaluations, files of results; it resumes."""
 
 import time
-from itertools import product
 from pathlib import Path
 from typing import Any
 
 from qvlm_lightning.cli import train_main
+from qvlm_lightning.commands._peak_memory import peak_bytes, reset_peak
 from qvlm_lightning.commands._progress import Progress
-from qvlm_lightning.commands._table_configs import TableConfigs, refuse_other_plan
+from qvlm_lightning.commands._table_calibrations import (
+    SECONDS,
+    Calibration,
+    planned_calibrations,
+    planned_stresses,
+    results_folder,
+    stress_folder,
+)
+from qvlm_lightning.commands._table_configs import (
+    TableConfigs,
+    joined_identity,
+    stored_identity,
+    write_identity,
+)
 from qvlm_lightning.commands._table_disk import share_weights
 from qvlm_lightning.commands._table_fidelity import TableFidelity
 from qvlm_lightning.commands._table_plan import (
-    Calibration,
     PlannedVariant,
     TablePlan,
-    is_headline,
     planned_steps,
     planned_variants,
     stress_options,
@@ -42,9 +53,6 @@ from qvlm_lightning.results.variant import file_name
 from qvlm_lightning.run_lock import run_lock
 from qvlm_lightning.weights.exported import MANIFEST
 
-SECONDS = "calibration.json"
-"""Wall time of a calibration, in its run folder."""
-
 
 def run(plan: TablePlan) -> None:
     """Make the table of a plan.
@@ -71,17 +79,8 @@ class TableRun:
         self.root = Path(plan.root)
         self.configs = TableConfigs(plan)
         self.variants = planned_variants(plan)
-        self.stresses = [
-            Stress(*scales) for scales in product(plan.outlier_scales, plan.sink_scales)
-        ]
-        self.calibrations = [
-            self._calibration(variant, seed, stress)
-            for stress in self.stresses
-            for seed in plan.seeds
-            for variant in self.variants
-        ]
-        if not self.calibrations:
-            raise InputError("the plan compares nothing; give variants, seeds and scales")
+        self.stresses = planned_stresses(plan)
+        self.calibrations = planned_calibrations(plan)
         self._check_options()
         self.fidelity = None if plan.fidelity is None else TableFidelity(plan.fidelity)
         self.known: dict[str, Predictions] = {}
@@ -89,8 +88,12 @@ class TableRun:
         self.rows: list[Row] = []
         self.progress = Progress(self._kinds())
 
-    def run(self) -> None:
+    def run(self, alone: bool = True) -> None:
         """Calibrate, evaluate, write and print.
+
+        Args:
+            alone: whether this is the only plan; otherwise whoever runs several writes and prints
+                what they say together.
 
         Raises:
             InputError: another process is at it.
@@ -98,6 +101,8 @@ class TableRun:
         with run_lock(self.root):
             self._lock()
             self._make()
+            if alone:
+                self._finish()
 
     def _make(self) -> None:
         for stress in self.stresses:
@@ -107,7 +112,6 @@ class TableRun:
                 if calibration.stress == stress:
                     self._calibrate(calibration)
                     self._evaluate(program, calibration)
-        self._finish()
 
     def _kinds(self) -> list[str]:
         kinds = []
@@ -118,20 +122,10 @@ class TableRun:
                     kinds += [calibration.variant.method, "evaluation"]
         return kinds
 
-    def _calibration(self, variant: PlannedVariant, seed: int, stress: Stress) -> Calibration:
-        folder = self._stress_folder(stress) / f"seed{seed}" / variant.folder
-        first = self.plan.seeds[0], self.stresses[0]
-        if is_headline(self.plan, variant) and (seed, stress) == first:
-            folder = self.root
-        return Calibration(variant, seed, stress, folder)
-
-    def _stress_folder(self, stress: Stress, root: Path | None = None) -> Path:
-        return (root or self.root) / f"{self.plan.model}-{stress.name}"
-
     @property
     def results_folder(self) -> Path:
         """Where answers and results go."""
-        return self.root / (self.plan.results or "")
+        return results_folder(self.plan)
 
     def _check_options(self) -> None:
         """Find all files, and try the options of every row that is not finished; those of other
@@ -148,13 +142,8 @@ class TableRun:
 
     def _lock(self) -> None:
         """Refuse a folder whose calibrations another plan identity."""
-        path = self.root / "plan.json"
-        theirs = parse_json(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        identity = self.configs.identity(self.variants)
-        refuse_other_plan(self.root, theirs, identity)
-        identity["variants"] = theirs.get("variants", {}) | identity["variants"]
-        self.root.mkdir(parents=True, exist_ok=True)
-        write_json(path, identity)
+        theirs, mine = stored_identity(self.root), self.configs.identity(self.variants)
+        write_identity(self.root, joined_identity(self.root, theirs, mine))
 
     def _calibrate(self, calibration: Calibration) -> None:
         with self.progress.step(f"calibrate {calibration.label}") as step:
@@ -163,24 +152,27 @@ class TableRun:
                 return
             began, begun = time.monotonic(), (calibration.folder / "config.yaml").is_file()
             resume = ["--ckpt_path=last"] if begun else []
+            counted = reset_peak()
             train_main(["fit", *self.configs.options(calibration), *resume], summary=False)
-            self._calibrated(calibration, time.monotonic() - began)
+            costs = {"seconds": round(time.monotonic() - began, 3)}
+            self._calibrated(calibration, costs | ({"peak_bytes": peak_bytes()} if counted else {}))
 
-    def _calibrated(self, calibration: Calibration, seconds: float) -> None:
-        """Note how long a calibration took: an interrupted one, since it was resumed."""
+    def _calibrated(self, calibration: Calibration, costs: dict[str, Any]) -> None:
+        """Note what a calibration cost: an interrupted one, since it was resumed."""
         if not calibration.finished:
             raise InputError(
                 f"the calibration in {str(calibration.folder)!r} stopped before its end; "
                 "give the same command again to resume"
             )
-        write_json(calibration.folder / SECONDS, {"seconds": round(seconds, 3)})
+        write_json(calibration.folder / SECONDS, costs)
         share_weights(calibration.artifact, [other.artifact for other in self.calibrations])
 
     def _evaluation(self, stress: Stress) -> EvaluationCLI:
+        root = stress_folder(self.plan, stress, self.results_folder)
         return EvaluationCLI(
             [
                 f"--config={self.configs.evaluation()}",
-                f"--trainer.default_root_dir={self._stress_folder(stress, self.results_folder)}",
+                f"--trainer.default_root_dir={root}",
                 f"--data.init_args.evaluation_count={self.plan.questions}",
                 *self.configs.split,
                 *stress_options(stress),
@@ -227,11 +219,13 @@ class TableRun:
         """Return what rows say beside the answers, and whether it was measured now."""
         rows: list[Row] = []
         if calibration is not None and (calibration.folder / SECONDS).is_file():
-            seconds = parse_json((calibration.folder / SECONDS).read_text(encoding="utf-8"))
-            rows.append(figure("calibration_seconds", seconds["seconds"], None, self.plan.pairs))
+            costs = parse_json((calibration.folder / SECONDS).read_text(encoding="utf-8"))
+            rows.append(figure("calibration_seconds", costs["seconds"], None, self.plan.pairs))
+            if costs.get("peak_bytes") is not None:
+                rows.append(figure("peak_bytes", costs["peak_bytes"], None, self.plan.pairs))
         if self.fidelity is None:
             return rows, False
-        folder = self._stress_folder(module.variant.stress) / "fidelity"
+        folder = stress_folder(self.plan, module.variant.stress) / "fidelity"
         processor, device = program.datamodule.processor, program.trainer.strategy.root_device
         found, measured = self.fidelity.rows(folder, module, processor, device)
         return rows + found, measured

@@ -7,12 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-from qvlm_lightning.results.printable import printable
+from qvlm_lightning.results import svg
 
-LABEL = 46
-"""Characters of a label; of a longer one the end is kept."""
 Histogram = Mapping[str, Any]
 Interval = tuple[float, float, float]
 """Value, lower and upper end."""
@@ -32,11 +30,11 @@ def bars(rows: Sequence[tuple[str, float, str]], words: str, width: int = 330) -
         y = 36 * place
         length = (width - 95) * min(max(value, 0), top) / top if math.isfinite(value) else 0
         parts += [
-            _text(0, y + 13, label),
-            _rect(0, y + 18, max(length, 1), 11, "b"),
-            _text(max(length, 1) + 6, y + 28, text, "d"),
+            svg.text(0, y + 13, label),
+            svg.rect(0, y + 18, max(length, 1), 11, "b"),
+            svg.text(max(length, 1) + 6, y + 28, text, "d"),
         ]
-    return _svg(width, 36 * len(rows), words, parts)
+    return svg.picture(width, 36 * len(rows), words, parts)
 
 
 def merging(
@@ -58,20 +56,20 @@ def merging(
     known = [x for x in (*dependency, threshold) if x is not None and math.isfinite(x)]
     top = 1.15 * max([*known, 1e-12])
     of_layer = {k: b for b, (first, last) in enumerate(blocks) for k in range(first, last + 1)}
-    parts = [_text(0, 12, f"{top / 1.15:.3g}", "d"), _text(0, high, "0", "d")]
+    parts = [svg.text(0, 12, f"{top / 1.15:.3g}", "d"), svg.text(0, high, "0", "d")]
     for k, value in enumerate(dependency):
         height = high * (value / top if math.isfinite(value) else 0)
         kind = "b" if of_layer.get(k) == of_layer.get(k + 1) else "g"
         x = left + step * (k + 1) - step * 0.3
-        parts.append(_rect(x, high - height, step * 0.6, height, kind))
+        parts.append(svg.rect(x, high - height, step * 0.6, height, kind))
     if threshold is not None and math.isfinite(threshold):
         y = high - high * threshold / top
-        parts.append(_line(left, y, left + step * count, y, "t"))
+        parts.append(svg.line(left, y, left + step * count, y, "t"))
     for index, (first, last) in enumerate(blocks):
         x, wide = left + step * first + 2, step * (last - first + 1) - 4
-        parts.append(_rect(x, high + 8, wide, 24, f"p{index % 2}", 5))
-    parts += [_text(left + step * (k + 0.5), high + 25, str(k), "m") for k in range(count)]
-    return _svg(left + step * count + 4, high + 36, words, parts)
+        parts.append(svg.rect(x, high + 8, wide, 24, f"p{index % 2}", 5))
+    parts += [svg.text(left + step * (k + 0.5), high + 25, str(k), "m") for k in range(count)]
+    return svg.picture(left + step * count + 4, high + 36, words, parts)
 
 
 def clipping(histogram: Histogram, words: str, width: int = 280) -> Markup:
@@ -93,17 +91,17 @@ def clipping(histogram: Histogram, words: str, width: int = 280) -> Markup:
     for place, count in enumerate(counts):
         height = tall * math.log1p(count) / most
         x = (start - first) * scale + place * wide
-        parts.append(_rect(x, tall - height, max(wide - 0.5, 0.5), height, "b"))
+        parts.append(svg.rect(x, tall - height, max(wide - 0.5, 0.5), height, "b"))
     for left, right in ((first, low), (high, last)):
         if right > left:
-            parts.append(_rect((left - first) * scale, 0, (right - left) * scale, tall, "c"))
-    parts += [_line((x - first) * scale, 0, (x - first) * scale, tall, "x") for x in (low, high)]
+            parts.append(svg.rect((left - first) * scale, 0, (right - left) * scale, tall, "c"))
+    parts += [svg.line((x - first) * scale, 0, (x - first) * scale, tall, "x") for x in (low, high)]
     parts += [
-        _text(0, tall + 15, f"{first:.3g}", "d"),
-        _text(width / 2, tall + 15, f"kept: {low:.3g} to {high:.3g}", "md"),
-        _text(width, tall + 15, f"{last:.3g}", "e"),
+        svg.text(0, tall + 15, f"{first:.3g}", "d"),
+        svg.text(width / 2, tall + 15, f"kept: {low:.3g} to {high:.3g}", "md"),
+        svg.text(width, tall + 15, f"{last:.3g}", "e"),
     ]
-    return _svg(width, tall + 20, words, parts)
+    return svg.picture(width, tall + 20, words, parts)
 
 
 def heat_map(
@@ -119,19 +117,19 @@ def heat_map(
     """
     wide, tall, left, top = 58, 21, 46, 22
     least = min([x for x in values.values() if math.isfinite(x)], default=1.0)
-    parts = [_text(left + wide * (i + 0.5), 14, name, "md") for i, name in enumerate(columns)]
+    parts = [svg.text(left + wide * (i + 0.5), 14, name, "md") for i, name in enumerate(columns)]
     for j, row in enumerate(rows):
         y = top + tall * j
-        parts.append(_text(left - 6, y + 15, row, "e"))
+        parts.append(svg.text(left - 6, y + 15, row, "e"))
         for i, column in enumerate(columns):
             value = values.get((row, column))
             if value is None or not math.isfinite(value):
                 continue
             share = (1 - value) / (1 - least) if least < 1 else 0.0
             x = left + wide * i
-            parts.append(_rect(x, y, wide - 2, tall - 2, "b", 3, 0.08 + 0.62 * share))
-            parts.append(_text(x + wide / 2 - 1, y + 14, f"{value:.4g}", "m"))
-    return _svg(left + wide * len(columns), top + tall * len(rows), words, parts)
+            parts.append(svg.rect(x, y, wide - 2, tall - 2, "b", 3, 0.08 + 0.62 * share))
+            parts.append(svg.text(x + wide / 2 - 1, y + 14, f"{value:.4g}", "m"))
+    return svg.picture(left + wide * len(columns), top + tall * len(rows), words, parts)
 
 
 def changes(
@@ -157,17 +155,17 @@ def changes(
     wide = left + step * len(names)
     parts = []
     for value in (low, (low + top) / 2, top):
-        parts += [_line(left, place(value), wide, place(value), "a")]
-        parts += [_text(left - 6, place(value) + 4, f"{value:.3g}", "e")]
+        parts += [svg.line(left, place(value), wide, place(value), "a")]
+        parts += [svg.text(left - 6, place(value) + 4, f"{value:.3g}", "e")]
     for index, (name, old, new) in enumerate(zip(names, before, after, strict=True)):
         x = left + step * (index + 0.5)
-        parts.append(_text(x, high + 14, name, "m"))
+        parts.append(svg.text(x, high + 14, name, "m"))
         if old is not None and math.isfinite(old) and math.isfinite(new):
-            parts.append(_line(x, place(old), x, place(new), "l"))
-            parts.append(_circle(x, place(old), "h"))
+            parts.append(svg.line(x, place(old), x, place(new), "l"))
+            parts.append(svg.circle(x, place(old), "h"))
         if math.isfinite(new):
-            parts.append(_circle(x, place(new), "f"))
-    return _svg(wide, high + 20, words, parts)
+            parts.append(svg.circle(x, place(new), "f"))
+    return svg.picture(wide, high + 20, words, parts)
 
 
 def course(names: Sequence[str], values: Sequence[float], words: str) -> Markup:
@@ -191,12 +189,12 @@ def course(names: Sequence[str], values: Sequence[float], words: str) -> Markup:
     parts = []
     for value in (low, top):
         y = 8 + (high - 16) * (top - value) / span
-        parts += [_line(left, y, wide, y, "a"), _text(left - 6, y + 4, f"{value:.4g}", "e")]
+        parts += [svg.line(left, y, wide, y, "a"), svg.text(left - 6, y + 4, f"{value:.4g}", "e")]
     joined = " ".join(f"{x:.1f},{y:.1f}" for x, y in spots)
     parts.append(Markup('<polyline class="l" points="{}"/>').format(joined))
-    parts += [_circle(x, y, "f") for x, y in spots]
-    parts += [_text(left + step * (i + 0.5), high + 14, n, "m") for i, n in enumerate(names)]
-    return _svg(wide, high + 20, words, parts)
+    parts += [svg.circle(x, y, "f") for x, y in spots]
+    parts += [svg.text(left + step * (i + 0.5), high + 14, n, "m") for i, n in enumerate(names)]
+    return svg.picture(wide, high + 20, words, parts)
 
 
 def intervals(rows: Sequence[tuple[str, Interval, str]], words: str, width: int = 330) -> Markup:
@@ -210,13 +208,43 @@ def intervals(rows: Sequence[tuple[str, Interval, str]], words: str, width: int 
     ends = [0.0, *(x for _, interval, _ in rows for x in interval if math.isfinite(x))]
     low, top = min(ends), max(ends)
     scale = (width - 12) / ((top - low) or 1)
-    parts = [_line(6 - low * scale, 0, 6 - low * scale, 34 * len(rows), "t")]
+    parts = [svg.line(6 - low * scale, 0, 6 - low * scale, 34 * len(rows), "t")]
     for place, (label, interval, colour) in enumerate(rows):
         y = 34 * place + 24
         x, start, end = (6 + (value - low) * scale for value in interval)
-        drawn = [_line(start, y, end, y, "i"), _circle(x, y, "i")]
-        parts += [_text(0, y - 11, f"{label}: {interval[0]:+.1f}"), _coloured(colour, drawn)]
-    return _svg(width, 34 * len(rows), words, parts)
+        drawn = [svg.line(start, y, end, y, "i"), svg.circle(x, y, "i")]
+        parts += [svg.text(0, y - 11, f"{label}: {interval[0]:+.1f}"), svg.coloured(colour, drawn)]
+    return svg.picture(width, 34 * len(rows), words, parts)
+
+
+def magnitudes(rows: Sequence[tuple[str, Interval, str]], words: str, width: int = 330) -> Markup:
+    """Draw a positive value with its interval per row on one logarithmic scale, marked at powers
+    of ten.
+
+    Args:
+        rows: label; value, lower and upper end; colour, a name of the style sheet. What is not
+            above 0 is drawn at the left edge.
+        words: see :func:`bars`.
+        width: see :func:`bars`.
+    """
+    known = [x for _, interval, _ in rows for x in interval if math.isfinite(x) and x > 0]
+    low, top = math.log10(min(known, default=0.1)), math.log10(max(known, default=1.0))
+    scale = (width - 12) / ((top - low) or 1)
+
+    def place(value: float) -> float:
+        return 6 + (max(math.log10(value), low) - low) * scale if value > 0 else 6
+
+    tall = 34 * len(rows)
+    parts = []
+    for power in range(math.ceil(low), math.floor(top) + 1):
+        x = place(10.0**power)
+        parts += [svg.line(x, 0, x, tall, "a"), svg.text(x, tall + 13, f"{10.0**power:g}", "m")]
+    for number, (label, interval, colour) in enumerate(rows):
+        y = 34 * number + 24
+        x, start, end = map(place, interval)
+        drawn = [svg.line(start, y, end, y, "i"), svg.circle(x, y, "i")]
+        parts += [svg.text(0, y - 11, f"{label}: {interval[0]:.3g}"), svg.coloured(colour, drawn)]
+    return svg.picture(width, tall + 18, words, parts)
 
 
 def groups(
@@ -232,58 +260,12 @@ def groups(
     scale = (width - 50) / 100
     parts, y = [], 0
     for label, bars_ in rows:
-        parts.append(_text(0, y + 13, label))
+        parts.append(svg.text(0, y + 13, label))
         y += 18
         for (value, low, high), colour in bars_:
-            parts.append(_coloured(colour, [_rect(0, y, max(value * scale, 1), 10, "v", 2)]))
-            parts.append(_line(low * scale, y + 5, high * scale, y + 5, "w"))
-            parts.append(_text(max(value, high) * scale + 6, y + 10, f"{value:.1f}", "d"))
+            parts.append(svg.coloured(colour, [svg.rect(0, y, max(value * scale, 1), 10, "v", 2)]))
+            parts.append(svg.line(low * scale, y + 5, high * scale, y + 5, "w"))
+            parts.append(svg.text(max(value, high) * scale + 6, y + 10, f"{value:.1f}", "d"))
             y += 15
         y += 5
-    return _svg(width, y, words, parts)
-
-
-def _coloured(colour: str, parts: Sequence[Markup]) -> Markup:
-    style = Markup('<g style="stroke:var({0});fill:var({0})">{1}</g>')
-    return style.format(colour, Markup("").join(parts))
-
-
-def _svg(width: float, height: float, words: str, parts: Sequence[Markup]) -> Markup:
-    return Markup(
-        '<svg role="img" aria-label="{}" width="{:.0f}" '
-        'height="{:.0f}" viewBox="0 0 {:.0f} {:.0f}">{}</svg>'
-    ).format(printable(words, 200), width, height, width, height, Markup("").join(parts))
-
-
-def _text(x: float, y: float, text: str, kind: str = "n") -> Markup:
-    shown = printable(text, 10 * LABEL)
-    shown = shown if len(shown) <= LABEL else f"…{shown[1 - LABEL :]}"
-    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}">{}</text>').format(
-        " ".join(kind), x, y, escape(shown)
-    )
-
-
-def _rect(
-    x: float, y: float, width: float, height: float, kind: str, round_: int = 0, opacity: float = 1
-) -> Markup:
-    return Markup(
-        '<rect class="{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" rx="{}"{}/>'
-    ).format(
-        kind,
-        x,
-        y,
-        width,
-        height,
-        round_,
-        "" if opacity == 1 else Markup(' fill-opacity="{:.2f}"').format(opacity),
-    )
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, kind: str) -> Markup:
-    return Markup('<line class="{}" x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}"/>').format(
-        kind, x1, y1, x2, y2
-    )
-
-
-def _circle(x: float, y: float, kind: str) -> Markup:
-    return Markup('<circle class="{}" cx="{:.1f}" cy="{:.1f}" r="4.5"/>').format(kind, x, y)
+    return svg.picture(width, y, words, parts)

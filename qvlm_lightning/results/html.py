@@ -1,6 +1,5 @@
 """A comparison as one HTML file that needs nothing else: no network, no scripts, no other files."""
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,7 +13,7 @@ from qvlm_lightning.results.compare_figure import (
     group_figure,
 )
 from qvlm_lightning.results.compare_tables import group_grid, main_grid, own_grid
-from qvlm_lightning.results.pages import page
+from qvlm_lightning.results.pages import page, parted
 from qvlm_lightning.results.printable import printable
 
 LONGEST = 2000
@@ -37,7 +36,7 @@ def comparison_html(comparisons: Sequence[Comparison], changes: Drawn) -> str:
     return page(
         "compare.html",
         palette=palette,
-        split=_split,
+        split=parted,
         differences=difference_figure(comparisons),
         references=" / ".join(dict.fromkeys(c.reference.label for c in comparisons)),
         benchmarks=[_benchmark(c, palette, changes.get(c.name, {})) for c in comparisons],
@@ -96,16 +95,3 @@ def _joined(lines: Sequence[str]) -> str:
     """Join lines, at most :data:`LONGEST` characters of them."""
     text = "\n".join(lines)
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
-
-
-def _split(text: str) -> tuple[str, str]:
-    """Part a figure from its interval and p-value.
-
-    Example:
-        >>> _split("75.0 [60.1, 85.2] p=.031"), _split("12")
-        (('75.0', '[60.1, 85.2] p=.031'), ('12', ''))
-    """
-    value = re.fullmatch(r"(\S+) (\[.*\])(?: (p=\S+))?", text)
-    if value is None:
-        return text, ""
-    return value[1], " ".join(filter(None, value.groups()[1:]))

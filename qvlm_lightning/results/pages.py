@@ -1,5 +1,6 @@
 """Pages of one file: jinja2 templates of the package, everything escaped, nothing loaded."""
 
+import re
 from functools import cache
 from typing import Any
 
@@ -30,3 +31,14 @@ def page(template: str, **values: Any) -> str:
         values: what it shows; strings are escaped.
     """
     return environment().get_template(f"{template}.j2").render(**values)
+
+
+def parted(text: str) -> tuple[str, str]:
+    """Part a figure from its interval and what follows: a p-value, or words.
+
+    Example:
+        >>> parted("75.0 [60.1, 85.2] p=.031"), parted("12")
+        (('75.0', '[60.1, 85.2] p=.031'), ('12', ''))
+    """
+    value = re.fullmatch(r"(\S+) (\[.*\](?: (?:p=\S+|seeds disagree))?)", text)
+    return (text, "") if value is None else (value[1], value[2])

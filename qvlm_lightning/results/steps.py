@@ -95,7 +95,7 @@ def step_grid(rows: Sequence[Row]) -> Grid:
         steps.setdefault(key, {})[row["metric"]] = row
     lines = []
     for (name, against, stress), metrics in steps.items():
-        cells = [_cell(metrics.get("accuracy"), signed), _cell(metrics.get("kl"), _signed_nats)]
+        cells = [_cell(metrics.get("accuracy"), signed), _cell(metrics.get("kl"), signed_nats)]
         any_row = next(iter(metrics.values()))
         lines.append(
             [
@@ -119,5 +119,6 @@ def _cell(row: Row | None, number: Callable[[float], str]) -> str:
     )
 
 
-def _signed_nats(value: float) -> str:
+def signed_nats(value: float) -> str:
+    """Write a difference of divergences."""
     return f"{'-' if value < 0 else '+'}{nats(abs(value))}"

@@ -107,3 +107,15 @@ def test_a_text_without_end_is_cut_before_it_is_looked_at(monkeypatch):
     monkeypatch.setattr("qvlm_lightning.results.printable._visible", lambda c: seen.append(c) or c)
     assert printable("x" * 1_000_000, limit=10) == "x" * 9 + "…"
     assert len(seen) == 11
+
+
+def test_magnitudes_are_placed_by_their_logarithms():
+    rows = [("a", (1.0, 0.1, 10.0), "--c1"), ("b", (0.1, 0.0, 1.0), "--c2")]
+    picture = charts.magnitudes(rows, "w", width=212)
+    lines = re.findall(r'<line class="i" x1="([^"]+)" y1="[^"]+" x2="([^"]+)"', picture)
+    assert [(float(a), float(b)) for a, b in lines] == [(6, 206), (6, 106)], "0 is at the edge"
+    dots = re.findall(r'<circle class="i" cx="([^"]+)"', picture)
+    assert [float(x) for x in dots] == [106, 6]
+    powers = re.findall(r'<line class="a" x1="([^"]+)"', picture)
+    assert [float(x) for x in powers] == [6, 106, 206]
+    assert texts(picture) == ["0.1", "1", "10", "a: 1", "b: 0.1"]

@@ -69,21 +69,30 @@ def plan_of(args: argparse.Namespace) -> TablePlan:
     Raises:
         InputError: the model is missing, or a row that the plan has not.
     """
-    if not (args.model / "config.json").is_file():
-        raise InputError(f"the joined model is not in {str(args.model)!r}; run `make joined` first")
-    sources = [
-        f"--model.init_args.family.init_args.path={args.model}",
-        *(f"--data.init_args.{part}.path={args.data}" for part in ("evaluation", "calibration")),
-    ]
+    known = sources(args.model, args.data)
     given = [f"--config={args.config}"]
     given += [f"--fidelity.photographs={json.dumps(args.photographs)}"]
     if args.root is not None:
         given.append(f"--root={args.root}")
     plan = parse_plan(given)
-    plan.sources += sources
+    plan.sources += known
     if args.questions is not None and args.questions != plan.questions:
         plan = replace(plan, questions=args.questions, results=f"questions{args.questions}")
     return plan if args.row is None else replace(plan, variants=chosen(plan, args.row))
+
+
+def sources(model: Path, data: Path) -> list[str]:
+    """Return the options that say where model and data lie.
+
+    Raises:
+        InputError: the model is missing.
+    """
+    if not (model / "config.json").is_file():
+        raise InputError(f"the joined model is not in {str(model)!r}; run `make joined` first")
+    return [
+        f"--model.init_args.family.init_args.path={model}",
+        *(f"--data.init_args.{part}.path={data}" for part in ("evaluation", "calibration")),
+    ]
 
 
 def chosen(plan: TablePlan, titles: Sequence[str]) -> list:

@@ -1,0 +1,70 @@
+"""Configuration files that a table's plan names."""
+
+from pathlib import Path
+
+import yaml
+
+from qvlm_lightning.commands._table_plan import PlannedVariant, TablePlan
+from qvlm_lightning.errors import InputError
+
+_MODEL_ROOMS = ("models", "data", "eval")
+
+
+def calibration_files(plan: TablePlan, variant: PlannedVariant) -> list[Path]:
+    """Return the configuration files of a row, in the order they are read.
+
+    Raises:
+        InputError: one does not exist.
+    """
+    return [
+        config_file(plan, "", "base"),
+        config_file(plan, "methods", variant.method),
+        config_file(plan, "schemes", variant.scheme),
+        config_file(plan, "models", plan.model),
+        config_file(plan, "data", plan.model),
+    ]
+
+
+def evaluation_file(plan: TablePlan) -> Path:
+    """Return the configuration file of the evaluation.
+
+    Raises:
+        InputError: it does not exist.
+    """
+    return config_file(plan, "eval", plan.model)
+
+
+def planned_mode(plan: TablePlan, variant: PlannedVariant) -> str:
+    """Return the activation mode of a row: its own, or that of its scheme's file."""
+    text = config_file(plan, "schemes", variant.scheme).read_text(encoding="utf-8")
+    return variant.mode or str(
+        yaml.safe_load(text)["model"]["init_args"]["scheme"]["activation_mode"]
+    )
+
+
+def config_file(plan: TablePlan, room: str, name: str) -> Path:
+    """Return a configuration file of a plan.
+
+    Args:
+        plan: of the table.
+        room: ``methods``, ``schemes`` or another folder there; empty for the top.
+        name: of the file, without its ending.
+
+    Raises:
+        InputError: it does not exist.
+    """
+    path = Path(plan.configs) / room / f"{name}.yaml"
+    if not path.is_file():
+        # a model is one name in three rooms
+        rooms = _MODEL_ROOMS if room in _MODEL_ROOMS else (room,)
+        known = set.intersection(*(_names(plan, other) for other in rooms))
+        raise InputError(
+            f"there is no {str(path)!r}; allowed are {', '.join(sorted(known)) or 'none there'}"
+        )
+    return path
+
+
+def _names(plan: TablePlan, room: str) -> set[str]:
+    folder = Path(plan.configs) / room
+    files = folder.rglob("*.yaml") if room else folder.glob("*.yaml")
+    return {file.relative_to(folder).with_suffix("").as_posix() for file in files}
