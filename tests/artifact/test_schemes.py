@@ -1,6 +1,7 @@
 """Artifacts of schemes that a newer version would refuse, or whose defaults have changed since."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,18 @@ def test_scales_per_channel_stay_so(tmp_path, logits, scheme):
 
 def test_groups_stay_groups_where_they_divide(tmp_path, logits):
     """128 divides the inputs of the tower's layers and of ``down_proj`` only."""
-    folder = stored(tmp_path / "artifact", group_size=128, group_fallback="channel")
+    scheme = replace(PER_CHANNEL, group_size=128, group_fallback="channel")
+    family = Llava(str(WEIGHTS))
+    model = family.load_model()
+    structure = quantize_model(model, family, scheme)
+    structure.enable(True)
+    folder = tmp_path / "artifact"
+    save_artifact(folder, model, family.load_processor(), {"scheme": scheme.to_dict()})
     artifact = load_artifact(folder)
     with torch.no_grad():
-        assert not torch.equal(artifact.model(**INPUTS).logits, logits)
+        found = artifact.model(**INPUTS).logits
+        assert torch.equal(found, model(**INPUTS).logits)
+        assert not torch.equal(found, logits)
     linears = [x for site in artifact.structure.sites for x in site.linears.values()]
     assert all(
         x.weight_quantizer.group_size == (None if x.in_features % 128 else 128) for x in linears
