@@ -1,12 +1,15 @@
 """An artifact loaded in packed form answers as the fake-quantized model."""
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoProcessor
 
 import qvlm_lightning
-from qvlm_lightning.artifact import load_artifact, save_artifact
+from qvlm_lightning.artifact import load_artifact, save_artifact, split_state
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.estimate.sizes import part_sizes
 from qvlm_lightning.models.llava import Llava
@@ -14,6 +17,7 @@ from qvlm_lightning.models.tiny import WEIGHTS
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.packed_linear import PackedLinear
 from qvlm_lightning.quant.scheme import PartScheme, Scheme
+from qvlm_lightning.weights.exported import sha256_of
 
 SCHEMES = {
     "w4a4": Scheme.parse("w4a4"),
@@ -154,9 +158,22 @@ def test_a_packed_model_is_ready_to_be_used(folder, questions, tmp_path):
         model.to(torch.bfloat16)
 
 
-def test_weights_are_packed_one_after_another(folder, monkeypatch):
-    """When a layer is packed, those before it have let their full-precision weight go."""
+def test_weights_are_packed_one_after_another(tmp_path, monkeypatch, calibrate, export):
+    """When a layer of format 3 is packed, those before it have let their full-precision weight
+    go.
+    """
     from qvlm_lightning.artifact import filling
+
+    model, _ = calibrate(SCHEMES["w4a16 in groups"])
+    folder = export(tmp_path / "artifact", model, SCHEMES["w4a16 in groups"])
+    (folder / "weights.packed").unlink()
+    quantizers, weights = split_state(model)
+    save_file(weights, folder / "weights.simulated")
+    save_file(quantizers, folder / "quantizers.safetensors")
+    names = ("weights.simulated", "quantizers.safetensors")
+    files = {name: sha256_of(folder / name) for name in names}
+    manifest = json.loads((folder / "quantization.json").read_text())
+    (folder / "quantization.json").write_text(json.dumps(manifest | {"format": 3, "files": files}))
 
     alive: list[int] = []
     kept: list[object] = []
