@@ -149,8 +149,8 @@ def test_a_result_folder_below_a_file(refused, tmp_path) -> None:
     ("option", "words"),
     [
         ("--variants=[rtn]", "'rtn' is not a method and a scheme, such as 'qvlm w4a4'"),
-        ("--variants=[magic w8a8]", "paper/veo, qvlm, rtn, sequential, smoothquant, veo"),
-        ("--variants=[rtn w3a3]", "allowed are w3a16, w4a16, w4a16_language, w4a4, w4a4_g128"),
+        ("--variants=[magic w8a8]", "qvlm_plus_fast, rtn, sequential, signround, smoothquant, veo"),
+        ("--variants=[rtn w3a3]", "allowed are w3a16, w4a16, w4a16_g128_sym"),
         ("--variants=[]", "compares nothing"),
         ("--headline=qvlm w4a4", "allowed are the variants rtn w8a8"),
         ("--pairs=many", "pairs: expected int, got many"),

@@ -94,7 +94,7 @@ def result(root: Path) -> dict[str, object]:
     for spent in (report["search"], *report["search"]["passes"]):
         assert spent.pop("seconds") > 0
     assert report.pop("spent")["search"]["seconds"] > 0
-    files = ("weights.simulated", "quantizers.safetensors")
+    files = ("weights.packed", "quantizers.safetensors")
     return report | {
         f: hashlib.sha256((root / "artifact" / f).read_bytes()).hexdigest() for f in files
     }

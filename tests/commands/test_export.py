@@ -57,8 +57,8 @@ def test_gguf(artifact: Path, tmp_path: Path, capsys) -> None:
 
 def test_a_truncated_artifact(artifact: Path, tmp_path: Path, capsys) -> None:
     broken = shutil.copytree(artifact, tmp_path / "artifact")
-    weights = broken / "weights.simulated"
+    weights = broken / "weights.packed"
     weights.write_bytes(weights.read_bytes()[:-100])
     options = ["--format=compressed-tensors", f"--output={tmp_path / 'out'}"]
-    assert "weights.simulated is not the file that was" in refused(capsys, broken, *options)
+    assert "weights.packed is not the file that was" in refused(capsys, broken, *options)
     assert not (tmp_path / "out").exists()

@@ -18,7 +18,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "objective": ({"method": "gptq", "objective": "plain"}, "gptq has those of its preset"),
     "scheme": ({"scheme": "w4"}, "'w4' cannot be read"),
     "width": ({"scheme": "w1a4"}, "weight_bits 1"),
-    "off": ({"scheme": "fp"}, "nothing to quantize"),
+    "off": ({"scheme": "fp"}, "leaves them at 16 bits"),
     "epochs": ({"epochs": 0}, "epochs 0"),
     "search pairs": ({"search_pairs": 0}, "search_pairs 0 is not allowed"),
     "batch size": ({"batch_size": 0}, "batch_size is 0"),
