@@ -1246,6 +1246,7 @@ _ROTATION, _ONLINE = "qvlm_lightning/methods/rotation.py", "qvlm_lightning/nn/on
 _LEARNED, _LOOP = "qvlm_lightning/methods/learned_transforms.py", "qvlm_lightning/methods/block_learning.py"
 _ROTATED = "tests/models/test_rotated_families.py::test_a_rotated_model_computes_the_same[llava-needed]"
 _ROTATION_TEST = "tests/methods/test_rotation.py"
+_OBSERVED, _OBSERVED_TEST = "qvlm_lightning/methods/observed_ranges.py", "tests/methods/test_observed_ranges.py"
 _ONLINE_TEST = "tests/nn/test_online_transform.py"
 IN_ARTIFACT = f"{_ROTATION_TEST}::test_an_artifact_is_the_calibrated_model"
 ROTATIONS = [
@@ -1267,6 +1268,9 @@ ROTATIONS = [
     ("qvlm_lightning/methods/chain.py", "            step.prepare(model, family, structure)", "            pass", "a chain prepares nothing", IN_ARTIFACT),
     (_LOOP, "stepper.step()", "pass", "nothing is learned", f"{_ROTATION_TEST}::test_learning_lowers_j_and_never_ends_above_its_start"),
     (_LOOP, "parameter -= group", "parameter += group", "rounding climbs", f"{_ROTATION_TEST}::test_learning_lowers_j_and_never_ends_above_its_start"),
+    (_OBSERVED, "best = int(all_sum(errors[site.name]).argmin())", "best = int(all_sum(errors[site.name]).argmax())", "the range of the largest error is taken", f"{_OBSERVED_TEST}::test_every_range_has_the_least_error_of_its_candidates"),
+    (_OBSERVED, "tables = self._tables(block, sites, decision)", "tables = self._tables(block, sites, Decision())", "candidates are those of inputs in front of quantized sites", f"{_OBSERVED_TEST}::test_every_range_has_the_least_error_of_its_candidates"),
+    (_ROTATION, 'quantized = widths(scheme, "activation_bits") != {OFF}', "quantized = False", "a target gets transforms that it cannot hold", f"{_ROTATION_TEST}::test_a_target_without_a_place_for_transforms_is_refused"),
     ("qvlm_lightning/exits.py", "        if not (isinstance(value, OSError) and value.errno in REASONS):\n            before(fault)", "        before(fault)", "a writer's thread prints a traceback", "tests/test_main.py::test_a_thread_that_cannot_write_prints_no_traceback"),
 ]
 _CT = "qvlm_lightning/export/compressed_tensors.py"
