@@ -1268,7 +1268,7 @@ ROTATIONS = [
     ("qvlm_lightning/methods/chain.py", "            step.prepare(model, family, structure)", "            pass", "a chain prepares nothing", IN_ARTIFACT),
     (_LOOP, "stepper.step()", "pass", "nothing is learned", f"{_ROTATION_TEST}::test_learning_lowers_j_and_never_ends_above_its_start"),
     (_LOOP, "parameter -= group", "parameter += group", "rounding climbs", f"{_ROTATION_TEST}::test_learning_lowers_j_and_never_ends_above_its_start"),
-    (_OBSERVED, "best = int(all_sum(errors[site.name]).argmin())", "best = int(all_sum(errors[site.name]).argmax())", "the range of the largest error is taken", f"{_OBSERVED_TEST}::test_every_range_has_the_least_error_of_its_candidates"),
+    (_OBSERVED, "best = int(all_sum(errors[site.name]).argmin())", "best = int(all_sum(errors[site.name]).argmax())", "an observed range is that of the largest error", f"{_OBSERVED_TEST}::test_every_range_has_the_least_error_of_its_candidates"),
     (_OBSERVED, "tables = self._tables(block, sites, decision)", "tables = self._tables(block, sites, Decision())", "candidates are those of inputs in front of quantized sites", f"{_OBSERVED_TEST}::test_every_range_has_the_least_error_of_its_candidates"),
     (_ROTATION, 'quantized = widths(scheme, "activation_bits") != {OFF}', "quantized = False", "a target gets transforms that it cannot hold", f"{_ROTATION_TEST}::test_a_target_without_a_place_for_transforms_is_refused"),
     ("qvlm_lightning/exits.py", "        if not (isinstance(value, OSError) and value.errno in REASONS):\n            before(fault)", "        before(fault)", "a writer's thread prints a traceback", "tests/test_main.py::test_a_thread_that_cannot_write_prints_no_traceback"),
