@@ -61,12 +61,20 @@ def fit(*names: str, options: list[str]) -> None:
     train_main(["fit", *(f"--config={CONFIGS / name}" for name in names), *options])
 
 
-def combinations() -> list[tuple[str, ...]]:
+LEARNING = {"aespa", "qvlm_plus", "signround"}
+"""Methods that take half a minute; their parts have quick tests of their own."""
+
+
+def combinations() -> list[Any]:
     """Every method, and every other preset at least once; the full product would tell no more."""
     rooms = [presets(room) for room in ("methods", "schemes", "models", "data")]
     longest = max(map(len, rooms))
     cycled = [list(itertools.islice(itertools.cycle(room), longest)) for room in rooms if room]
-    return [("base.yaml", *possible(*choice)) for choice in zip(*cycled, strict=True)]
+    found = [("base.yaml", *possible(*choice)) for choice in zip(*cycled, strict=True)]
+    return [
+        pytest.param(names, marks=pytest.mark.slow) if Path(names[1]).stem in LEARNING else names
+        for names in found
+    ]
 
 
 def possible(method: str, scheme: str, *others: str) -> tuple[str, ...]:

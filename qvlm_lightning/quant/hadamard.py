@@ -79,14 +79,18 @@ def factors(width: int) -> tuple[int, int]:
         ((32, 48), (8, 8), (269, 16), (269, 1))
     """
     pairs = [(a, width // a) for a in range(1, width + 1) if width % a == 0]
-    known = [(a, b) for a, b in pairs if _signs_known(b)]
-    both = [(a, b) for a, b in known if _signs_known(a)]
+    known = [(a, b) for a, b in pairs if _has_matrix(b)]
+    both = [(a, b) for a, b in known if _has_matrix(a)]
     return min(both or known, key=sum)
 
 
-@cache
-def _signs_known(order: int) -> bool:
-    return hadamard(order) is not None
+def _has_matrix(order: int) -> bool:
+    """Return whether :func:`hadamard` knows an order; a matrix of 18,944 rows takes 3 GB."""
+    while order > 2 and order % 4 == 0:
+        if _is_prime(order - 1) or (order % 8 == 4 and _is_prime(order // 2 - 1)):
+            return True
+        order //= 2
+    return order in (1, 2)
 
 
 def spreading(order: int, generator: torch.Generator) -> Tensor:

@@ -42,11 +42,11 @@ def printed(capsys, own: Path, run: Path, *more: str) -> list[str]:
 
 
 def test_one_command_makes_an_artifact(own, tmp_path, capsys):
-    assert main(arguments(own, tmp_path / "run", "--scheme", "w4a16")) == 0
+    assert main(arguments(own, tmp_path / "run", "--scheme", "w4a16", "--method", "rtn")) == 0
     model, _ = qvlm_lightning.load(tmp_path / "run" / "artifact")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     report = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert report["method"] == "qvlm_plus_fast"
+    assert report["method"] == "rtn"
     assert report["scheme"]["language"] == {"weight_bits": 4, "activation_bits": 16}
     assert len(report["calibration_ids"]) == 12
     said = capsys.readouterr().out
@@ -58,7 +58,7 @@ def test_one_command_makes_an_artifact(own, tmp_path, capsys):
     assert "already holds a run" in capsys.readouterr().err
     for part in ("artifact", "checkpoints"):  # as if it had been stopped before its end
         shutil.rmtree(tmp_path / "run" / part)
-    assert main(arguments(own, tmp_path / "run", "--scheme", "w4a16")) == 0
+    assert main(arguments(own, tmp_path / "run", "--scheme", "w4a16", "--method", "rtn")) == 0
     assert "going on with the run in" in capsys.readouterr().out
     assert (tmp_path / "run" / "artifact" / "quantization.json").is_file()
 

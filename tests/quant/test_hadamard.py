@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from qvlm_lightning.quant.hadamard import (
+    _has_matrix,
     factors,
     hadamard,
     spreading,
@@ -51,6 +52,11 @@ def test_factors_are_the_cheapest_of_all_pairs(width):
     both = [(a, b) for a, b in pairs if hadamard(a) is not None and hadamard(b) is not None]
     usable = both or [(a, b) for a, b in pairs if hadamard(b) is not None]
     assert sum(factors(width)) == min(a + b for a, b in usable)
+
+
+def test_orders_are_known_without_their_matrices():
+    for order in range(1, 300):
+        assert _has_matrix(order) == (hadamard(order) is not None), order
 
 
 @pytest.mark.parametrize("width", [8, 6, 36, 7])
