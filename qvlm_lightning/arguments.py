@@ -202,6 +202,8 @@ def _tidy(complaint: str, owner: str, given: str) -> str:
         r"\2 is given; allowed: \1",
         complaint,
     )
+    if allowed := re.fullmatch(r"Expected a typing\.Literal\[(.*)\]", complaint):
+        return f"{given!r} is given; allowed: {allowed[1]}"  # one of several types
     if option := re.fullmatch(r"Option '(.*)' is not accepted", complaint):
         return f"option {option[1]!r} is not known; {_accepted(owner)}"
     if name := re.fullmatch(r"Expected a dot import path string: (.*)", complaint):
