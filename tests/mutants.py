@@ -1323,6 +1323,9 @@ PACKED = [
     (f"{_KERNELS}/int4pack.py", 'return tensors if exact else tensors | {"added": added.t().contiguous()}', "return tensors", "zero points get lost in torch's 4-bit product", f"{_KERNEL_TEST}::test_every_kernel_is_the_reference"),
     (f"{_KERNELS}/table.py", "aligned = not case.grouped or case.group_size % 8 == 0", "aligned = True", "the extension reads groups that begin within a byte", f"{_KERNEL_TEST}::test_groups_that_begin_within_a_byte_are_left_to_torch"),
     (f"{_KERNELS}/packed_model.py", "transform_input(list(layers.values()), transform)", "pass", "packed layers leave their transform out", f"{_PACKED_ARTIFACT}::test_a_transform_of_the_input_runs_in_front_of_packed_layers"),
+    ("qvlm_lightning/evaluation/cli.py", 'cli.model.packed = not cli.config["simulate"] and _on_cpu(cli.trainer)', "pass", "eval.py scores the simulation for the packed model", "tests/artifact/test_packed_evaluation.py::test_packed_weights_answer_unless_told_to_simulate"),
+    ("qvlm_lightning/evaluation/module.py", 'packed = {"packed": True} if self.kernels is not None else {}', "packed = {}", "answers of the simulation count as those of the packed model", "tests/artifact/test_packed_evaluation.py::test_packed_weights_answer_unless_told_to_simulate"),
+    ("qvlm_lightning/evaluation/journal.py", "for key in [*now, *(before.keys() - now)]", "for key in now", "what an interrupted evaluation depended on and this one does not goes unnamed", "tests/evaluation/test_journal.py::test_differences_name_every_key"),
     ("qvlm_lightning/commands/_generating.py", "more / (last - first)", "len(self.times) / (last - first)", "the first token counts as generated", "tests/commands/test_generate.py::test_speed_is_that_behind_the_first_token"),
 ]
 _LEADER, _LEADER_RUN = "qvlm_lightning/results/leaderboard.py", "qvlm_lightning/commands/_leaderboard_run.py"

@@ -34,6 +34,7 @@ from qvlm_lightning.results.report import (
     report_rows,
     write_results,
 )
+from qvlm_lightning.results.run_facts import Fact
 from qvlm_lightning.results.run_report import show_lines
 from qvlm_lightning.results.scores import score_grids
 from qvlm_lightning.run_lock import run_lock
@@ -83,6 +84,13 @@ class EvaluationCLI(LightningCLI):
             default=True,
             help="with full precision, also evaluate a blind guesser and shuffled images",
         )
+        parser.add_argument(
+            "--simulate",
+            type=bool,
+            default=False,
+            help="fake-quantize an artifact, as calibration does, instead of computing with its "
+            "packed weights; on a GPU this is always so",
+        )
 
     def before_instantiate_classes(self) -> None:
         """Refuse another precision than the model's, and other processes than a scheduler's."""
@@ -121,6 +129,7 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
     with user_faults(), quiet(), ExitStack() as held:
         cli = EvaluationCLI(args)
         options = {key: cli.config[key] for key in ("reference", "controls")}
+        cli.model.packed = not cli.config["simulate"] and _on_cpu(cli.trainer)
         if cli.trainer.is_global_zero:
             held.enter_context(run_lock(Path(cli.trainer.default_root_dir)))
         answered = evaluate(cli.trainer, cli.model, cli.datamodule, **options)
@@ -141,9 +150,24 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
             show(grid)
         for note in notes:
             print(f"note: {note}")
-        facts = evaluation_facts(answered, known, root)
+        facts = [*evaluation_facts(answered, known, root), *_computed_by(cli.model)]
         show_lines(facts, steps_after_evaluation(root))
     return cli
+
+
+def _on_cpu(trainer: Trainer) -> bool:
+    return bool(trainer.strategy.root_device.type == "cpu")
+
+
+def _computed_by(module: VQAEvaluation) -> list[Fact]:
+    """Return how an artifact was computed, and what its packed model says."""
+    if module.artifact is None:
+        return []
+    if module.kernels is None:
+        return [("computed by", "fake quantization")]
+    used = ", ".join(f"{name} ({count} layers)" for name, count in module.kernels.used().items())
+    notes = [("note", note) for note in module.kernels.notes()]
+    return [("computed by", f"packed weights: {used or 'no kernel was needed'}"), *notes]
 
 
 @contextmanager

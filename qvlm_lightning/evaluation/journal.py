@@ -191,8 +191,8 @@ def differences(before: EvaluationKey, now: EvaluationKey) -> str:
         >>> differences({"mode": "lmms", "stop": []}, {"mode": "official", "stop": []})
         "mode was 'lmms', now it is 'official'"
     """
-    keys = [key for key in now if before.get(key) != now[key]]
-    return ", ".join(f"{k} was {before.get(k)!r}, now it is {now[k]!r}" for k in keys)
+    keys = [key for key in [*now, *(before.keys() - now)] if before.get(key) != now.get(key)]
+    return ", ".join(f"{k} was {before.get(k)!r}, now it is {now.get(k)!r}" for k in keys)
 
 
 def _lines(path: Path) -> Iterator[Line]:

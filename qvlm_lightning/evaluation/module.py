@@ -24,6 +24,7 @@ from qvlm_lightning.evaluation.generate import (
 from qvlm_lightning.evaluation.journal import EvaluationKey, Record
 from qvlm_lightning.evaluation.precision import cast, check_precision, precision_of
 from qvlm_lightning.evaluation.questions import SharedQuestions, digest_questions
+from qvlm_lightning.kernels import PackedModel
 from qvlm_lightning.metrics.grouped import OVERALL, GroupedScore
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.results.predictions import search_facts
@@ -47,7 +48,13 @@ class VQAEvaluation(LightningModule):
             and word of the vocabulary; divergences are computed from them.
         name: name of the artifact's row in results, where several rows have one method; by default
             the method.
+
+    Attributes:
+        packed: whether an artifact computes with packed weights, as it is served, or is
+            fake-quantized, as calibration measures; set it before the first use.
     """
+
+    packed = False
 
     def __init__(
         self,
@@ -76,6 +83,7 @@ class VQAEvaluation(LightningModule):
         self.row_name = name
         self.search: dict[str, Any] = {}
         self.model: nn.Module | None = None
+        self.kernels: PackedModel | None = None
         self.questions: SharedQuestions | None = None
         self._images: dict[int, str] = {}
 
@@ -91,12 +99,13 @@ class VQAEvaluation(LightningModule):
         if self.artifact is None:
             self.model = self._full_precision()
         else:
-            loaded = load_artifact(self.artifact, self.family.of_artifact())
+            loaded = load_artifact(self.artifact, self.family.of_artifact(), packed=self.packed)
             manifest = loaded.manifest
             self._check_model(manifest)
             check_disjoint_ids(manifest["calibration_ids"], data.evaluation_ids)
             self._check_precision(loaded.model)
             loaded.structure.keep_only_quantized()
+            self.kernels = loaded.packed
             self.model, data.processor = loaded.model, loaded.processor
             self.base = manifest["model"]
             self.source = _digest(located(self.artifact))
@@ -154,7 +163,8 @@ class VQAEvaluation(LightningModule):
             samples: the questions.
             control: which control they are asked for.
         """
-        return {
+        packed = {"packed": True} if self.kernels is not None else {}
+        return packed | {
             "source": self.source,
             "benchmark": self._data.benchmark,
             "mode": self._data.mode,

@@ -156,3 +156,4 @@ def test_differences_name_every_key():
     assert differences(before, now) == (
         "stop was [], now it is ['\\n'], max_new_tokens was 4, now it is 8"
     )
+    assert differences(before | {"packed": True}, before) == "packed was True, now it is None"

@@ -34,8 +34,9 @@ def artifact(family, tmp_path, monkeypatch):
         processor=family.load_processor(),
         manifest=manifest,
         structure=SimpleNamespace(keep_only_quantized=lambda: None),
+        packed=None,
     )
-    monkeypatch.setattr(under_test, "load_artifact", lambda path, family: loaded)
+    monkeypatch.setattr(under_test, "load_artifact", lambda path, family, packed: loaded)
     return folder, manifest
 
 

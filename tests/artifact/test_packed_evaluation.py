@@ -1,0 +1,71 @@
+"""The evaluation program computes with packed weights, unless it is told to simulate."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from qvlm_lightning.artifact import save_artifact
+from qvlm_lightning.evaluation import cli
+from qvlm_lightning.models.tiny_family import Tiny
+from qvlm_lightning.quant.scheme import Scheme
+
+CONFIG = Path(__file__).parents[2] / "configs" / "eval" / "tiny.yaml"
+
+
+def told(folder: Path, artifact: Path, *more: str) -> list[str]:
+    """Return a command line that asks eight questions."""
+    return [
+        f"--config={CONFIG}",
+        f"--model.artifact={artifact}",
+        "--trainer.accelerator=cpu",
+        "--trainer.enable_progress_bar=false",
+        f"--trainer.default_root_dir={folder}",
+        "--data.init_args.evaluation_count=8",
+        "--reference=false",
+        *more,
+    ]
+
+
+def asked(folder: Path) -> dict:
+    """Return what the stored answers say that they depend on."""
+    (about,) = (folder / "predictions").glob("*.json")
+    return json.loads(about.read_text())["asked"]
+
+
+@pytest.fixture
+def artifact(tmp_path, calibrate) -> Path:
+    """An artifact with all that an evaluation asks of a manifest."""
+    scheme, family = Scheme.parse("w8a8", activation_mode="dynamic_token"), Tiny()
+    model, _ = calibrate(scheme, family)
+    manifest = family.describe() | {
+        "model": family.fingerprint(family.load_model()),
+        "method": "sequential",
+        "scheme": scheme.to_dict(),
+        "scheme_name": scheme.name,
+        "activation_mode": scheme.activation_mode,
+        "seed": 0,
+        "calibration_ids": [],
+    }
+    save_artifact(tmp_path / "artifact", model, family.load_processor(), manifest)
+    return tmp_path / "artifact"
+
+
+def test_packed_weights_answer_unless_told_to_simulate(tmp_path, artifact, capsys):
+    cli.eval_main(told(tmp_path, artifact))
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "computed by packed weights: " in printed
+    assert "layers)" in printed
+    assert asked(tmp_path)["packed"] is True
+
+    cli.eval_main(told(tmp_path, artifact, "--simulate=true"))
+    assert "computed by fake quantization" in " ".join(capsys.readouterr().out.split())
+    assert "packed" not in asked(tmp_path)
+
+
+def test_a_gpu_gets_the_simulation():
+    for device, packed in (("cpu", True), ("cuda", False)):
+        strategy = SimpleNamespace(root_device=torch.device(device))
+        assert cli._on_cpu(SimpleNamespace(strategy=strategy)) is packed
