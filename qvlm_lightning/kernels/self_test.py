@@ -33,6 +33,7 @@ def refusal(
     activation_bits: int,
     grouped: bool,
     dtype: torch.dtype,
+    device: str = "cpu",
 ) -> str | None:
     """Return why a kernel is not used on this machine, in one sentence, or ``None``.
 
@@ -43,10 +44,11 @@ def refusal(
         activation_bits: 16 for an input in full precision.
         grouped: several scales per output channel.
         dtype: of the model.
+        device: ``cpu`` or ``cuda``.
     """
     rows = min(_ROWS, kernel.most_rows or _ROWS)
-    weight = sample_weight(weight_bits, _INPUTS // _GROUP if grouped else 1, dtype)
-    given = sample_input(rows, activation_bits, dtype)
+    weight = sample_weight(weight_bits, _INPUTS // _GROUP if grouped else 1, dtype).to(device)
+    given = sample_input(rows, activation_bits, dtype).to(device)
     exact = reference(_layer(weight, dense, kernel), given)
     try:
         layer = _layer(weight, held, kernel)
@@ -56,7 +58,8 @@ def refusal(
     error_of_it = float((y - exact).abs().max() / exact.abs().max())
     if not error_of_it <= _TOLERANCE[dtype]:
         return f"{kernel.name} is wrong here (error {error_of_it:.1g} of the largest output)"
-    x, plain = torch.randn(rows, _INPUTS), weight.dequantized(torch.float32)
+    plain = weight.dequantized(torch.float32)
+    x = torch.randn(rows, _INPUTS, device=device)
     expected = _seconds(lambda: F.linear(x, plain))
     taken = _seconds(lambda: kernel.run(layer, given))
     # of so small a layer a call alone takes some microseconds
@@ -100,6 +103,6 @@ def _seconds(call: Callable[[], Tensor]) -> float:
     best = float("inf")
     for _ in range(2):
         start = time.perf_counter()
-        call()
+        call()[:1].cpu()  # a GPU is still at work when the call comes back
         best = min(best, time.perf_counter() - start)
     return best

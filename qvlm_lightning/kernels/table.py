@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from qvlm_lightning.kernels import int4pack, onednn, torch_kernels
+from qvlm_lightning.kernels import int4pack, onednn, torch_kernels, triton_kernels
 from qvlm_lightning.kernels.extension import extension
 from qvlm_lightning.kernels.self_test import Held, dense, refusal
 from qvlm_lightning.nn.packed_linear import Holding, Kernel
@@ -97,13 +97,37 @@ def _nibbles(case: Case) -> bool:
     return _on_cpu(case) and small and int4pack.fits(case.features, case.group_size)
 
 
+def _integers_on_gpu(case: Case) -> bool:
+    """Whether the int8 tensor cores take the sizes of a case."""
+    sizes = case.features[0] % 8 == 0 and case.group_size % 8 == 0
+    return case.device == "cuda" and case.integer and sizes
+
+
+def _with_triton(case: Case) -> bool:
+    return case.device == "cuda" and triton_kernels.programs() is not None
+
+
 _FEW_ROWS = Entry(Kernel("extension", FEW, torch_kernels.few_rows), _with_extension)
 _ANY_ROWS = (
     Entry(Kernel("onednn", None, onednn.product), _integers_of_channels),
     Entry(Kernel("int_mm", None, torch_kernels.integer_product), _integers),
     Entry(Kernel("dequantize", None, torch_kernels.dequantize), _always, tested=False),
 )
+_ON_GPU = (
+    Entry(Kernel("int_mm", None, torch_kernels.integer_product), _integers_on_gpu),
+    Entry(Kernel("dequantize", None, torch_kernels.dequantize), _always, tested=False),
+)
 TABLE = (
+    Layout(
+        "dense",
+        dense,
+        (Entry(Kernel("triton", FEW, triton_kernels.few_rows), _with_triton), *_ON_GPU),
+    ),
+    Layout(  # torch._int_mm takes more than 16 rows only
+        "dense",
+        dense,
+        (Entry(Kernel("dequantize", FEW, torch_kernels.dequantize), _integers_on_gpu), *_ON_GPU),
+    ),
     Layout(
         "onednn",
         onednn.held,
@@ -167,4 +191,4 @@ def _reason(entry: Entry, held: Held, case: Case) -> str | None:
     if not entry.tested:
         return None
     scheme = (case.weight_bits, case.activation_bits, case.grouped, case.dtype)
-    return refusal(held, entry.kernel, *scheme)
+    return refusal(held, entry.kernel, *scheme, case.device)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from qvlm_lightning.kernels import triton_kernels
 from qvlm_lightning.kernels.extension import extension
 from qvlm_lightning.nn.packed_input import InputCodes
 from qvlm_lightning.nn.packed_linear import Given, PackedLinear
@@ -52,9 +53,10 @@ def floating_product(given: Given, weight: Tensor) -> Tensor:
 def dequantized(layer: PackedLinear, dtype: torch.dtype) -> Tensor:
     """Return the weight [O, I] of a layer in the ``dense`` layout."""
     built = extension() if layer.codes.device.type == "cpu" else None
-    if built is None:
-        return packed_of(layer).dequantized(dtype)
-    return built.dequantized(layer).to(dtype)
+    if built is not None:
+        return built.dequantized(layer).to(dtype)
+    made = triton_kernels.dequantized(layer, dtype)
+    return packed_of(layer).dequantized(dtype) if made is None else made
 
 
 def multiplied_in(dtype: torch.dtype, rows: int, device: torch.device) -> torch.dtype:

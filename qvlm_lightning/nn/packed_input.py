@@ -3,7 +3,7 @@
 Shapes: N rows (tokens), I inputs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,10 @@ class InputCodes:
     """The code of 0."""
     dtype: torch.dtype
     """Type of the model, in which the layer answers."""
+
+    def to(self, device: torch.device | str) -> "InputCodes":
+        """Return the codes on a device."""
+        return replace(self, codes=self.codes.to(device), scale=self.scale.to(device))
 
     def steps(self, dtype: torch.dtype) -> Tensor:
         """Return ``code - zero point`` [N, I]; whole numbers of at most 8 bits and a sign, which

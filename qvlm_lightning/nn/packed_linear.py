@@ -112,13 +112,14 @@ class PackedLinear(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
         """Refuse another device or type: layout and kernels are those of the present ones."""
-        present = torch.empty(0, dtype=self.dtype)
+        held = next(self.buffers(recurse=False))
+        present = torch.empty(0, dtype=self.dtype, device=held.device)
         moved = fn(present)
         if moved.dtype != present.dtype or moved.device != present.device:
             raise InputError(
                 f"packed layers were asked to become {moved.dtype} on {moved.device}; allowed: "
-                f"{present.dtype} on the CPU, as they were exported, or load(path, simulate=True) "
-                "for a model that can be moved"
+                f"{present.dtype} on {present.device}, as they were loaded, load(path, device=...) "
+                "for another device, or load(path, simulate=True) for a model that can be moved"
             )
         return self
 

@@ -3,7 +3,7 @@
 Shapes: O outputs, I inputs, G groups of inputs, P = ceil(I b / 8) bytes of a packed row.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -123,6 +123,12 @@ class PackedWeight:
         """Bytes of codes, scales and zero points."""
         tensors = (self.codes, self.scale, self.zero_point)
         return sum(x.nbytes for x in tensors if x is not None)
+
+    def to(self, device: torch.device | str) -> "PackedWeight":
+        """Return the weight on a device."""
+        zeros = None if self.zero_point is None else self.zero_point.to(device)
+        codes, scale = self.codes.to(device), self.scale.to(device)
+        return replace(self, codes=codes, scale=scale, zero_point=zeros)
 
     def levels(self) -> Tensor:
         """Return the codes, uint8 [O, I]."""

@@ -133,7 +133,7 @@ def test_it_has_the_type_and_shape_of_a_weight_and_none_of_its_bytes():
 def test_another_type_is_refused_and_the_present_one_is_none():
     packed = pack(layer_of(quantizer_of("static_tensor", 8), torch.float32), None)
     assert packed.to("cpu", torch.float32) is packed
-    with pytest.raises(InputError, match=r"bfloat16 on cpu; allowed: torch.float32 on the CPU"):
+    with pytest.raises(InputError, match=r"bfloat16 on cpu; allowed: torch.float32 on cpu"):
         nn.Sequential(packed).to(torch.bfloat16)
 
 
