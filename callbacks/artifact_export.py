@@ -5,10 +5,11 @@ from typing import Any, cast
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from qvlm_lightning.artifact import save_artifact
+from qvlm_lightning.artifact import Artifact, save_artifact
 from qvlm_lightning.calibration.module import QuantModule
 from qvlm_lightning.calibration.report import manifest, report
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.export import save_compressed
 from qvlm_lightning.files import write_json
 from qvlm_lightning.names import checked_name
 from qvlm_lightning.nn.distributed import barrier, is_main
@@ -57,8 +58,13 @@ class ArtifactExport(Callback):
             with module.phases("export"):
                 processor = module.family.load_processor()
                 said = manifest(module)
-                weights, stored = module.streamed_weights, module.structure.stored
-                save_artifact(root / "artifact", model, processor, said, weights, stored)
+                weights, structure = module.streamed_weights, module.structure
+                if module.scheme.target == "compressed-tensors":
+                    made = Artifact(model, processor, said, structure)
+                    save_compressed(root / "artifact", made, weights)
+                else:
+                    stored = structure.stored
+                    save_artifact(root / "artifact", model, processor, said, weights, stored)
             write_json(root / "report.json", told | {"spent": module.phases.spent})
         barrier()
 

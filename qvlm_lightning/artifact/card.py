@@ -22,8 +22,13 @@ _TEMPLATE = """\
 
 # {{ base }}, calibrated to {{ scheme }}
 
-Calibrated with qvlm-lightning by `{{ method }}`. Quantized weights lie here as packed codes, and
+Calibrated with qvlm-lightning by `{{ method }}`. {% if elsewhere -%}
+Quantized weights lie here in the layout of compressed-tensors, and **transformers and vLLM load this
+folder** (see Use). With qvlm-lightning it loads so:
+{%- else -%}
+Quantized weights lie here as packed codes, and
 **other programs refuse this folder**. It loads so:
+{%- endif %}
 
 ```python
 import qvlm_lightning
@@ -36,19 +41,23 @@ model, processor = qvlm_lightning.load("this folder, or owner/name on the hub")
 {% for name, value in facts.items() -%}
 | {{ name }} | {{ value }} |
 {% endfor %}
+{{ elsewhere }}
 ## Results
 
 {{ results }}
 """
 
 
-def model_card(manifest: Mapping[str, Any], base: str, license_of_base: str | None) -> str:
+def model_card(
+    manifest: Mapping[str, Any], base: str, license_of_base: str | None, elsewhere: str = ""
+) -> str:
     """Return the text of a model card.
 
     Args:
         manifest: of the artifact.
         base: name or folder of the full-precision model.
         license_of_base: as its own card names it; ``None`` where nothing does.
+        elsewhere: how other programs load the folder, Markdown; nothing where they do not.
 
     Example:
         >>> text = model_card({"method": "rtn", "scheme_name": "w4a16"}, "llava", "apache-2.0")
@@ -71,7 +80,11 @@ def model_card(manifest: Mapping[str, Any], base: str, license_of_base: str | No
         "seed": as_code(manifest.get("seed")),
         "versions": as_code(manifest.get("versions")),
     }
-    named = {"library_name": "qvlm-lightning", "tags": ["quantized", scheme.partition("+")[0]]}
+    tags = ["quantized", scheme.partition("+")[0]]
+    named: dict[str, Any] = {"library_name": "qvlm-lightning", "tags": tags}
+    if elsewhere:
+        tags += ["compressed-tensors", "qvlm-lightning"]
+        named |= {"library_name": "transformers", "pipeline_tag": "image-text-to-text"}
     if license_of_base:
         named["license"] = license_of_base
     if re.fullmatch(r"[\w.-]+/[\w.-]+", base) and not Path(base).exists():
@@ -84,6 +97,7 @@ def model_card(manifest: Mapping[str, Any], base: str, license_of_base: str | No
         scheme=plain_text(scheme),
         method=plain_text(manifest.get("method", "unknown")),
         facts=facts,
+        elsewhere=elsewhere,
         results=results,
     )
     return text + "\n"

@@ -104,22 +104,3 @@ def stored_weight(
     return PackedWeight(
         codes, scale, given["zero_point"], linear.weight_quantizer.num_bits, features
     )
-
-
-def with_codes(
-    model: nn.Module, quantizers: dict[str, Tensor], weights: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return quantizer tensors and weights of a model with codes in the place of its quantized
-    weights.
-
-    Args:
-        model: quantized.
-        quantizers: of ``split_state``.
-        weights: of ``split_state``.
-    """
-    layers = coded_layers(model)
-    kept = {n: x for n, x in quantizers.items() if belongs_to(n, layers) is None}
-    plain = {n: x for n, x in weights.items() if belongs_to(n, layers) is None}
-    for name, linear in layers.items():
-        plain |= code_tensors(name, linear, weights[f"{name}.weight"])
-    return kept, plain

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.artifact.codes import code_kinds, stored_weight
+from qvlm_lightning.artifact.compressed import CompressedTensors
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.finite import check_finite
 from qvlm_lightning.kernels import PackedModel, pack_model
@@ -22,30 +23,35 @@ from qvlm_lightning.weights.shards import Shards
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Tensors of a safetensors file, each read when it is asked for.
+    """Tensors of safetensors files, each read when it is asked for.
 
     Args:
-        path: the file.
+        paths: of the files.
 
     Raises:
-        InputError: it is broken or cut short.
+        InputError: one is broken or cut short.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._shards = Shards.of_file(path)
+    def __init__(self, *paths: Path) -> None:
+        self.shards = Shards({})
+        for path in paths:
+            self.shards.entries |= Shards.of_file(path).entries
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._shards.read(name)
+        return self.shards.read(name)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.shards.entries
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._shards.entries)
+        return iter(self.shards.entries)
 
     def __len__(self) -> int:
-        return len(self._shards.entries)
+        return len(self.shards.entries)
 
     def shapes(self) -> dict[str, Tensor]:
         """Return tensors of these types and shapes without values."""
-        entries = self._shards.entries.items()
+        entries = self.shards.entries.items()
         return {n: torch.empty(e.shape, dtype=e.dtype, device="meta") for n, e in entries}
 
 
@@ -90,7 +96,7 @@ def fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:
 def fill_packed(
     model: nn.Module,
     structure: Structure,
-    weights: StoredTensors,
+    weights: StoredTensors | CompressedTensors,
     quantizers: dict[str, Tensor],
     folder: Path,
 ) -> PackedModel:

@@ -12,6 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
+from qvlm_lightning.artifact.codes import coded_layers
+from qvlm_lightning.artifact.compressed import CompressedTensors
 from qvlm_lightning.artifact.filling import StoredTensors, fill, fill_packed, put_transforms
 from qvlm_lightning.artifact.saving import save_as_artifact, save_as_copy
 from qvlm_lightning.artifact.untrusted import check_sizes, checked_manifest
@@ -20,22 +22,23 @@ from qvlm_lightning.finite import check_finite
 from qvlm_lightning.kernels import PackedModel
 from qvlm_lightning.models.find import family_for, family_name, known
 from qvlm_lightning.models.hub import HubFamily
-from qvlm_lightning.models.weight_map import without_weights
+from qvlm_lightning.models.weight_map import stored_names, without_weights
 from qvlm_lightning.nn.finite import check_bounds
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.scheme import Scheme
 from qvlm_lightning.weights.exported import (
+    COMPRESSED,
     CONFIG,
     MANIFEST,
-    QUANTIZERS,
     READABLE,
     TensorTypes,
     check_hashes,
     check_there,
     located,
+    quantizers_file,
     types_of,
-    weights_file,
+    weights_files,
 )
 
 
@@ -77,25 +80,25 @@ def load_artifact(
             upside down.
     """
     folder = located(path)
-    check_there(folder, MANIFEST, QUANTIZERS, CONFIG)
+    check_there(folder, MANIFEST, CONFIG)
     manifest, config = (_read(folder, name, _read_object) for name in (MANIFEST, CONFIG))
     if manifest.get("format") not in READABLE:
         allowed = ", ".join(map(str, READABLE))
         raise InputError(
             f"artifact {str(path)!r} has format {manifest.get('format')}; allowed: {allowed}"
         )
-    names = weights_file(manifest), QUANTIZERS
-    check_there(folder, *names)
-    check_hashes(folder, manifest, names)
-    weights = _read(folder, names[0], StoredTensors if packed else load_file)
-    quantizers = _read(folder, names[1], load_file)
+    files, beside = weights_files(manifest), quantizers_file(manifest)
+    check_there(folder, *files, beside)
+    check_hashes(folder, manifest, [*files, beside])
+    stored = StoredTensors(*(folder / file for file in files))
+    quantizers = _read(folder, beside, load_file)
     if manifest["format"] == 1:
         quantizers = {_present_name(name): value for name, value in quantizers.items()}
     held_by = _family(folder, manifest, str(config.get("model_type")), family)
     try:
         scheme = Scheme.from_dict(manifest.get("scheme"))
         manifest = checked_manifest(manifest, scheme)
-        shapes = weights.shapes() if packed else weights
+        shapes = stored.shapes()
         check_sizes(config, shapes)
         types = types_of(manifest, shapes)
     except InputError as error:
@@ -103,27 +106,33 @@ def load_artifact(
     model = _empty_model(held_by, types, without_values=packed)
     device = torch.device("cpu") if packed else None
     try:
+        told = stored_names(model) if manifest["format"] == COMPRESSED else {}
         structure = quantize_model(model, held_by, scheme, device, accepted=True)
         if structure.sinks:
             structure.sinks.update(manifest.get("sinks"))
     except InputError as error:
         raise InputError(f"artifact {str(path)!r} is broken: {error}") from error
+    weights: StoredTensors | CompressedTensors = stored
+    if told:
+        where = f"artifact {str(path)!r}"
+        weights = CompressedTensors(stored.shards, coded_layers(model), told, where)
     put_transforms(structure, weights, folder)
     loaded = Artifact(model, None, manifest, structure)
     if packed:
         loaded.packed = fill_packed(model, structure, weights, quantizers, folder)
     else:
-        check_finite(weights.items(), f"artifact {str(path)!r}")
-        fill(model, weights | quantizers, folder)
+        held = dict(weights)
+        check_finite(held.items(), f"artifact {str(path)!r}")
+        fill(model, held | quantizers, folder)
         check_bounds(model, f"artifact {str(path)!r}")
     model.requires_grad_(False)
     structure.enable(True)
     loaded.processor = held_by.load_processor()
-    if packed:
+    if packed or told:
         save_as_copy(model, folder)
     else:
-        stored = {name: w.dtype for name, w in weights.items() if w.is_floating_point()}
-        save_as_artifact(model, loaded.processor, manifest, stored)
+        kinds = {n: w.dtype for n, w in shapes.items() if w.is_floating_point()}
+        save_as_artifact(model, loaded.processor, manifest, kinds)
     return loaded
 
 
@@ -222,4 +231,5 @@ def _empty_model(family: HubFamily, types: TensorTypes, without_values: bool) ->
     for name, parameter in model.named_parameters():
         if name in types.others:
             parameter.data = parameter.data.to(types.others[name])
+    vars(model.config).pop("quantization_config", None)  # for other programs: they read the codes
     return model.eval()

@@ -14,27 +14,19 @@ import torch
 from torch import Tensor, nn
 
 from qvlm_lightning.artifact.card import CARD, license_of, model_card
-from qvlm_lightning.artifact.codes import (
-    belongs_to,
-    code_kinds,
-    code_tensors,
-    coded_layers,
-    with_codes,
-)
+from qvlm_lightning.artifact.stored import Stored, stored_tensors
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.files import write_json, write_whole, writing_folder
-from qvlm_lightning.finite import check_finite
 from qvlm_lightning.models.saved import save_settings
-from qvlm_lightning.nn.adapters import merged_tensors
-from qvlm_lightning.nn.calibrated import is_learned_beside, is_quantizer_tensor
 from qvlm_lightning.nn.finite import check_bounds
 from qvlm_lightning.tensor_files import put_tensors, write_shard
 from qvlm_lightning.weights.exported import (
     FORMAT,
     MANIFEST,
-    QUANTIZERS,
     WEIGHTS,
+    is_weights_file,
     named_types,
+    quantizers_file,
     sha256_of,
 )
 from qvlm_lightning.weights.streamed import StreamedWeights
@@ -64,45 +56,45 @@ def save_artifact(
             refuses to write; the folder is what it was.
     """
     check_bounds(model, "the calibrated model")
+    found = stored_tensors(model, weights, stored)
+    base = base_of(manifest, model)
     with writing_folder(folder) as scratch:
-        if weights is None:
-            quantizers, plain = split_state(model)
-            types = {name: value.dtype for name, value in plain.items()}
-            check_finite(plain.items(), "the calibrated model")
-            quantizers, plain = with_codes(model, quantizers, plain)
-            plain = {n: x.to((stored or {}).get(n, x.dtype)) for n, x in plain.items()}
-            put_tensors(scratch / WEIGHTS, plain)
-        else:
-            quantizers, types = copy_weights(scratch / WEIGHTS, model, weights, stored or {})
-        put_tensors(scratch / QUANTIZERS, quantizers, metadata=None)
+        write_shard(scratch / WEIGHTS, found.kinds, found.read)
         save_settings(scratch, model, processor)
-        own = {
-            "format": FORMAT,
-            "files": {name: sha256_of(scratch / name) for name in (WEIGHTS, QUANTIZERS)},
-            "model_type": model.config.to_dict().get("model_type"),
-            "computed_in": named_types(types),
-        }
-        write_json(scratch / MANIFEST, manifest | own)
-        base = str(manifest.get("path") or getattr(model.config, "_name_or_path", "") or "a model")
+        write_manifest(scratch, manifest | {"format": FORMAT}, found, model)
         write_whole(scratch / CARD, model_card(manifest, base, license_of(Path(base))))
 
 
-def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return (quantizer tensors, weights) of a quantized model, by their names in it; ties are kept
-    once.
+def write_manifest(
+    scratch: Path, manifest: Mapping[str, Any], found: Stored, model: Any
+) -> None:
+    """Write quantizers and manifest beside the weights of an artifact.
+
+    Args:
+        scratch: folder with the weights.
+        manifest: plain JSON values; its format says what the files are called.
+        found: of the model.
+        model: quantized model.
     """
-    quantizers: dict[str, Tensor] = {}
-    weights: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    for name, value in (model.state_dict() | merged_tensors(model)).items():
-        place = value.data_ptr()  # of the model's own tensor: copies are never in the same place
-        value = value.detach().cpu().contiguous()
-        if is_quantizer_tensor(name):
-            quantizers[name] = value
-        elif not is_learned_beside(name) and (place not in seen or value.numel() == 0):
-            seen.add(place)
-            weights[name] = value
-    return quantizers, weights
+    quantizers = quantizers_file(manifest)
+    put_tensors(scratch / quantizers, found.quantizers, metadata=None)
+    weights = [file.name for file in scratch.iterdir() if is_weights_file(file.name, manifest)]
+    own = {
+        "files": {name: sha256_of(scratch / name) for name in (*sorted(weights), quantizers)},
+        "model_type": model.config.to_dict().get("model_type"),
+        "computed_in": named_types(found.types),
+    }
+    write_json(scratch / MANIFEST, {**manifest, **own})
+
+
+def base_of(manifest: Mapping[str, Any], model: Any) -> str:
+    """Return name or folder of the full-precision model.
+
+    Args:
+        manifest: of the artifact.
+        model: quantized model.
+    """
+    return str(manifest.get("path") or getattr(model.config, "_name_or_path", "") or "a model")
 
 
 def copy_weights(
@@ -112,45 +104,9 @@ def copy_weights(
     quantizer tensors and the types of the weights in the model; the file is that of the model in
     memory, byte for byte.
     """
-    quantizers: dict[str, Tensor] = {}
-    plain: dict[str, Tensor] = {}
-    seen: set[int] = set()
-    with weights.held(_changed(model)):
-        merged = merged_tensors(model)
-    for name, value in (model.state_dict(keep_vars=True) | merged).items():
-        if is_quantizer_tensor(name):
-            quantizers[name] = value.detach().cpu().contiguous()
-        elif not is_learned_beside(name) and id(value) not in seen:  # ties are kept once
-            seen.add(id(value))
-            plain[name] = value
-
-    layers = coded_layers(model)
-    coded = {own: name for name, x in layers.items() for own in code_kinds(name, x)}
-
-    def whole(name: str) -> Tensor:
-        return weights.read(name) if plain[name].is_meta else plain[name]
-
-    def read(name: str) -> Tensor:
-        if name in coded:
-            layer = coded[name]
-            return code_tensors(layer, layers[layer], whole(f"{layer}.weight"))[name]
-        value = whole(name)
-        return value.to(stored.get(name, value.dtype))
-
-    kinds = {n: (stored.get(n, v.dtype), tuple(v.shape)) for n, v in plain.items()}
-    kinds = {n: kind for n, kind in kinds.items() if belongs_to(n, layers) is None}
-    for name, linear in layers.items():
-        kinds |= code_kinds(name, linear)
-    write_shard(path, kinds, read)
-    quantizers = {n: x for n, x in quantizers.items() if belongs_to(n, layers) is None}
-    return quantizers, {name: value.dtype for name, value in plain.items()}
-
-
-def _changed(model: nn.Module) -> list[str]:
-    """Return the parameters that adapters change."""
-    named = [name for name, m in model.named_modules() if getattr(m, "adapter", None) is not None]
-    owners = [(name, model.get_submodule(name)) for name in named]
-    return [f"{name}.{own}" for name, m in owners for own in m._parameters]
+    found = stored_tensors(model, weights, stored)
+    write_shard(path, found.kinds, found.read)
+    return found.quantizers, found.types
 
 
 def save_as_artifact(

@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.export import check_model
 from qvlm_lightning.forward.samples import Batch
 from qvlm_lightning.methods.base import Method
 
@@ -27,6 +28,8 @@ def check_before(
     """
     if module.exports:
         module.family.check_export(model)
+        if module.scheme.target == "compressed-tensors":
+            check_model(model)
     check_context(batches, module.family.positions(model), ids)
 
 

@@ -67,13 +67,27 @@ def export_card(
         "Calibrated and written with qvlm-lightning in the compressed-tensors format.\n",
         "| what | value |\n|---|---|",
         *(f"| {name} | {value} |" for name, value in rows.items()),
-        "\nHow layers are quantized:\n",
-        *(f"- {plain_text(scheme)}" for scheme in schemes),
-        *(f"- note: {plain_text(note)}" for note in notes),
-        "\n## Use\n",
-        _TRANSFORMERS.format(dtype=config["dtype"]),
+        how_to_use(schemes, notes, config),
         "## Results\n",
         "Of the simulated model, measured before the export:\n",
         results_of(artifact),
     ]
     return "\n".join(lines) + "\n"
+
+
+def how_to_use(schemes: Sequence[str], notes: Sequence[str], config: Mapping[str, Any]) -> str:
+    """Return how layers are quantized and how other programs load the folder, as Markdown.
+
+    Args:
+        schemes: how layers are quantized, one sentence each.
+        notes: what a user should know.
+        config: ``config.json`` of the folder.
+    """
+    lines = [
+        "\nHow layers are quantized:\n",
+        *(f"- {plain_text(scheme)}" for scheme in schemes),
+        *(f"- note: {plain_text(note)}" for note in notes),
+        "\n## Use\n",
+        _TRANSFORMERS.format(dtype=config["dtype"]),
+    ]
+    return "\n".join(lines)

@@ -7,18 +7,21 @@ modules.
 Shapes: O outputs, I inputs, G groups.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from math import ceil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from qvlm_lightning.artifact import Artifact, split_state
-from qvlm_lightning.artifact.card import CARD
+from qvlm_lightning.artifact import Artifact, Stored, stored_tensors
+from qvlm_lightning.artifact.card import CARD, license_of, model_card
+from qvlm_lightning.artifact.compressed import compressed_kinds, to_compressed
+from qvlm_lightning.artifact.saving import base_of, write_manifest
 from qvlm_lightning.errors import InputError, parse_json
-from qvlm_lightning.export.card import export_card
+from qvlm_lightning.export.card import export_card, how_to_use
 from qvlm_lightning.export.compressed_config import (
     INT,
     formats_of,
@@ -28,17 +31,20 @@ from qvlm_lightning.export.compressed_config import (
 )
 from qvlm_lightning.export.exported import Export
 from qvlm_lightning.export.layers import Layer, LayerScheme, layers_of
-from qvlm_lightning.export.plain import plain_model, stored_names
+from qvlm_lightning.export.plain import plain_model
 from qvlm_lightning.export.shards import Planned, write_shards
 from qvlm_lightning.files import write_json, write_whole, writing_folder
 from qvlm_lightning.models.saved import save_settings
+from qvlm_lightning.models.weight_map import stored_names
+from qvlm_lightning.nn.finite import check_bounds
+from qvlm_lightning.weights.exported import COMPRESSED
+from qvlm_lightning.weights.streamed import StreamedWeights
+
+SHARD_BYTES = 5 * 1000**3
 
 
 def export_compressed_tensors(
-    artifact: Artifact,
-    output: Path,
-    source: Path,
-    shard_bytes: int = 5 * 1000**3,
+    artifact: Artifact, output: Path, source: Path, shard_bytes: int = SHARD_BYTES
 ) -> Export:
     """Write a folder that transformers and vLLM load.
 
@@ -49,120 +55,135 @@ def export_compressed_tensors(
         shard_bytes: most bytes of a file of weights.
 
     Raises:
-        InputError: compressed-tensors cannot hold the artifact, or is not installed.
+        InputError: compressed-tensors cannot hold the artifact.
     """
-    check_installed()
+    content = _content(artifact, stored_tensors(artifact.model, None, artifact.structure.stored))
+    with writing_folder(output) as scratch:
+        config = _write(scratch, artifact, content, shard_bytes)
+        done = content.told
+        text = export_card(source, artifact.manifest, done.schemes, done.notes, config)
+        write_whole(scratch / CARD, text)
+    return content.told
+
+
+def save_compressed(
+    folder: Path, artifact: Artifact, weights: StreamedWeights | None = None
+) -> None:
+    """Write an artifact in the layout of compressed-tensors: other programs load it, and this
+    package reads the same files; the folder appears as a whole or not at all.
+
+    Args:
+        folder: replaced if it exists.
+        artifact: what a calibration made, quantizers on.
+        weights: of a model without any; they are read one by one.
+
+    Raises:
+        InputError: compressed-tensors cannot hold the artifact, or see
+            :func:`~qvlm_lightning.artifact.save_artifact`; the folder is what it was.
+    """
+    model, manifest = artifact.model, artifact.manifest | {"format": COMPRESSED}
+    check_bounds(model, "the calibrated model")
+    found = stored_tensors(model, weights, artifact.structure.stored)
+    content = _content(artifact, found)
+    base = base_of(manifest, model)
+    with writing_folder(folder) as scratch:
+        config = _write(scratch, artifact, content, SHARD_BYTES)
+        write_manifest(scratch, manifest, found, model)
+        use = how_to_use(content.told.schemes, content.told.notes, config)
+        write_whole(scratch / CARD, model_card(manifest, base, license_of(Path(base)), use))
+
+
+def check_model(model: Any) -> None:
+    """Refuse a model that transformers alone cannot load, before it is calibrated.
+
+    Args:
+        model: in full precision.
+
+    Raises:
+        InputError: see :func:`~qvlm_lightning.export.plain.plain_model`.
+    """
+    stored_names(plain_model(model, set(model.state_dict())))
+
+
+@dataclass(frozen=True)
+class _Content:
+    """What a folder holds: its tensors by name, its settings, and what to say of it."""
+
+    tensors: dict[str, Planned]
+    settings: dict[str, Any]
+    told: Export
+
+
+def _content(artifact: Artifact, found: Stored) -> _Content:
     layers = layers_of(artifact, "compressed-tensors")
-    _, weights = split_state(artifact.model)
-    plain = plain_model(artifact.model, set(weights))
+    plain = plain_model(artifact.model, set(found.types))
     names = stored_names(plain)
     formats = formats_of(layers)
-    settings = quantization_config(layers, formats, plain, names)
-    planned = _planned(layers, formats, weights, names, artifact.structure.stored)
+    tensors = _planned(layers, formats, found, names)
     notes = [note for scheme, held in formats.items() for note in notes_on(scheme, held)]
     notes += notes_on_parts(layers)
-    done = Export(
+    told = Export(
         len(layers),
         [f"{scheme.name}: {held}" for scheme, held in formats.items()],
         list(dict.fromkeys(notes)),
-        sum(one.nbytes for one in planned.values()),
+        sum(one.nbytes for one in tensors.values()),
     )
-    with writing_folder(output) as scratch:
-        save_settings(scratch, artifact.model, artifact.processor)
-        _image_settings(scratch)
-        config = _model_config(artifact.model, settings)
-        write_json(scratch / "config.json", config)
-        write_shards(scratch, planned, shard_bytes)
-        text = export_card(source, artifact.manifest, done.schemes, done.notes, config)
-        write_whole(scratch / CARD, text)
-    return done
+    return _Content(tensors, quantization_config(layers, formats, plain, names), told)
 
 
-def check_installed() -> None:
-    """Refuse to start without the package that defines the format.
-
-    Raises:
-        InputError: it is missing.
-    """
-    try:
-        import compressed_tensors  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            "--format compressed-tensors needs the package compressed-tensors; install "
-            "'qvlm-lightning[export]'"
-        ) from error
+def _write(
+    scratch: Path, artifact: Artifact, content: _Content, shard_bytes: int
+) -> dict[str, Any]:
+    """Write all that other programs read and return the model's configuration."""
+    save_settings(scratch, artifact.model, artifact.processor)
+    _image_settings(scratch)
+    config = _model_config(artifact.model, content.settings)
+    write_json(scratch / "config.json", config)
+    write_shards(scratch, content.tensors, shard_bytes)
+    return config
 
 
 def _planned(
     layers: Sequence[Layer],
     formats: Mapping[LayerScheme, str],
-    weights: Mapping[str, Tensor],
+    found: Stored,
     names: Mapping[str, str],
-    stored: Mapping[str, torch.dtype],
 ) -> dict[str, Planned]:
     """Return every tensor of the files by its name there, in the order of the model."""
     quantized = {f"{layer.name}.weight": layer for layer in layers}
     planned: dict[str, Planned] = {}
-    for name, value in weights.items():
+    for name in found.types:
         if name in quantized:
             layer = quantized[name]
-            own = _layer_tensors(layer, formats[layer.scheme])
-            planned |= {f"{_stored(layer.name, names)}.{end}": x for end, x in own.items()}
+            own = _layer_tensors(layer, formats[layer.scheme] != INT, found)
+            stored = names[name].removesuffix(".weight")
+            planned |= {f"{stored}.{end}": x for end, x in own.items()}
         else:
-            kind = stored.get(name, value.dtype)
-            planned[names[name]] = Planned(kind, tuple(value.shape), _as_type(value, kind))
+            planned[names[name]] = Planned(*found.kinds[name], partial(found.read, name))
     return planned
 
 
-def _layer_tensors(layer: Layer, held: str) -> dict[str, Planned]:
+def _layer_tensors(layer: Layer, packed: bool, found: Stored) -> dict[str, Planned]:
     """Return the tensors of a quantized layer by the ends of their names."""
-    outputs, inputs = layer.linear.weight.shape
-    groups = layer.linear.weight_quantizer.shape[1]
-    bits, kind = layer.scheme.weight_bits, layer.linear.weight.dtype
-    ranges = (outputs, groups)
-    tensors = {"weight_scale": Planned(kind, ranges, lambda: layer.qparams()[0].to(kind))}
-    if held == INT:
-        tensors["weight"] = Planned(torch.int8, (outputs, inputs), layer.codes)
-        if not layer.scheme.symmetric:
-            tensors["weight_zero_point"] = Planned(torch.int8, ranges, lambda: layer.qparams()[1])
-    else:
-        shape = torch.tensor([outputs, inputs])
-        columns, rows = ceil(inputs * bits / 32), ceil(outputs * bits / 32)
-        tensors["weight_packed"] = Planned(
-            torch.int32, (outputs, columns), lambda: packed(layer.codes(), bits)
+
+    def read(own: str) -> Tensor:
+        return found.read(f"{layer.name}.{own}")
+
+    if f"{layer.name}.codes" not in found.kinds:
+        raise InputError(
+            f"{layer.name}: compressed-tensors cannot hold a quantized layer whose weight is that of "
+            "another module too; the nearest that it holds is a scheme that names it in ignore"
         )
-        tensors["weight_shape"] = Planned(torch.int64, (2,), lambda: shape)
-        if not layer.scheme.symmetric:
-            tensors["weight_zero_point"] = Planned(
-                torch.int32, (rows, groups), lambda: packed(layer.qparams()[1], bits, along=0)
-            )
+    linear = layer.linear
+    tensors = {
+        end: Planned(*kind, partial(to_compressed, end, linear, packed, read))
+        for end, kind in compressed_kinds(linear, packed).items()
+    }
     if layer.scheme.activation_bits is not None and not layer.scheme.dynamic:
+        kind = linear.weight.dtype
         tensors["input_scale"] = Planned(kind, (1,), lambda: layer.static_input()[0].to(kind))
         tensors["input_zero_point"] = Planned(torch.int8, (1,), lambda: layer.static_input()[1])
     return tensors
-
-
-def packed(codes: Tensor, bits: int, along: int = 1) -> Tensor:
-    """Return signed codes packed without gaps into int32 words.
-
-    Args:
-        codes: [rows, columns] int8.
-        bits: of a code.
-        along: dimension whose codes share words.
-    """
-    from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
-
-    words: Tensor = pack_to_int32(codes, bits, packed_dim=along)
-    return words
-
-
-def _as_type(value: Tensor, kind: torch.dtype) -> Callable[[], Tensor]:
-    return lambda: value.to(kind)
-
-
-def _stored(layer: str, names: Mapping[str, str]) -> str:
-    """Return the name of a layer in the files."""
-    return names[f"{layer}.weight"].removesuffix(".weight")
 
 
 def _model_config(model: Any, settings: dict[str, Any]) -> dict[str, Any]:

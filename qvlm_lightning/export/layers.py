@@ -16,7 +16,8 @@ from qvlm_lightning.quant.qparams import affine_qparams
 from qvlm_lightning.quant.scheme import OFF, Scheme
 from qvlm_lightning.quant.targets import Target, layer_refusal, sink_refusal
 
-_OWN_CHILDREN = {"weight_quantizer", "input_quantizer"}
+# what an adapter learned is in the weight
+_OWN_CHILDREN = {"weight_quantizer", "input_quantizer", "adapter"}
 
 
 @dataclass(frozen=True)

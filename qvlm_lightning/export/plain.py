@@ -1,4 +1,4 @@
-"""The model as transformers alone builds it, and the names that its own files use."""
+"""The model as transformers alone builds it."""
 
 import re
 from typing import Any
@@ -43,39 +43,3 @@ def plain_model(model: Any, weights: set[str]) -> nn.Module:
             )
         )
     return plain
-
-
-def stored_names(plain: nn.Module) -> dict[str, str]:
-    """Return name in the model -> name under which transformers stores it in a file.
-
-    transformers renames weights when it loads them; other programs know the stored names.
-
-    Args:
-        plain: model of transformers.
-
-    Raises:
-        InputError: a weight is stored in another form, not only under another name.
-    """
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        PrefixChange,
-        WeightConverter,
-        WeightRenaming,
-        apply_converters,
-        apply_renamings,
-    )
-
-    steps: Any = get_model_conversion_mapping(plain, add_legacy=False)
-    back = [s.reverse_transform() for s in steps if not isinstance(s, PrefixChange)][::-1]
-    renamings = [step for step in back if isinstance(step, WeightRenaming)]
-    converters = [step for step in back if isinstance(step, WeightConverter)]
-    names = {}
-    for name in plain.state_dict():
-        if apply_converters(name, converters)[1] is not None:
-            raise InputError(
-                f"weight {name} is stored in another form than it is used in, which is not "
-                "exported; the artifact is what can be loaded"
-            )
-        names[name] = apply_renamings(name, renamings)
-    assert len(set(names.values())) == len(names), "two weights would have one name"
-    return names

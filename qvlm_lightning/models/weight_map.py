@@ -94,6 +94,42 @@ def weight_map(model: Any, path: str) -> dict[str, Place]:
     return places
 
 
+def stored_names(model: Any) -> dict[str, str]:
+    """Return name in the model -> name under which transformers stores it in a file.
+
+    transformers renames weights when it loads them; other programs know the stored names.
+
+    Args:
+        model: of transformers, quantized or not.
+
+    Raises:
+        InputError: a weight is stored in another form, not only under another name.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import (
+        PrefixChange,
+        WeightConverter,
+        WeightRenaming,
+        apply_converters,
+        apply_renamings,
+    )
+
+    steps: Any = get_model_conversion_mapping(model, add_legacy=False)
+    back = [s.reverse_transform() for s in steps if not isinstance(s, PrefixChange)][::-1]
+    renamings = [step for step in back if isinstance(step, WeightRenaming)]
+    converters = [step for step in back if isinstance(step, WeightConverter)]
+    names = {}
+    for name in model.state_dict():
+        if apply_converters(name, converters)[1] is not None:
+            raise InputError(
+                f"weight {name} is stored in another form than it is used in, which is not "
+                "exported; the artifact is what can be loaded"
+            )
+        names[name] = apply_renamings(name, renamings)
+    assert len(set(names.values())) == len(names), "two weights would have one name"
+    return names
+
+
 def stored_types(model: Any, path: str) -> dict[str, torch.dtype]:
     """Return by name in ``model`` the types that its checkpoint holds, where they are half types
     and the model's are wider.

@@ -17,13 +17,15 @@ from qvlm_lightning.files import aside
 MANIFEST, QUANTIZERS = "quantization.json", "quantizers.safetensors"
 WEIGHTS, CONFIG = "weights.packed", "config.json"
 """The weights are a safetensors file whatever it is called."""
-FORMAT = 4
-READABLE = (1, 2, 3, 4)
+FORMAT, COMPRESSED = 4, 5
+"""``COMPRESSED`` is ``FORMAT`` in the layout of compressed-tensors, which transformers and vLLM load:
+weights are in the files that they look for, and quantizers in one that they do not."""
+READABLE = (1, 2, 3, FORMAT, COMPRESSED)
 """Format 1 had the clip ratios of weights in the layers instead of in their quantizers; formats 1
 and 2 had the weights in ``model.safetensors``, which other programs load in silence, and no hashes
 of the tensor files; format 3 had full-precision weights, in ``weights.simulated``."""
 _WEIGHTS_OF = {1: "model.safetensors", 2: "model.safetensors", 3: "weights.simulated"}
-
+_SHARD = re.compile(r"model(-\d{5}-of-\d{5})?\.safetensors")
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 _FLOATING = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -35,13 +37,40 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def weights_file(manifest: dict[str, Any]) -> str:
-    """Return what the file of an artifact's weights is called.
+def is_weights_file(name: str, manifest: Mapping[str, Any]) -> bool:
+    """Return whether a file of an artifact is one of its weights.
+
+    Args:
+        name: of the file.
+        manifest: of the artifact.
+    """
+    version = manifest.get("format", FORMAT)
+    if version == COMPRESSED:
+        return _SHARD.fullmatch(name) is not None
+    return name == _WEIGHTS_OF.get(version, WEIGHTS)
+
+
+def weights_files(manifest: Mapping[str, Any]) -> list[str]:
+    """Return what the files of an artifact's weights are called.
 
     Args:
         manifest: of the artifact.
     """
-    return _WEIGHTS_OF.get(manifest.get("format", FORMAT), WEIGHTS)
+    version, files = manifest.get("format", FORMAT), manifest.get("files")
+    if version != COMPRESSED or not isinstance(files, dict):
+        return [_WEIGHTS_OF.get(version, "model.safetensors" if version == COMPRESSED else WEIGHTS)]
+    return sorted(name for name in files if is_weights_file(name, manifest))
+
+
+def quantizers_file(manifest: Mapping[str, Any]) -> str:
+    """Return what the file of an artifact's quantizers is called.
+
+    vLLM reads every file of a folder whose name ends in ``.safetensors``.
+
+    Args:
+        manifest: of the artifact.
+    """
+    return "quantizers.stored" if manifest.get("format") == COMPRESSED else QUANTIZERS
 
 
 def check_there(folder: Path, *names: str) -> None:

@@ -7,8 +7,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from qvlm_lightning.artifact import copy_weights, split_state
-from qvlm_lightning.artifact.codes import with_codes
+from qvlm_lightning.artifact import copy_weights, stored_tensors
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.methods import JointSearch, MinMax, SequentialSearch
 from qvlm_lightning.methods.proxies import ConditionalEntropy, QuantizationError
@@ -130,7 +129,8 @@ def test_the_exported_weights_are_the_same_file(calibrate, build, tmp_path, lost
     kept = {name: x for name, x in model.state_dict().items() if lost not in name}
     model.save_pretrained(folder, state_dict=kept)
     streamed, whole = (calibrate(folder, on, MinMax()) for on in (True, False))
-    tensors, weights = with_codes(whole.model, *split_state(whole.model))
+    kept = stored_tensors(whole.model)
+    weights = {name: kept.read(name) for name in kept.kinds}
     save_file(weights, tmp_path / "whole.safetensors", metadata={"format": "pt"})
     path = tmp_path / "streamed.safetensors"
     copied, _ = copy_weights(path, streamed.model, streamed.passes.weights, {})
@@ -139,8 +139,8 @@ def test_the_exported_weights_are_the_same_file(calibrate, build, tmp_path, lost
     state = whole.model.state_dict()
     zeros = [name for name, x in state.items() if name.endswith(".weight") and x.eq(0).all()]
     assert len(zeros) == (0 if lost == "nothing" else 8)
-    assert copied.keys() == tensors.keys()
-    assert all(torch.equal(copied[name], tensors[name]) for name in tensors)
+    assert copied.keys() == kept.quantizers.keys()
+    assert all(torch.equal(copied[name], x) for name, x in kept.quantizers.items())
 
 
 @pytest.mark.parametrize("kind", ["Qwen2Moe", "Mixtral"])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qvlm_lightning.export.patterns import matches, patterns_for
-from qvlm_lightning.export.plain import stored_names
+from qvlm_lightning.models.weight_map import stored_names
 from tests.models.conftest import BUILDERS
 
 # (name in transformers 5, name in the files) of a LLaVA of two layers each, of which some are not
