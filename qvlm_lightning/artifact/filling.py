@@ -99,6 +99,7 @@ def fill_packed(
     weights: StoredTensors | CompressedTensors,
     quantizers: dict[str, Tensor],
     folder: Path,
+    device: torch.device,
 ) -> PackedModel:
     """Fill a model on the meta device and pack its quantized layers; at no time is more than one
     layer there in full precision.
@@ -109,6 +110,7 @@ def fill_packed(
         weights: as they are stored.
         quantizers: by their names in the model.
         folder: of the artifact, for messages.
+        device: where packed layers go; all else is on the CPU.
 
     Raises:
         InputError: a tensor is missing, too many, of another shape, or holds NaN; a bound means
@@ -146,7 +148,7 @@ def fill_packed(
             return stored_weight(name, linear, weights, where)
         return packed_weight(linear.weight_quantizer, read(f"{name}.weight"))
 
-    done = pack_model(model, structure, packed)
+    done = pack_model(model, structure, packed, device)
     for site in structure.sites:  # what is left is simulated
         for name, linear in site.linears.items():
             if name in coded:

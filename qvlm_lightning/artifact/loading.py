@@ -64,21 +64,26 @@ class Artifact:
 
 
 def load_artifact(
-    path: str | Path, family: type[HubFamily] | None = None, packed: bool = False
+    path: str | Path,
+    family: type[HubFamily] | None = None,
+    packed: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Artifact:
     """Load what :func:`save_artifact` wrote.
 
     Args:
         path: a folder, or a repository of the hub such as ``owner/name``.
         family: of an artifact whose family is none of this package.
-        packed: hold weights as packed codes and compute with them, where that can be done, on the
-            CPU; otherwise weights are fake-quantized in their floating type.
+        packed: hold weights as packed codes and compute with them, where that can be done; otherwise
+            weights are fake-quantized in their floating type.
+        device: where the model goes.
 
     Raises:
         InputError: the folder is not an artifact, is incomplete or broken, or is of another format
             version or a foreign family; a weight or a bound is NaN or infinite, or a range is
-            upside down.
+            upside down; the device is not there.
     """
+    place = _device(device)
     folder = located(path)
     check_there(folder, MANIFEST, CONFIG)
     manifest, config = (_read(folder, name, _read_object) for name in (MANIFEST, CONFIG))
@@ -104,10 +109,10 @@ def load_artifact(
     except InputError as error:
         raise InputError(f"artifact {str(path)!r} is broken: {error}") from error
     model = _empty_model(held_by, types, without_values=packed)
-    device = torch.device("cpu") if packed else None
+    of_quantizers = torch.device("cpu") if packed else None
     try:
         told = stored_names(model) if manifest["format"] == COMPRESSED else {}
-        structure = quantize_model(model, held_by, scheme, device, accepted=True)
+        structure = quantize_model(model, held_by, scheme, of_quantizers, accepted=True)
         if structure.sinks:
             structure.sinks.update(manifest.get("sinks"))
     except InputError as error:
@@ -119,13 +124,13 @@ def load_artifact(
     put_transforms(structure, weights, folder)
     loaded = Artifact(model, None, manifest, structure)
     if packed:
-        loaded.packed = fill_packed(model, structure, weights, quantizers, folder)
+        loaded.packed = fill_packed(model, structure, weights, quantizers, folder, place)
     else:
         held = dict(weights)
         check_finite(held.items(), f"artifact {str(path)!r}")
         fill(model, held | quantizers, folder)
         check_bounds(model, f"artifact {str(path)!r}")
-    model.requires_grad_(False)
+    model.requires_grad_(False).to(place)
     structure.enable(True)
     loaded.processor = held_by.load_processor()
     if packed or told:
@@ -137,7 +142,10 @@ def load_artifact(
 
 
 def load(
-    path: str | Path, family: type[HubFamily] | None = None, simulate: bool = False
+    path: str | Path,
+    family: type[HubFamily] | None = None,
+    simulate: bool = False,
+    device: torch.device | str = "cpu",
 ) -> tuple[nn.Module, Any]:
     """Return the quantized model of an artifact, in ``eval()`` mode, and its processor.
 
@@ -145,14 +153,28 @@ def load(
         path: an ``artifact/`` folder, or a repository of the hub such as ``owner/name``.
         family: class of the model's family, where it is none of this package.
         simulate: hold weights in their floating type and fake-quantize them and the inputs; by
-            default weights are packed codes, and kernels on the CPU compute with them. Answers of
-            the two differ by rounding (docs/packed.md).
+            default weights are packed codes, and kernels compute with them. Answers of the two
+            differ by rounding (docs/packed.md).
+        device: where the model goes; a packed model cannot be moved later.
 
     Raises:
         InputError: see :func:`load_artifact`.
     """
-    artifact = load_artifact(path, family, packed=not simulate)
+    artifact = load_artifact(path, family, packed=not simulate, device=device)
     return artifact.model, artifact.processor
+
+
+def _device(named: torch.device | str) -> torch.device:
+    """Return a device that is there."""
+    try:
+        device = torch.device(named)
+    except RuntimeError as error:
+        raise InputError(f"device {str(named)!r} is not known; allowed: cpu, cuda") from error
+    there = {"cpu": 1, "cuda": torch.cuda.device_count()}
+    if (device.index or 0) >= there.get(device.type, 0):
+        allowed = ", ".join(name for name, count in there.items() if count)
+        raise InputError(f"device {str(named)!r} is not there; allowed: {allowed}")
+    return device
 
 
 def family_read_by(

@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
 from torch import nn
 
 from qvlm_lightning.kernels.table import holding_of
@@ -52,7 +53,10 @@ class PackedModel:
 
 
 def pack_model(
-    model: nn.Module, structure: Structure, weight_of: WeightOf | None = None
+    model: nn.Module,
+    structure: Structure,
+    weight_of: WeightOf | None = None,
+    device: torch.device | str = "cpu",
 ) -> PackedModel:
     """Put packed layers in the place of quantized ones, in place; the full-precision weight of each
     is let go before the next one is packed.
@@ -64,6 +68,7 @@ def pack_model(
         model: with quantizers whose ranges are known.
         structure: of the model.
         weight_of: gives the packed weight of a layer by its name; by default that of its weight.
+        device: where packed layers go; the rest of the model is still to be moved there.
 
     Returns:
         What was packed, and why something was not.
@@ -74,7 +79,8 @@ def pack_model(
         for site in unit.sites:
             reason = why_simulated(site)
             if reason is None:
-                _pack_site(model, site, weight_of or _of_its_weight, done)
+                layers = _pack_site(model, site, weight_of or _of_its_weight, device, done)
+                done.layers |= layers
                 continue
             kept.append(site)
             done.simulated |= dict.fromkeys(site.linears, reason)
@@ -87,19 +93,25 @@ def _of_its_weight(_: str, linear: QuantLinear) -> PackedWeight:
     return packed_weight(linear.weight_quantizer, linear.weight.detach())
 
 
-def _pack_site(model: nn.Module, site: Site, weight_of: WeightOf, done: PackedModel) -> None:
+def _pack_site(
+    model: nn.Module,
+    site: Site,
+    weight_of: WeightOf,
+    device: torch.device | str,
+    done: PackedModel,
+) -> dict[str, PackedLinear]:
     quantizer, given, transform = site.quantizer, None, site.transform
     if quantizer.num_bits < OFF:
-        given = PackedInput(quantizer, site.leader.weight.dtype)
+        given = PackedInput(quantizer, site.leader.weight.dtype).to(device)
     layers: dict[str, PackedLinear] = {}
     for name in list(site.linears):
         linear = site.linears.pop(name)
-        weight = weight_of(name, linear)
+        weight = weight_of(name, linear).to(device)
         holding, refused = holding_of(weight, quantizer.num_bits)
         layers[name] = packed_linear(linear, weight, holding, given, leader=not layers)
         model.set_submodule(name, layers[name])
         done.refused += [reason for reason in refused if reason not in done.refused]
         del linear, weight, holding
     if transform is not None:
-        transform_input(list(layers.values()), transform)
-    done.layers |= layers
+        transform_input(list(layers.values()), transform.to(device))
+    return layers

@@ -174,8 +174,13 @@ def packed_linear(
     site: PackedInput | None,
     leader: bool,
 ) -> PackedLinear:
-    """Return the packed layer of a quantized one, which shares its bias and stored outputs."""
-    return PackedLinear(weight, holding, linear.bias, site, leader, linear.sink_output)
+    """Return the packed layer of a quantized one, with its bias and stored outputs, on the device
+    of its weight.
+    """
+    device = weight.codes.device
+    bias = None if linear.bias is None else linear.bias.to(device)
+    sinks = None if linear.sink_output is None else linear.sink_output.to(device)
+    return PackedLinear(weight, holding, bias, site, leader, sinks)
 
 
 def transform_input(layers: Sequence[PackedLinear], transform: OnlineTransform) -> None:
