@@ -73,7 +73,7 @@ def test_what_does_not_fit_leaves_the_model_alone():
     model = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.Linear(2, 2))
     before = [p.clone() for p in model.parameters()]
     good = torch.ones(2, 3)
-    with pytest.raises(InputError, match="'5', shape .2, 3., does not fit: the model has no such"):
+    with pytest.raises(InputError, match=r"'5', shape .2, 3., does not fit: the model has no such"):
         put_weights(model, {"0": good, "5": good})
     with pytest.raises(InputError, match="NaN or infinite values in 0"):
         put_weights(model, {"0": good / 0})
@@ -85,5 +85,5 @@ def test_what_does_not_fit_leaves_the_model_alone():
 def test_a_file_that_cannot_be_read_is_one_sentence(data, tmp_path: Path):
     (tmp_path / "weights.safetensors").write_text("x")
     given = ForeignWeights(tmp_path / "weights.safetensors", Variant("tiny"), SCHEMES[0], "")
-    with pytest.raises(InputError, match="cannot be read .*; remove its folder"):
+    with pytest.raises(InputError, match=r"cannot be read .*; remove its folder"):
         ForeignEvaluation(VQAEvaluation(Tiny()), given).build(data)
