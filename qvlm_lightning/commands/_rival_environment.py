@@ -63,7 +63,7 @@ def pythons(
             cannot be made.
     """
     found = {tool: given_python(tool, plan) for tool in tools}
-    known = {tool.name: _checked(tool, Path(own)) for tool, own in found.items() if own is not None}
+    known = {tool.name: _checked(tool, _found(own)) for tool, own in found.items() if own}
     missing = to_be_made(tools, plan, root)
     _check_room(missing, root)
     for tool in missing:
@@ -136,6 +136,11 @@ def _checked(tool: Tool, python: Path) -> tuple[Path, Versions]:
             f"another one by rivals.pythons or {tool.variable}"
         )
     return python, versions
+
+
+def _found(python: str) -> Path:
+    """Return the path of a Python in full; links stay, by which an environment knows itself."""
+    return Path(shutil.which(python) or python).absolute()
 
 
 def _folder(tool: Tool, root: Path) -> Path:

@@ -124,7 +124,8 @@ class RivalsRun:
             },
         )
         python, _ = self.pythons[row.rival.tool.name]
-        run_program([str(python), str(PROGRAMS / row.rival.tool.program)], row.folder, row.label)
+        command = [str(python), str(PROGRAMS / row.rival.tool.program)]
+        run_program(command, row.folder.absolute(), row.label)
         costs, facts = _read(row.folder / COSTS), _read(row.folder / FACTS)
         if not {"seconds", "cpu_seconds"} <= facts.keys() or not (row.folder / WEIGHTS).is_file():
             raise InputError(f"{row.label} left no weights; see {str(row.folder / LOG)!r}")
@@ -159,23 +160,24 @@ def run_program(command: Sequence[str], folder: Path, label: str) -> None:
     """Run the program of another tool in a process of its own, and write what that cost.
 
     Args:
-        command: Python and program; the folder is its last argument.
-        folder: of the exchange.
+        command: Python and program, in full; the folder becomes its last argument.
+        folder: of the exchange, in full.
         label: names the row where it fails.
 
     Raises:
         InputError: it fails; what it said is in ``log.txt``.
     """
-    measured = [sys.executable, str(PROGRAMS / "measured.py"), str((folder / COSTS).absolute())]
+    measured = [sys.executable, str(PROGRAMS / "measured.py"), str(folder / COSTS)]
     foreign = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV"}
     environment = {name: value for name, value in os.environ.items() if name not in foreign}
     with (folder / LOG).open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            [*measured, *command, str(folder.absolute())],
+            [*measured, *command, str(folder)],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
             env=environment,
+            cwd=folder,  # tools leave logs where they run
             start_new_session=True,
         )
         try:
