@@ -19,7 +19,7 @@ from qvlm_lightning.errors import InputError, parse_json
 from qvlm_lightning.evaluation.cli import EvaluationCLI
 from qvlm_lightning.evaluation.foreign_weights import ForeignEvaluation, ForeignWeights
 from qvlm_lightning.evaluation.run import evaluate
-from qvlm_lightning.files import write_json
+from qvlm_lightning.files import storage_faults, write_json
 from qvlm_lightning.metrics.grouped import OVERALL
 from qvlm_lightning.results.predictions import Predictions
 from qvlm_lightning.results.report import row_head, variant_rows
@@ -107,9 +107,10 @@ class RivalsRun:
 
     def _make(self, row: RivalRow) -> None:
         inputs = self._of(row)
-        if row.folder.exists():
-            shutil.rmtree(row.folder)
-        row.folder.mkdir(parents=True)
+        with storage_faults(row.folder):
+            if row.folder.exists():
+                shutil.rmtree(row.folder)
+            row.folder.mkdir(parents=True)
         layers = layers_of(inputs.family.load_model(), inputs.family, row.scheme)
         write_json(
             row.folder / "job.json",

@@ -53,4 +53,5 @@ def stored_name(name: str, known: dict) -> str:
     return found
 
 
-main()
+if __name__ == "__main__":
+    main()
