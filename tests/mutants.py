@@ -1354,9 +1354,25 @@ LEADERBOARD = [
     (_LEADER_ESTIMATE, "            full.add(path)\n", "", "a shared full precision counts for every table", f"{_BOARD}::test_a_full_precision_that_tables_share_counts_once"),
     ("qvlm_lightning/commands/leaderboard.py", "    refuse_long(estimate, plan.max_hours)\n", "", "a plan of days is begun", f"{_BOARD}::test_a_plan_that_takes_too_long_is_refused"),
     (_LEADER_RUN, "        refuse_mixed(runs)\n", "", "tables that cannot share a folder are begun", f"{_BOARD}::test_tables_of_one_folder_must_agree_on_their_pairs"),
-    (_LEADER_RUN, "_method(table, variant).check(_scheme(table, variant))", "_method(table, variant)", "a method that can do nothing is refused after hours", f"{_BOARD}::test_a_method_that_can_do_nothing_is_refused_before_work"),
+    (_LEADER_RUN, "_method(table, variant).check(planned_scheme(table, variant))", "_method(table, variant)", "a method that can do nothing is refused after hours", f"{_BOARD}::test_a_method_that_can_do_nothing_is_refused_before_work"),
     (_LEADER_RUN, "if variant.name in names}", "if variant.title in names}", "a row of ours is a rival on its page", f"{_BOARD}::test_a_leaderboard_of_two_tables_and_again"),
     ("qvlm_lightning/commands/_peak_memory.py", '(_PROCESS / "clear_refs").write_text(_RESET)', "pass", "the peak of a row is that of all rows before", f"{_BOARD}::test_the_peak_is_that_of_the_stretch"),
+]
+_RIVALS, _FOREIGN = "tests/commands/test_rivals.py", "tests/evaluation/test_foreign_weights.py"
+_RIVAL_PLAN, _RIVAL_RUN = "qvlm_lightning/commands/_rival_plan.py", "qvlm_lightning/commands/_rival_run.py"
+_STANDIN = f"{_RIVALS}::test_a_run_with_a_stand_in_and_again"
+_FOREIGN_WEIGHTS = "qvlm_lightning/evaluation/foreign_weights.py"
+RIVALS = [
+    (_RIVAL_PLAN, "if acts and scheme.activation_mode != \"dynamic_token\":", "if False:", "a tool is asked for static ranges, which are then taken per token", f"{_RIVALS}::test_a_tool_has_the_schemes_that_it_can"),
+    (_RIVAL_PLAN, "for seed in table.seeds:", "for seed in [0]:", "a tool has one seed beside our three", f"{_RIVALS}::test_rows_are_those_of_every_scheme_seed_and_stress_once"),
+    (_RIVAL_RUN, "known.get(\"key\") == self._key(row) and", "bool(known) and", "a row of another version of a tool is taken", _STANDIN),
+    (_RIVAL_RUN, "calibration[\"cpu_seconds\"]", "known[\"process\"][\"cpu_seconds\"]", "a tool's seconds have its imports", _STANDIN),
+    ("qvlm_lightning/commands/_rival_inputs.py", "f\"--data.init_args.seed={seed}\"", "\"--data.init_args.seed=0\"", "a tool has the pairs of another seed", _STANDIN),
+    ("qvlm_lightning/commands/_rival_environment.py", "    _check_room(missing, root)\n", "", "a disk that is too small fills up with an environment", f"{_RIVALS}::test_an_environment_that_cannot_be_made_is_one_sentence"),
+    (_FOREIGN_WEIGHTS, "        self._quantize_activations(model)\n", "", "a tool's activations are in full precision", f"{_FOREIGN}::test_weights_rounded_as_ours_answer_as_ours"),
+    (_FOREIGN_WEIGHTS, " + repr(self.weights.scheme.identity()).encode()", "", "answers of another scheme are taken for a tool's", f"{_FOREIGN}::test_other_weights_are_another_source"),
+    (_LEADER_ESTIMATE, "    _add_rivals(found, known, rivals)\n", "", "the estimate leaves other tools out", f"{_RIVALS}::test_the_estimate_counts_rows_and_environments"),
+    (_LEADER_RUN, " + foreign.answers\n", "\n", "rows of other tools are in no contest", _STANDIN),
 ]
 # fmt: on
 
@@ -1386,4 +1402,5 @@ MUTANTS = [
     *EXPORT,
     *PACKED,
     *LEADERBOARD,
+    *RIVALS,
 ]

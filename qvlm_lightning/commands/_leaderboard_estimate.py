@@ -7,6 +7,7 @@ from statistics import fmean
 from typing import Any
 
 from qvlm_lightning.commands._progress import clock
+from qvlm_lightning.commands._rival_plan import RESULT, RivalRow, Tool
 from qvlm_lightning.commands._table_calibrations import (
     SECONDS,
     Calibration,
@@ -38,6 +39,9 @@ ROUGH: Mapping[str, float] = {
     "qvlm": 150,
     "qvlm_plus": 160,
     "aespa": 270,
+    "llmcompressor-rtn": 12,
+    "llmcompressor-gptq": 25,
+    "autoround": 90,
 }
 """Method -> seconds of a calibration of the embedded model with 64 pairs, for as long as no row is
 finished. Two cores of an AMD EPYC, 2026-11-28: tables made beside other work, divided by 2.4, which
@@ -95,6 +99,8 @@ class Estimate:
     """Rows that are calibrated and evaluated."""
     kinds: dict[str, Kind] = field(default_factory=dict)
     """What is left, by name."""
+    gigabytes: float = 0.0
+    """Of disk that new environments take."""
 
     @property
     def seconds(self) -> float:
@@ -117,16 +123,22 @@ class Estimate:
         yield f"{self.rows} rows, {done}"
         for kind in sorted(self.kinds.values(), key=lambda kind: -kind.seconds):
             yield kind.line
+        if self.gigabytes:
+            yield f"environments of other tools: about {self.gigabytes:g} GB, from the network"
         known = not any(kind.unknown for kind in self.kinds.values())
         left = f"{'about' if known else 'at least'} {clock(self.seconds)} left"
         yield f"an estimate: {left}, as finished rows took here; ~ is rough, from another machine"
 
 
-def estimated(tables: Sequence[TablePlan]) -> Estimate:
+def estimated(
+    tables: Sequence[TablePlan], rivals: Sequence[RivalRow] = (), tools: Sequence[Tool] = ()
+) -> Estimate:
     """Estimate what is left of some tables.
 
     Args:
         tables: plans; their folders are looked at.
+        rivals: rows of other tools beside them.
+        tools: whose environments are still to be made.
     """
     found, known = Estimate(), _Known(tables)
     full: set[Path] = set()
@@ -149,7 +161,29 @@ def estimated(tables: Sequence[TablePlan]) -> Estimate:
                 found.finished += 1
             else:
                 found.add("evaluate", known.answers(table))
+    _add_rivals(found, known, rivals)
+    for tool in tools:
+        found.add(f"environment of {tool.name}", (tool.seconds, False))
+        found.gigabytes += tool.gigabytes
     return found
+
+
+def _add_rivals(found: Estimate, known: "_Known", rivals: Sequence[RivalRow]) -> None:
+    measured: dict[tuple, list[float]] = {}
+    for row in rivals:
+        about = _json(row.folder / RESULT).get("process", {})
+        if "seconds" in about:
+            key = row.table.model, row.table.pairs, row.rival.name
+            measured.setdefault(key, []).append(float(about["seconds"]))
+    for row in rivals:
+        found.rows += 1
+        if row.finished:  # whether it is answered, only its weights can tell: at most so long
+            found.calibrated += 1
+        else:
+            here = measured.get((row.table.model, row.table.pairs, row.rival.name))
+            rough = known.rough(row.table, row.rival.name)
+            found.add(f"run {row.rival.name}", (fmean(here), True) if here else (rough, False))
+            found.add("evaluate", known.answers(row.table))
 
 
 class _Known:
@@ -175,10 +209,14 @@ class _Known:
         for key in _keys(table, calibration):
             if key in self.calibrations:
                 return fmean(self.calibrations[key]), True
-        rough = ROUGH.get(calibration.variant.method)
+        return self.rough(table, calibration.variant.method), False
+
+    def rough(self, table: TablePlan, method: str) -> float | None:
+        """Return the seconds of a method on another machine; None where nothing is known."""
+        rough = ROUGH.get(method)
         if table.model != MODEL or rough is None:
-            return None, False
-        return START + (rough - START) * table.pairs / PAIRS, False
+            return None
+        return START + (rough - START) * table.pairs / PAIRS
 
     def answers(self, table: TablePlan) -> tuple[float | None, bool]:
         """Return the seconds of an evaluation, and whether they were measured here."""

@@ -9,6 +9,7 @@ import yaml
 from jsonargparse import ArgumentError, set_parsing_settings
 
 from qvlm_lightning.arguments import OneSentence, one_sentence
+from qvlm_lightning.commands._rival_plan import RivalsPlan
 from qvlm_lightning.commands._table_calibrations import planned_calibrations
 from qvlm_lightning.commands._table_files import (
     calibration_files,
@@ -54,12 +55,20 @@ class LeaderboardPlan:
     """Further options of train.py and eval.py alike: where model and data lie."""
     fidelity: FidelityPlan | None = None
     """Also compare each row's text with full precision's on these photographs and this passage."""
+    rivals: RivalsPlan | bool = False
+    """Rows of other tools (llm-compressor, auto-round) beside the tables' own, at the same schemes,
+    on the same pairs: true for all of them, or {rows: [...], pythons: {...}}."""
     max_hours: float = 4.0
     """Longest plan that is begun, by the estimate of what is left."""
     estimate_only: bool = False
     """Print the estimate and end."""
     page: str | None = None
     """File that gets a copy of leaderboard.md."""
+
+    @property
+    def others(self) -> RivalsPlan | None:
+        """Which other tools take part; None for none."""
+        return self.rivals if isinstance(self.rivals, RivalsPlan) else None
 
 
 _OWN = {f.name for f in fields(TablePlan)} - {"steps"}
@@ -84,11 +93,18 @@ def parse_leaderboard(argv: Sequence[str], summary: str = "") -> LeaderboardPlan
     values.pop("config")
     if values["fidelity"] is not None:
         values["fidelity"] = FidelityPlan(**values["fidelity"])
-    plan = LeaderboardPlan(**values)
+    plan = LeaderboardPlan(**values | {"rivals": _rivals(values["rivals"])})
     check_numbers(0, strictly=True, max_hours=plan.max_hours)
     if not plan.tables:
         raise InputError("tables is []; give one table or more, such as {variants: [rtn w4a4]}")
     return plan
+
+
+def _rivals(given: Mapping[str, Any] | bool) -> RivalsPlan | bool:
+    """Return the section of other tools; true and false are those of ``--rivals``."""
+    if isinstance(given, bool):
+        return RivalsPlan() if given else False
+    return RivalsPlan(**given).checked()
 
 
 def table_plans(plan: LeaderboardPlan) -> list[TablePlan]:

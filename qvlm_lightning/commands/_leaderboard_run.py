@@ -11,15 +11,16 @@ from qvlm_lightning.commands._leaderboard_estimate import estimated
 from qvlm_lightning.commands._leaderboard_plan import LeaderboardPlan
 from qvlm_lightning.commands._progress import clock
 from qvlm_lightning.commands._provenance import provenance
+from qvlm_lightning.commands._rival_plan import RivalRow, RivalsPlan
+from qvlm_lightning.commands._rival_run import RivalsRun
 from qvlm_lightning.commands._table_configs import joined_identity, stored_identity
-from qvlm_lightning.commands._table_files import config_file, planned_mode
+from qvlm_lightning.commands._table_files import config_file, planned_scheme
 from qvlm_lightning.commands._table_plan import PlannedVariant, TablePlan, planned_variants
 from qvlm_lightning.commands._table_run import TableRun
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.cli import quiet
 from qvlm_lightning.files import check_folder, write_whole
 from qvlm_lightning.presets import built
-from qvlm_lightning.quant.scheme import PARTS, PartScheme, Scheme
 from qvlm_lightning.results.leaderboard import Ranking, contests, ranking
 from qvlm_lightning.results.leaderboard_page import html_page, markdown_page
 from qvlm_lightning.results.leaderboard_tables import csv_text, ranking_grid, summary_grid
@@ -29,12 +30,15 @@ from qvlm_lightning.results.report import write_results
 from qvlm_lightning.results.variant import file_name
 
 
-def run(plan: LeaderboardPlan, tables: Sequence[TablePlan], command: str) -> None:
+def run(
+    plan: LeaderboardPlan, tables: Sequence[TablePlan], rivals: Sequence[RivalRow], command: str
+) -> None:
     """Make the tables of a leaderboard and write its page.
 
     Args:
         plan: of the leaderboard.
         tables: its tables.
+        rivals: rows of other tools beside them.
         command: what the page names as what made it.
 
     Raises:
@@ -46,12 +50,14 @@ def run(plan: LeaderboardPlan, tables: Sequence[TablePlan], command: str) -> Non
             check_folder(Path(plan.page).parent)
         runs = [TableRun(table) for table in tables]
         refuse_mixed(runs)
+        foreign = RivalsRun(rivals, plan.others or RivalsPlan(), Path(plan.root))
         for number, table in enumerate(runs, 1):
-            left = clock(estimated(tables).seconds)
+            left = clock(estimated(tables, rivals).seconds)
             print(f"table {number} of {len(runs)}, about {left} left of all", file=sys.stderr)
             table.run(alone=False)
-        rows = [row for table in runs for row in table.rows]
-        answered = [pair for table in runs for pair in answers(table)]
+            foreign.run(table)
+        rows = [row for table in runs for row in table.rows] + foreign.rows
+        answered = [pair for table in runs for pair in answers(table)] + foreign.answers
         ours = {name for table in runs for name in rows_of(table, plan.ours)}
         ranked = [ranking(contest, ours) for contest in contests(answered, rows)]
         write_results(_file(plan, "results.json"), rows)
@@ -71,7 +77,7 @@ def refuse_impossible(tables: Sequence[TablePlan]) -> None:
             if any(".method" in option or ".scheme" in option for option in own):
                 continue
             try:
-                _method(table, variant).check(_scheme(table, variant))
+                _method(table, variant).check(planned_scheme(table, variant))
             except InputError as fault:
                 raise InputError(f"table {number}, row {variant.title!r}: {fault}") from None
 
@@ -80,14 +86,6 @@ def _method(table: TablePlan, variant: PlannedVariant) -> Any:
     path = config_file(table, "methods", variant.method)
     values = yaml.safe_load(path.read_text(encoding="utf-8"))
     return built(values["model"]["init_args"]["method"])
-
-
-def _scheme(table: TablePlan, variant: PlannedVariant) -> Scheme:
-    path = config_file(table, "schemes", variant.scheme)
-    values = dict(yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["init_args"]["scheme"])
-    for part in PARTS:
-        values[part] = PartScheme(**values[part])
-    return Scheme(**values | {"activation_mode": planned_mode(table, variant)})
 
 
 def refuse_mixed(runs: Sequence[TableRun]) -> None:

@@ -1,11 +1,13 @@
 """Configuration files that a table's plan names."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from qvlm_lightning.commands._table_plan import PlannedVariant, TablePlan
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.quant.scheme import Scheme
 
 _MODEL_ROOMS = ("models", "data", "eval")
 
@@ -36,10 +38,22 @@ def evaluation_file(plan: TablePlan) -> Path:
 
 def planned_mode(plan: TablePlan, variant: PlannedVariant) -> str:
     """Return the activation mode of a row: its own, or that of its scheme's file."""
+    return variant.mode or str(_scheme_of_file(plan, variant)["activation_mode"])
+
+
+def planned_scheme(plan: TablePlan, variant: PlannedVariant) -> Scheme:
+    """Return the scheme of a row: that of its file, in the row's activation mode.
+
+    Raises:
+        InputError: the file holds what a scheme must not.
+    """
+    values = _scheme_of_file(plan, variant)
+    return Scheme.from_dict(values | {"activation_mode": planned_mode(plan, variant)})
+
+
+def _scheme_of_file(plan: TablePlan, variant: PlannedVariant) -> dict[str, Any]:
     text = config_file(plan, "schemes", variant.scheme).read_text(encoding="utf-8")
-    return variant.mode or str(
-        yaml.safe_load(text)["model"]["init_args"]["scheme"]["activation_mode"]
-    )
+    return dict(yaml.safe_load(text)["model"]["init_args"]["scheme"])
 
 
 def config_file(plan: TablePlan, room: str, name: str) -> Path:

@@ -21,6 +21,7 @@ from qvlm_lightning.commands._table_configs import (
     stored_identity,
     write_identity,
 )
+from qvlm_lightning.commands._table_costs import calibration_costs
 from qvlm_lightning.commands._table_disk import share_weights
 from qvlm_lightning.commands._table_fidelity import TableFidelity
 from qvlm_lightning.commands._table_plan import (
@@ -46,7 +47,7 @@ from qvlm_lightning.results.report import (
     variant_rows,
     write_results,
 )
-from qvlm_lightning.results.rows import Row, figure
+from qvlm_lightning.results.rows import Row
 from qvlm_lightning.results.steps import Step, step_grid, step_rows
 from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import file_name
@@ -106,7 +107,7 @@ class TableRun:
 
     def _make(self) -> None:
         for stress in self.stresses:
-            program = self._evaluation(stress)
+            program = self.evaluation(stress)
             self._evaluate(program, None)
             for calibration in self.calibrations:
                 if calibration.stress == stress:
@@ -150,11 +151,15 @@ class TableRun:
             if calibration.finished:
                 step.skip()
                 return
-            began, begun = time.monotonic(), (calibration.folder / "config.yaml").is_file()
+            began, computing = time.monotonic(), time.process_time()
+            begun = (calibration.folder / "config.yaml").is_file()
             resume = ["--ckpt_path=last"] if begun else []
             counted = reset_peak()
             train_main(["fit", *self.configs.options(calibration), *resume], summary=False)
-            costs = {"seconds": round(time.monotonic() - began, 3)}
+            costs = {
+                "seconds": round(time.monotonic() - began, 3),
+                "cpu_seconds": round(time.process_time() - computing, 3),
+            }
             self._calibrated(calibration, costs | ({"peak_bytes": peak_bytes()} if counted else {}))
 
     def _calibrated(self, calibration: Calibration, costs: dict[str, Any]) -> None:
@@ -167,7 +172,8 @@ class TableRun:
         write_json(calibration.folder / SECONDS, costs)
         share_weights(calibration.artifact, [other.artifact for other in self.calibrations])
 
-    def _evaluation(self, stress: Stress) -> EvaluationCLI:
+    def evaluation(self, stress: Stress) -> EvaluationCLI:
+        """Return the program that answers the questions of a stress variant."""
         root = stress_folder(self.plan, stress, self.results_folder)
         return EvaluationCLI(
             [
@@ -206,29 +212,27 @@ class TableRun:
                 self.answers[place] = answered
             self.known[answered.name] = answered
             self.rows += variant_rows(answered, self.known)
-            further, measured = self._further(program, module, calibration)
+            found, measured = self.text_rows(program, module)
+            costs = calibration_costs(calibration, self.plan.pairs)
             head = row_head(answered) | {"task": OVERALL}
-            self.rows += [head | row for row in further]
+            self.rows += [head | row for row in (*costs, *found)]
             if there and not measured:
                 step.skip()
             write_results(self._file("results.json"), self.rows)
 
-    def _further(
-        self, program: EvaluationCLI, module: VQAEvaluation, calibration: Calibration | None
-    ) -> tuple[list[Row], bool]:
-        """Return what rows say beside the answers, and whether it was measured now."""
-        rows: list[Row] = []
-        if calibration is not None and (calibration.folder / SECONDS).is_file():
-            costs = parse_json((calibration.folder / SECONDS).read_text(encoding="utf-8"))
-            rows.append(figure("calibration_seconds", costs["seconds"], None, self.plan.pairs))
-            if costs.get("peak_bytes") is not None:
-                rows.append(figure("peak_bytes", costs["peak_bytes"], None, self.plan.pairs))
+    def text_rows(self, program: EvaluationCLI, module: VQAEvaluation) -> tuple[list[Row], bool]:
+        """Return how far a variant's text is from full precision's, and whether it was measured
+        now; nothing where the plan does not ask.
+
+        Args:
+            program: of the evaluation.
+            module: the variant, built.
+        """
         if self.fidelity is None:
-            return rows, False
+            return [], False
         folder = stress_folder(self.plan, module.variant.stress) / "fidelity"
         processor, device = program.datamodule.processor, program.trainer.strategy.root_device
-        found, measured = self.fidelity.rows(folder, module, processor, device)
-        return rows + found, measured
+        return self.fidelity.rows(folder, module, processor, device)
 
     def _module(self, program: EvaluationCLI, calibration: Calibration) -> VQAEvaluation:
         """Return the evaluation of an artifact; refuse one that something else put there."""

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 from qvlm_lightning.commands._leaderboard_estimate import Estimate, estimated
 from qvlm_lightning.commands._leaderboard_plan import (
@@ -10,6 +11,9 @@ from qvlm_lightning.commands._leaderboard_plan import (
     table_plans,
 )
 from qvlm_lightning.commands._progress import clock
+from qvlm_lightning.commands._rival_environment import to_be_made, tools_of
+from qvlm_lightning.commands._rival_plan import RivalRow, Tool, left_out, planned_rivals
+from qvlm_lightning.commands._table_plan import TablePlan
 from qvlm_lightning.errors import InputError
 
 
@@ -42,8 +46,9 @@ def make(plan: LeaderboardPlan, command: str) -> None:
         InputError: see :func:`main`.
     """
     tables = table_plans(plan)
-    estimate = estimated(tables)
-    for line in estimate.lines():
+    rivals = rivals_of(plan, tables)
+    estimate = estimated(tables, rivals, missing_environments(plan, rivals))
+    for line in [*left_out(tables, plan.others), *estimate.lines()]:
         print(line, flush=True)
     if plan.estimate_only:
         return
@@ -51,7 +56,29 @@ def make(plan: LeaderboardPlan, command: str) -> None:
     # seconds of imports: not before the plan is known to be right
     from qvlm_lightning.commands._leaderboard_run import run
 
-    run(plan, tables, command)
+    run(plan, tables, rivals, command)
+
+
+def rivals_of(plan: LeaderboardPlan, tables: Sequence[TablePlan]) -> list[RivalRow]:
+    """Return the rows of other tools.
+
+    Raises:
+        InputError: they are asked for, and none of them can have any scheme.
+    """
+    rows = planned_rivals(tables, plan.others)
+    if plan.others is not None and not rows:
+        raise InputError(
+            f"rivals can have none of the schemes: {'; '.join(left_out(tables, plan.others))}; "
+            "give another scheme, or leave rivals out"
+        )
+    return rows
+
+
+def missing_environments(plan: LeaderboardPlan, rivals: Sequence[RivalRow]) -> list[Tool]:
+    """Return the tools whose environments are to be made."""
+    if plan.others is None:
+        return []
+    return to_be_made(tools_of(rivals), plan.others, Path(plan.root))
 
 
 def refuse_long(estimate: Estimate, max_hours: float) -> None:

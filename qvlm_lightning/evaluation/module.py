@@ -96,35 +96,38 @@ class VQAEvaluation(LightningModule):
         """
         if self.model is not None:
             return
-        if self.artifact is None:
-            self.model = self._full_precision()
-        else:
-            loaded = load_artifact(self.artifact, self.family.of_artifact(), packed=self.packed)
-            manifest = loaded.manifest
-            self._check_model(manifest)
-            check_disjoint_ids(manifest["calibration_ids"], data.evaluation_ids)
-            self._check_precision(loaded.model)
-            loaded.structure.keep_only_quantized()
-            self.kernels = loaded.packed
-            self.model, data.processor = loaded.model, loaded.processor
-            self.base = manifest["model"]
-            self.source = _digest(located(self.artifact))
-            self.variant = Variant(
-                model=model_name(self.family),
-                method=manifest["method"],
-                scheme=manifest["scheme_name"],
-                activation_mode=manifest["activation_mode"],
-                seed=manifest["seed"],
-                label="" if self.row_name == manifest["method"] else self.row_name or "",
-                **Stress.of(self.family.describe())._asdict(),
-            )
-            self.search = search_facts(manifest, Path(self.artifact).resolve().parent)
+        self.model = self._full_precision() if self.artifact is None else self._quantized(data)
         self.model.eval()
         self._data = data
         self._longest = self.max_new_tokens or data.max_new_tokens
         self._stop = list(data.stop if self.stop is None else self.stop)
         self._ends = end_tokens_of(self.model, data.processor, self._stop)
         self._image = image_token_of(data.processor)
+
+    def _quantized(self, data: VQADataModule) -> nn.Module:
+        """Return the model of the artifact, and take its processor."""
+        assert self.artifact is not None
+        loaded = load_artifact(self.artifact, self.family.of_artifact(), packed=self.packed)
+        manifest = loaded.manifest
+        self._check_model(manifest)
+        check_disjoint_ids(manifest["calibration_ids"], data.evaluation_ids)
+        self._check_precision(loaded.model)
+        loaded.structure.keep_only_quantized()
+        self.kernels = loaded.packed
+        data.processor = loaded.processor
+        self.base = manifest["model"]
+        self.source = _digest(located(self.artifact))
+        self.variant = Variant(
+            model=model_name(self.family),
+            method=manifest["method"],
+            scheme=manifest["scheme_name"],
+            activation_mode=manifest["activation_mode"],
+            seed=manifest["seed"],
+            label="" if self.row_name == manifest["method"] else self.row_name or "",
+            **Stress.of(self.family.describe())._asdict(),
+        )
+        self.search = search_facts(manifest, Path(self.artifact).resolve().parent)
+        return loaded.model
 
     def _full_precision(self) -> nn.Module:
         model = self.family.load_model()

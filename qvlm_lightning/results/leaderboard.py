@@ -16,7 +16,13 @@ from qvlm_lightning.results.stress import Stress
 
 BASELINE = "rtn"
 """Row that every other one is compared with."""
-COSTS = ("calibration_seconds", "peak_bytes", "perplexity", "text_kl_prompts")
+COSTS = (
+    "calibration_seconds",
+    "calibration_cpu_seconds",
+    "peak_bytes",
+    "perplexity",
+    "text_kl_prompts",
+)
 """Figures of rows of ``results.json`` that are taken as they are, as means over seeds."""
 Against = Mapping[str, Row]
 """Metric -> difference (see :func:`~qvlm_lightning.results.steps.step_rows`)."""
@@ -63,6 +69,8 @@ class Standing:
     """``accuracy`` and ``agreement`` (percent), ``kl`` (nats), each a mean over seeds with the 95 %
     interval over questions, ``kl`` also with ``low`` and ``high``, the extremes of the seeds; and
     what is known of :data:`COSTS` and ``layer_forwards``."""
+    program: str
+    """Which other program made it, with its version; empty for rows of this package."""
     against: Mapping[str, Against]
     """``baseline``, ``rival`` and ``best`` -> differences from that row; none from itself."""
 
@@ -153,6 +161,7 @@ def ranking(contest: Contest, ours: Collection[str]) -> Ranking:
             name in ours,
             sorted(known[name].answers),
             figures[name],
+            _program(known[name]),
             {
                 what: {}
                 if other in (None, name)
@@ -163,6 +172,11 @@ def ranking(contest: Contest, ours: Collection[str]) -> Ranking:
         for name in order
     ]
     return Ranking(contest, standings, best, rival)
+
+
+def _program(contender: Contender) -> str:
+    told = (answers.search.get("program") or "" for answers in contender.answers.values())
+    return "; ".join(dict.fromkeys(filter(None, told)))
 
 
 def _place(figures: Mapping[str, Row]) -> tuple[bool, float]:

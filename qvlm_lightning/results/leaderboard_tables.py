@@ -106,8 +106,10 @@ def ranking_grid(ranking: Ranking) -> Grid:
         ("perplexity", lambda s: _figure(s, "perplexity", points)),
         ("KL of text", lambda s: _figure(s, "text_kl_prompts", nats)),
         ("calibration, s", lambda s: _figure(s, "calibration_seconds", points)),
+        ("CPU s", lambda s: _figure(s, "calibration_cpu_seconds", points)),
         ("peak memory", lambda s: _figure(s, "peak_bytes", lambda n: format_bytes(int(n)))),
         ("layer-forwards", lambda s: _figure(s, "layer_forwards", whole)),
+        ("program", lambda s: s.program or NONE),
         ("seeds", lambda s: str(len(s.seeds))),
     ]
     written = [(name, [write(s) for s in ranking.standings]) for name, write in columns]
@@ -170,8 +172,8 @@ def csv_text(rankings: Sequence[Ranking]) -> str:
     empty.
 
     Columns are ``model, split, scheme, activation_mode, outlier_scale, sink_scale, method, ours,
-    seeds, n``, then each figure with ``_low`` and ``_high`` where it has an interval, the extremes
-    of the seeds as ``kl_seed_low`` and ``kl_seed_high``, the differences ``kl_minus_rtn``,
+    program, seeds, n``, then each figure with ``_low`` and ``_high`` where it has an interval, the
+    extremes of the seeds as ``kl_seed_low`` and ``kl_seed_high``, the differences ``kl_minus_rtn``,
     ``kl_minus_rival`` and the like with their intervals, and ``rival``.
     """
     lines = [_line(ranking, standing) for ranking in rankings for standing in ranking.standings]
@@ -194,6 +196,7 @@ def _line(ranking: Ranking, standing: Standing) -> dict[str, Any]:
         **variant.stress._asdict(),
         "method": standing.method,
         "ours": standing.ours,
+        "program": standing.program,
         "seeds": " ".join(map(str, standing.seeds)),
         "n": standing.figures["accuracy"]["n"],
         "rival": ranking.rival or "",
