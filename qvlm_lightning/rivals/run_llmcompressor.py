@@ -5,7 +5,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 PACKAGES = ("llmcompressor", "compressed-tensors", "transformers", "torch")
 
@@ -31,7 +31,7 @@ def main() -> None:
         job.notes.append(f"{pipeline} pipeline")
         given |= {
             "pipeline": pipeline,
-            "dataset": DataLoader(pairs, batch_size=None),
+            "dataset": DataLoader(cast(Any, pairs), batch_size=None),  # any sequence will do
             "num_calibration_samples": len(pairs),
             "max_seq_length": max(pair["input_ids"].shape[1] for pair in pairs),
         }

@@ -52,7 +52,8 @@ class Calibrations:
         }
         (folder / "artifact" / "quantization.json").write_text(json.dumps(about))
 
-    def load_artifact(self, path: str, family: type) -> SimpleNamespace:
+    def load_artifact(self, path: str, family: type, packed: bool) -> SimpleNamespace:
+        assert not packed, "tables are of the fake-quantized model"
         from qvlm_lightning.models import Tiny
 
         about = json.loads((Path(path) / "quantization.json").read_text())
@@ -68,6 +69,7 @@ class Calibrations:
         model.lm_head.weight += 0.1 * torch.randn(model.lm_head.weight.shape, generator=noise)
         structure = SimpleNamespace(keep_only_quantized=lambda: None)
         return SimpleNamespace(
+            packed=None,
             model=model,
             processor=family.load_processor(),
             manifest=manifest,
@@ -333,8 +335,8 @@ def test_a_row_with_options_of_its_own(calibrations, evaluated, tmp_path, capsys
 def test_a_row_may_have_another_activation_mode(calibrations, evaluated, tmp_path):
     dynamic = calibrations.load_artifact
 
-    def load_artifact(path, family):
-        loaded = dynamic(path, family)
+    def load_artifact(path, family, packed):
+        loaded = dynamic(path, family, packed)
         if "token" in str(path):
             loaded.manifest["activation_mode"] = "dynamic_token"
         return loaded
