@@ -258,8 +258,8 @@ def test_runs_of_other_weights_are_not_mixed_in(calibrations, tmp_path, monkeypa
     monkeypatch.setattr(Llava, "fingerprint", lambda self, model: "retrained")
     original = calibrations.load_artifact
 
-    def stale(path, family):
-        loaded = original(path, family)
+    def stale(path, family, packed):
+        loaded = original(path, family, packed)
         loaded.manifest["model"] = "as it was"
         return loaded
 
