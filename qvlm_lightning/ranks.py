@@ -5,6 +5,7 @@ import signal
 import subprocess
 import threading
 import time
+import weakref
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class RankWatch(Callback):
         self._watching = False
         self.handler = present_handler()
         if self.handler is not None:
-            self.handler.hooks.append(self._signalled)
+            self.handler.hooks.append(weakref.WeakMethod(self._signalled))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start the watch, once."""

@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
@@ -80,13 +81,14 @@ class SignalHandler:
 
     Attributes:
         first: number of the signal that came; None while there is none.
-        hooks: called with its number, in another thread, as soon as it has come.
+        hooks: methods, called with its number, in another thread, as soon as it has come; an object
+            is not kept alive by its method.
     """
 
     def __init__(self, again: Callable[[], str]) -> None:
         self.again = again
         self.first: int | None = None
-        self.hooks: list[Callable[[int], object]] = []
+        self.hooks: list[weakref.WeakMethod[Callable[[int], object]]] = []
         self._said = threading.Lock()
         self._before: dict[signal.Signals, object] = {}
         self._read, self._write = os.pipe()
@@ -114,7 +116,8 @@ class SignalHandler:
         self.install()
         # written to by the system itself: the main thread may not run Python for a while
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
-        os.register_at_fork(after_in_child=self._give_back)  # it would wake its parent
+        own = weakref.WeakMethod(self._give_back)  # what is registered is never let go
+        os.register_at_fork(after_in_child=lambda: _call(own))  # a child would wake its parent
         threading.Thread(target=self._watch, name="signals", daemon=True).start()
 
     def remove(self) -> None:
@@ -143,7 +146,7 @@ class SignalHandler:
             os.close(self._read)
             return
         began, parent = time.monotonic(), os.getppid()
-        for hook in self.hooks:
+        for hook in [found for method in self.hooks if (found := method()) is not None]:
             hook(signum)
         while (left := began + GRACE - time.monotonic()) > 0:
             another = self._next(min(left, 0.2))
@@ -168,6 +171,13 @@ class SignalHandler:
                 return None
             if timeout is not None or byte[0] in SIGNALS:
                 return byte[0]
+
+
+def _call(method: weakref.WeakMethod[Callable[[], None]]) -> None:
+    """Call a method of an object that may be gone."""
+    found = method()
+    if found is not None:
+        found()
 
 
 def say(sentence: str) -> None:

@@ -1,13 +1,16 @@
 """The processes of a run end together, and a scheduler's count is compared with the Trainer's."""
 
+import gc
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -15,6 +18,7 @@ from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 import qvlm_lightning.ranks as ranks
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.ranks import RankWatch, check_scheduler, requeue, requeued
+from qvlm_lightning.stopping import present_handler, stoppable
 
 TRAINER = {"devices": 1, "num_nodes": 1, "plugins": None, "accelerator": "cpu"}
 ONE = {"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NODEID": "0"}
@@ -183,3 +187,31 @@ def test_a_rank_that_dies_takes_the_others_down(child, monkeypatch, capsys):
     said = capsys.readouterr().err.strip()
     assert said.startswith("error: rank 2 of this run died (SIGKILL); the other ranks are stopped")
     assert "\n" not in said
+
+
+def test_a_watch_lets_its_trainer_go():
+    """A table makes one trainer after another below one handler of signals, and each has a model."""
+    with stoppable():
+        trainer = Mock()
+        told = weakref.ref(trainer)
+        watch = RankWatch(trainer)
+        assert [hook() for hook in present_handler().hooks] == [watch._signalled]
+        del watch, trainer
+        gc.collect()
+        assert told() is None
+
+
+def test_a_handler_lets_what_it_tells_go():
+    """What is registered for forks stays until the end of the process."""
+
+    class Told:
+        def again(self) -> str:
+            return "the command"
+
+    said = Told()
+    told = weakref.ref(said)
+    with stoppable(said.again):
+        pass
+    del said
+    gc.collect()
+    assert told() is None
