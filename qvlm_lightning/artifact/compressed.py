@@ -45,7 +45,9 @@ def compressed_kinds(linear: QuantLinear, packed: bool) -> dict[str, Kind]:
     return kinds if quantizer.symmetric else kinds | {"weight_zero_point": zeros}
 
 
-def to_compressed(end: str, linear: QuantLinear, packed: bool, read: Callable[[str], Tensor]) -> Tensor:
+def to_compressed(
+    end: str, linear: QuantLinear, packed: bool, read: Callable[[str], Tensor]
+) -> Tensor:
     """Return a tensor of :func:`compressed_kinds`.
 
     Args:
@@ -69,7 +71,9 @@ def to_compressed(end: str, linear: QuantLinear, packed: bool, read: Callable[[s
     return _as_words(pack_codes(zeros.T, bits)).T.contiguous() if packed else _signed(zeros, bits)
 
 
-def from_compressed(end: str, linear: QuantLinear, packed: bool, read: Callable[[str], Tensor]) -> Tensor:
+def from_compressed(
+    end: str, linear: QuantLinear, packed: bool, read: Callable[[str], Tensor]
+) -> Tensor:
     """Return ``codes``, ``scale`` or ``zero_point`` of a layer as an artifact has them.
 
     Args:
@@ -150,10 +154,11 @@ class CompressedTensors(Mapping[str, Tensor]):
                 )
 
         def make(end: str) -> Tensor:
+            def read(own: str) -> Tensor:
+                return self._shards.read(f"{stored}.{own}")
+
             try:
-                return from_compressed(
-                    end, linear, packed, lambda own: self._shards.read(f"{stored}.{own}")
-                )
+                return from_compressed(end, linear, packed, read)
             except ValueError as error:
                 raise InputError(f"{self._where} is broken: {stored}: {error}") from error
 

@@ -65,9 +65,7 @@ def save_artifact(
         write_whole(scratch / CARD, model_card(manifest, base, license_of(Path(base))))
 
 
-def write_manifest(
-    scratch: Path, manifest: Mapping[str, Any], found: Stored, model: Any
-) -> None:
+def write_manifest(scratch: Path, manifest: Mapping[str, Any], found: Stored, model: Any) -> None:
     """Write quantizers and manifest beside the weights of an artifact.
 
     Args:
