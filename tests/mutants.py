@@ -961,9 +961,9 @@ GIVEN = "tests/data/test_given.py"
 
 DAILY = [
     (
-        "qvlm_lightning/artifact/saving.py",
-        "plain = {n: x.to((stored or {}).get(n, x.dtype)) for n, x in plain.items()}",
-        "plain = dict(plain)",
+        "qvlm_lightning/artifact/stored.py",
+        "held = {n: (stored or {}).get(n, x.dtype) for n, x in plain.items()}",
+        "held = {n: x.dtype for n, x in plain.items()}",
         "an artifact of a half-precision folder is twice as large as it",
         STORED_TYPES,
     ),
@@ -1280,19 +1280,26 @@ _PATTERNS = "qvlm_lightning/export/patterns.py"
 _GGUF = "qvlm_lightning/export/gguf.py"
 _BASE = "qvlm_lightning/export/gguf_base.py"
 _CT_TEST = "tests/export/test_compressed_tensors.py"
+_LAYOUT, _LAYOUT_TEST = "qvlm_lightning/artifact/compressed.py", "tests/export/test_artifact_layout.py"
 _SAME = f"{_CT_TEST}::test_transformers_computes_what_the_simulated_model_does"
 _GGUF_TEST = "tests/export/test_gguf.py"
+_EVERY = f"{_GGUF_TEST}::test_every_layer_is_code_times_scale_to_the_bit"
 _EXACT = f"{_GGUF_TEST}::test_every_layer_is_code_times_scale_to_the_bit"
 _TARGETS = "tests/quant/test_targets.py"
 EXPORT = [
-    (_LAYERS, "return (codes - self._shift).to(torch.int8)", "return (codes - self._shift - 1).to(torch.int8)", "exported codes are one too small", f"{_SAME}[w8a8]"),
-    (_LAYERS, "return scale, (zero_point - self._shift).to(torch.int8)", "return scale, zero_point.to(torch.int8)", "exported zero points are those of unsigned codes", f"{_CT_TEST}::test_packed_words_hold_the_codes[3-False]"),
+    (_LAYERS, "return (codes - self._shift).to(torch.int8)", "return (codes - self._shift - 1).to(torch.int8)", "exported codes are one too small", f"{_EVERY}[grouped-4-True-32-Q4_0]"),
+    (_LAYERS, "return scale, (zero_point - self._shift).to(torch.int8)", "return scale, zero_point.to(torch.int8)", "exported zero points are those of unsigned codes", f"{_EVERY}[grouped-4-False-None-Q5_0]"),
     (_LAYERS, "shifted = zero_point - 2 ** (site.num_bits - 1)", "shifted = zero_point * 0", "an exported static range has no zero point", f"{_CT_TEST}::test_static_ranges_differ_at_ties_only[True]"),
     (_LAYERS, "if not (bool((high == 1).all()) and bool((low == -1).all())):", "if False:", "clip ratios of tokens are exported as none", f"{_CT_TEST}::test_clipped_tokens_are_refused"),
     (_LAYERS, "odd = sorted(more - _OWN_CHILDREN)", "odd = sorted(more & {'other'})", "what runs beside a layer is left out of the export", f"{_CT_TEST}::test_what_a_layer_does_beside_is_refused"),
     (_CONFIG, 'found["dequantize"] = True', 'found["dequantize"] = False', "transformers finds no place for packed zero points", f"{_SAME}[w4a16 asymmetric]"),
     (_CONFIG, '"ignore": told_apart([name for name in linear if name not in quantized]),', '"ignore": [name for name in linear if name not in quantized],', "layers left alone are named as a list", "tests/export/test_compressed_tensors.py::test_layers_left_alone_are_left_alone_under_both_namings"),
-    (_CT, "packed(layer.qparams()[1], bits, along=0)", "packed(layer.qparams()[1], bits, along=1)", "zero points of a row share words", f"{_CT_TEST}::test_packed_words_hold_the_codes[3-False]"),
+    (_LAYOUT, "_as_words(pack_codes(zeros.T, bits)).T.contiguous() if packed", "_as_words(pack_codes(zeros.T.flip(0), bits)).T.contiguous() if packed", "zero points of groups change places", f"{_LAYOUT_TEST}::test_words_are_those_of_compressed_tensors[5-24-3-4]"),
+    (_LAYOUT, "(codes.to(torch.int16) - 2 ** (bits - 1))", "(codes.to(torch.int16) - 2 ** bits // 4)", "codes in bytes are not around zero", f"{_LAYOUT_TEST}::test_words_are_those_of_compressed_tensors[5-24-3-4]"),
+    (_LAYOUT, "if entry is None or (entry.dtype, entry.shape) != kind:", "if entry is None:", "words of another shape are read", f"{_LAYOUT_TEST}::test_tensors_that_cannot_be_are_refused"),
+    ("qvlm_lightning/weights/exported.py", 'return "quantizers.stored" if', 'return "quantizers.safetensors" if', "vLLM reads quantizers as weights", f"{_LAYOUT_TEST}::test_vllm_finds_no_other_tensors"),
+    ("qvlm_lightning/artifact/loading.py", "if packed or told:", "if packed:", "what is saved of an artifact that others load is not one", f"{_LAYOUT_TEST}::test_a_copy_is_saved_of_either_form"),
+    ("qvlm_lightning/calibration/checks.py", "            check_model(model)\n", "            pass\n", "a model that others lack is calibrated for them", f"{_LAYOUT_TEST}::test_a_model_that_others_lack_is_refused_before_calibration"),
     (_PATTERNS, "fitting = (p for p in _candidates(left[0]) if not _in(p, others))", "fitting = (p for p in _candidates(left[0]))", "a pattern matches layers of the other kind", "tests/export/test_patterns.py::test_patterns_written_out_by_hand"),
     (_GGUF, "rows = base.stored(name, steps).numpy(), base.stored(name, scale).float().numpy()", "rows = base.stored(name, steps).numpy(), scale.float().numpy()", "scales of queries and keys stay where they were", f"{_EXACT}[grouped-4-True-32-Q4_0]"),
     (_GGUF, "steps = layer.codes().short() - zero_point.short().repeat_interleave(each, dim=1)", "steps = layer.codes().short()", "zero points are left out of blocks", f"{_EXACT}[grouped-6-False-64-Q8_0]"),

@@ -23,8 +23,8 @@ _TEMPLATE = """\
 # {{ base }}, calibrated to {{ scheme }}
 
 Calibrated with qvlm-lightning by `{{ method }}`. {% if elsewhere -%}
-Quantized weights lie here in the layout of compressed-tensors, and **transformers and vLLM load this
-folder** (see Use). With qvlm-lightning it loads so:
+Quantized weights lie here in the layout of compressed-tensors: **transformers loads this folder**
+without qvlm-lightning (see Use). With it:
 {%- else -%}
 Quantized weights lie here as packed codes, and
 **other programs refuse this folder**. It loads so:

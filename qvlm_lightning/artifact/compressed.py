@@ -154,10 +154,11 @@ class CompressedTensors(Mapping[str, Tensor]):
                 )
 
         def make(end: str) -> Tensor:
+            def read(own: str) -> Tensor:
+                return self._shards.read(f"{stored}.{own}")
+
             try:
-                return from_compressed(
-                    end, linear, packed, lambda own: self._shards.read(f"{stored}.{own}")
-                )
+                return from_compressed(end, linear, packed, read)
             except ValueError as error:
                 raise InputError(f"{self._where} is broken: {stored}: {error}") from error
 

@@ -102,7 +102,7 @@ def split_state(model: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 def _split_streamed(
     model: Any, weights: StreamedWeights
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return :func:`split_state` of a model without weights; most of them are on the meta device."""
+    """Return :func:`split_state` of a model without weights, most of it on the meta device."""
     quantizers: dict[str, Tensor] = {}
     plain: dict[str, Tensor] = {}
     seen: set[int] = set()

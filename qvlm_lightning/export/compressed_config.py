@@ -12,12 +12,16 @@ INT, PACKED, MIXED = "int-quantized", "pack-quantized", "mixed-precision"
 
 
 def formats_of(layers: Sequence[Layer]) -> dict[LayerScheme, str]:
-    """Return the format of every scheme of the layers, in their order.
+    """Return the format of every scheme of the layers, in their order."""
+    return held_as(list(dict.fromkeys(layer.scheme for layer in layers)))
+
+
+def held_as(schemes: Sequence[LayerScheme]) -> dict[LayerScheme, str]:
+    """Return the format of every scheme of a model.
 
     Weights below 8 bits are packed. Asymmetric ones are so only where transformers reads them
     (without quantized inputs, one scheme in the whole model); else they take a byte per code.
     """
-    schemes = list(dict.fromkeys(layer.scheme for layer in layers))
 
     def held(scheme: LayerScheme) -> str:
         if scheme.activation_bits is None:
@@ -115,17 +119,27 @@ def notes_on(scheme: LayerScheme, held: str) -> list[str]:
     return notes
 
 
+def scheme_in_vllm(scheme: LayerScheme, held: str) -> str | None:
+    """Return the class that vLLM 0.33 chooses for a scheme, ``None`` where it refuses the model;
+    tools/vllm_dispatch.py runs its own code.
+    """
+    bits, inputs = scheme.weight_bits, scheme.activation_bits
+    if held == PACKED:
+        if inputs is None:
+            return "WNA16"
+        return f"WNA{inputs}Int" if scheme.dynamic and inputs in (4, 8) else None
+    channel = scheme.symmetric and scheme.group_size is None
+    return "W8A8Int8" if bits == inputs == 8 and channel else None
+
+
 def served_by_vllm(scheme: LayerScheme, held: str) -> bool:
-    """Return whether vLLM 0.33 is known to dispatch a scheme to a kernel (its dispatch code, not
-    its kernels, was run: docs/export.md).
+    """Return whether vLLM 0.33 is known to have a kernel for a scheme (docs/export.md).
 
     It reads with compressed-tensors 0.17, which packs 3, 5, 6 and 7 bits with gaps; later versions,
     and these files, have none.
     """
-    bits, inputs = scheme.weight_bits, scheme.activation_bits
-    if held == PACKED:
-        return bits in (4, 8) and (inputs is None or (scheme.dynamic and inputs in (4, 8)))
-    return bits == inputs == 8 and scheme.symmetric and scheme.group_size is None
+    chosen = scheme_in_vllm(scheme, held)
+    return chosen is not None and scheme.weight_bits in (4, 8)
 
 
 def notes_on_parts(layers: Sequence[Layer]) -> list[str]:

@@ -171,8 +171,8 @@ def _layer_tensors(layer: Layer, packed: bool, found: Stored) -> dict[str, Plann
 
     if f"{layer.name}.codes" not in found.kinds:
         raise InputError(
-            f"{layer.name}: compressed-tensors cannot hold a quantized layer whose weight is that of "
-            "another module too; the nearest that it holds is a scheme that names it in ignore"
+            f"{layer.name}: compressed-tensors cannot hold a quantized layer whose weight is that "
+            "of another module too; the nearest that it holds is a scheme that names it in ignore"
         )
     linear = layer.linear
     tensors = {

@@ -29,6 +29,7 @@ def run_facts(report: Mapping[str, Any], artifact_bytes: int | None = None) -> l
         ("loss", _loss(report.get("loss_fixed") or [])),
         ("signal to noise", _sqnr(report.get("sqnr") or {})),
         ("size", _size(report.get("sizes") or {}, artifact_bytes)),
+        ("artifact", _layout(report["scheme"])),
         ("time", _time(report.get("spent") or {})),
         ("warnings", _warnings(report.get("warnings") or [])),
     ]
@@ -135,8 +136,15 @@ def _size(sizes: Mapping[str, Mapping[str, int]], artifact: int | None) -> str:
         full, packed = (sum(part[kind] for part in sizes.values()) for kind in ("full", "packed"))
         told.append(f"weights {format_bytes(full)}, packed they would be {format_bytes(packed)}")
     if artifact is not None:
-        told.append(f"artifact on disk {format_bytes(artifact)} (simulated, not packed)")
+        told.append(f"artifact on disk {format_bytes(artifact)}")
     return "; ".join(told)
+
+
+def _layout(scheme: Mapping[str, Any]) -> str:
+    """Write who loads the artifact."""
+    if scheme.get("target") == "compressed-tensors":
+        return "in the layout of compressed-tensors, which transformers loads too"
+    return "in the layout of this package, which other programs do not load"
 
 
 def _time(spent: Mapping[str, Mapping[str, float]]) -> str:

@@ -18,8 +18,8 @@ MANIFEST, QUANTIZERS = "quantization.json", "quantizers.safetensors"
 WEIGHTS, CONFIG = "weights.packed", "config.json"
 """The weights are a safetensors file whatever it is called."""
 FORMAT, COMPRESSED = 4, 5
-"""``COMPRESSED`` is ``FORMAT`` in the layout of compressed-tensors, which transformers and vLLM load:
-weights are in the files that they look for, and quantizers in one that they do not."""
+"""``COMPRESSED`` is ``FORMAT`` in the layout of compressed-tensors: weights are in the files that
+transformers and vLLM look for, and quantizers in one that they do not."""
 READABLE = (1, 2, 3, FORMAT, COMPRESSED)
 """Format 1 had the clip ratios of weights in the layers instead of in their quantizers; formats 1
 and 2 had the weights in ``model.safetensors``, which other programs load in silence, and no hashes
@@ -57,9 +57,10 @@ def weights_files(manifest: Mapping[str, Any]) -> list[str]:
         manifest: of the artifact.
     """
     version, files = manifest.get("format", FORMAT), manifest.get("files")
-    if version != COMPRESSED or not isinstance(files, dict):
-        return [_WEIGHTS_OF.get(version, "model.safetensors" if version == COMPRESSED else WEIGHTS)]
-    return sorted(name for name in files if is_weights_file(name, manifest))
+    if version != COMPRESSED:
+        return [_WEIGHTS_OF.get(version, WEIGHTS)]
+    named = files if isinstance(files, dict) else {}
+    return sorted(n for n in named if is_weights_file(n, manifest)) or ["model.safetensors"]
 
 
 def quantizers_file(manifest: Mapping[str, Any]) -> str:

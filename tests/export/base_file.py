@@ -41,8 +41,9 @@ def file_names(model: Any) -> dict[str, tuple[str, int | None]]:
     found: dict[str, tuple[str, int | None]] = {
         "model.language_model.embed_tokens.weight": ("token_embd.weight", None),
         "model.language_model.norm.weight": ("output_norm.weight", None),
-        "lm_head.weight": ("output.weight", None),
     }
+    if not config.tie_word_embeddings:
+        found["lm_head.weight"] = "output.weight", None
     heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
     for layer in range(config.num_hidden_layers):
         for ours, theirs in LAYER.items():

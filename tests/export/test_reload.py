@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from qvlm_lightning.export import export_compressed_tensors
+from qvlm_lightning.artifact import load
+from qvlm_lightning.export import export_compressed_tensors, save_compressed
 from qvlm_lightning.models.family import model_inputs
 from qvlm_lightning.quant.scheme import PartScheme, Scheme
 from tests.export.making import small_artifact, small_batch, tiny_artifact, tiny_inputs
@@ -33,6 +34,7 @@ CASES = {
     "qwen2_vl_w8a8_decoder": ("qwen2_vl", replace(W8A8, **DECODER), 14),
     "qwen2_vl_w4a16": ("qwen2_vl", W4A16, 24),
     "dinov2_w8a8": ("llava_dinov2", W8A8, 34),
+    "qwen2_vl_artifact": ("qwen2_vl", replace(W4A16, target="compressed-tensors"), 24),
 }
 
 READER = """
@@ -87,7 +89,13 @@ def reloaded(tmp_path_factory) -> dict[str, tuple[torch.Tensor, torch.Tensor, in
             small = BUILDERS[kind]()
             made = small_artifact(artifact, small, scheme)
             inputs = model_inputs(small_batch(small))
-        export_compressed_tensors(made, root / name, artifact)
+        if scheme.target is None:
+            export_compressed_tensors(made, root / name, artifact)
+        else:
+            save_compressed(root / name, made)
+            assert torch.equal(
+                *(load(path, simulate=True)[0](**inputs).logits for path in (artifact, root / name))
+            )
         save_file(inputs, (root / name).with_suffix(".inputs"))
         with torch.no_grad():
             ours[name] = made.model(**inputs).logits
