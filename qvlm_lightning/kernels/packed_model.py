@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
+from qvlm_lightning.kernels.extension import extension
 from qvlm_lightning.kernels.table import holding_of
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.packed_input import PackedInput
@@ -90,7 +91,9 @@ def _of_its_weight(_: str, linear: QuantLinear) -> PackedWeight:
 def _pack_site(model: nn.Module, site: Site, weight_of: WeightOf, done: PackedModel) -> None:
     quantizer, given, transform = site.quantizer, None, site.transform
     if quantizer.num_bits < OFF:
-        given = PackedInput(quantizer, site.leader.weight.dtype)
+        built = extension() if site.leader.weight.device.type == "cpu" else None
+        faster = None if built is None else built.quantized
+        given = PackedInput(quantizer, site.leader.weight.dtype, faster)
     layers: dict[str, PackedLinear] = {}
     for name in list(site.linears):
         linear = site.linears.pop(name)
