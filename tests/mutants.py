@@ -1306,6 +1306,7 @@ EXPORT = [
 _PACKING, _PACKED_INPUT = "qvlm_lightning/nn/packing.py", "qvlm_lightning/nn/packed_input.py"
 _PACKED, _KERNELS = "qvlm_lightning/nn/packed_linear.py", "qvlm_lightning/kernels"
 _PACKING_TEST, _PACKED_TEST = "tests/nn/test_packing.py", "tests/nn/test_packed_linear.py"
+_DECODING = "tests/kernels/test_decoding.py"
 _KERNEL_TEST, _PACKED_ARTIFACT = "tests/kernels/test_kernels.py", "tests/artifact/test_packed.py"
 PACKED = [
     (_PACKING, "codes[..., place::8].to(torch.int64) << (place * bits)", "codes[..., place::8].to(torch.int64) << (place * 8)", "packed codes have gaps", f"{_PACKING_TEST}::test_by_hand"),
@@ -1323,6 +1324,11 @@ PACKED = [
     (f"{_KERNELS}/int4pack.py", 'return tensors if exact else tensors | {"added": added.t().contiguous()}', "return tensors", "zero points get lost in torch's 4-bit product", f"{_KERNEL_TEST}::test_every_kernel_is_the_reference"),
     (f"{_KERNELS}/table.py", "aligned = not case.grouped or case.group_size % 8 == 0", "aligned = True", "the extension reads groups that begin within a byte", f"{_KERNEL_TEST}::test_groups_that_begin_within_a_byte_are_left_to_torch"),
     (f"{_KERNELS}/packed_model.py", "transform_input(list(layers.values()), transform)", "pass", "packed layers leave their transform out", f"{_PACKED_ARTIFACT}::test_a_transform_of_the_input_runs_in_front_of_packed_layers"),
+    (f"{_KERNELS}/extension.py", "return InputCodes(codes, scale, site.zero_point, x.dtype) if done else None", "return InputCodes(codes, scale, site.zero_point, x.dtype)", "NaN gets the codes of what lay there before", f"{_PACKED_TEST}::test_the_extension_makes_the_same_codes"),
+    (f"{_KERNELS}/attention.py", "plain = attention_mask is None and", "plain =", "single queries see what is masked", f"{_DECODING}::test_a_mask_and_several_queries_are_left_to_torch"),
+    (f"{_KERNELS}/key_values.py", "grown[:, :, :before] = self.all[:, :, :before]", "pass", "stored keys get lost when their buffer grows", f"{_DECODING}::test_buffers_hold_what_was_stored_across_their_growth"),
+    (f"{_KERNELS}/head.py", "model.set_submodule(name, _rounded(head, weight))", "head.weight.copy_(weight.dequantized())", "a tied embedding is rounded with the head", f"{_DECODING}::test_a_quantized_head_answers_as_its_simulation"),
+    ("qvlm_lightning/evaluation/generate.py", 'first["past_key_values"] = cache', "pass", "keys and values are stored in full whatever was asked for", "tests/commands/test_generate.py::test_head_and_stored_keys_can_be_smaller"),
     ("qvlm_lightning/commands/_generating.py", "more / (last - first)", "len(self.times) / (last - first)", "the first token counts as generated", "tests/commands/test_generate.py::test_speed_is_that_behind_the_first_token"),
 ]
 _LEADER, _LEADER_RUN = "qvlm_lightning/results/leaderboard.py", "qvlm_lightning/commands/_leaderboard_run.py"

@@ -17,6 +17,7 @@ from qvlm_lightning.estimate.sizes import format_bytes
 from qvlm_lightning.evaluation.generate import end_tokens_of, generate
 from qvlm_lightning.files import write_json
 from qvlm_lightning.kernels import key_value_cache, quantize_head, single_query_attention
+from qvlm_lightning.kernels.key_values import stored_bytes
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,8 @@ class Figures:
     """Codes, scales, zero points and biases of packed layers; 0 where everything is simulated."""
     kernels: dict[str, int]
     """Kernel -> number of layers in which it has run."""
+    key_value_bytes: int
+    """Stored keys and values at the end."""
     attention: str
     """What single queries attend with: ``extension``, or ``torch``."""
     notes: list[str]
@@ -56,7 +59,7 @@ class Figures:
         return [
             f"{self.prompt_tokens} prompt tokens, {self.tokens} new ones: {rate}, {seconds}",
             f"loaded in {self.load_seconds:.1f} s; packed layers {packed}, peak memory of the "
-            f"process {peak}",
+            f"process {peak}, keys and values {format_bytes(self.key_value_bytes)}",
             f"kernels: {', '.join(named) or 'none, weights are fake-quantized'}; attention of "
             f"single queries by {self.attention}",
             *self.notes,
@@ -134,6 +137,7 @@ def answer(
         peak_bytes=host_peak(),
         packed_bytes=0 if packed is None else packed.nbytes(),
         kernels={} if packed is None else packed.used(),
+        key_value_bytes=stored_bytes(cache),
         attention="extension" if single else "torch",
         notes=[] if packed is None else packed.notes(),
     )

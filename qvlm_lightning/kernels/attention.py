@@ -19,6 +19,8 @@ from qvlm_lightning.kernels.extension import extension
 
 NAME = "qvlm_single_query"
 """What transformers calls it."""
+_UNUSUAL = ("position_bias", "cache", "softcap", "s_aux")
+"""Further inputs of an attention function that change what it computes."""
 
 
 def attention(
@@ -45,7 +47,8 @@ def attention(
         others: of torch's attention.
     """
     plain = attention_mask is None and dropout == 0 and not torch.is_grad_enabled()
-    if plain and query.shape[2] == 1 and not others.get("position_bias"):
+    unusual = any(others.get(name) is not None for name in _UNUSUAL)
+    if plain and query.shape[2] == 1 and not unusual:
         out = _single(query[:, :, 0], key, value, scaling)
         if out is not None:
             return out[:, None], None

@@ -117,6 +117,11 @@ def int8_codes(x: Tensor) -> tuple[Tensor, Tensor]:
     return codes.to(torch.int8), scale
 
 
+def stored_bytes(cache: DynamicCache) -> int:
+    """Return the bytes of what a cache of :func:`key_value_cache` stores in its buffers."""
+    return sum(x.nbytes() for x in cache.layers if isinstance(x, BufferedLayer))
+
+
 def key_value_cache(config: Any, kind: str = "full") -> DynamicCache:
     """Return an empty cache for a generation.
 

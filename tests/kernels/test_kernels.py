@@ -145,7 +145,9 @@ def test_scales_of_every_type_are_read(dtype):
     ids=lambda kernel: kernel.name,
 )
 def test_integer_sums_are_exact(kernel):
-    """Of the largest codes there are, where float32 sums would round."""
+    """Of the largest codes there are, where float32 sums would round. The extension adds its eight
+    exact sums as scaled float32 numbers.
+    """
     if kernel.name == "extension" and built.extension() is None:
         pytest.skip(f"no extension here: {built.why_no_extension()}")
     weight = weight_of(8, (8, 1024), 1)
@@ -154,7 +156,9 @@ def test_integer_sums_are_exact(kernel):
     y = kernel.run(layer_of(weight, self_test.dense, kernel), given)
     steps = weight.levels().int() - weight.zeros().int()
     sums = 255 * steps.sum(dim=1)
-    assert torch.equal(y[0], sums.to(torch.float32) * weight.scale[:, 0])
+    expected = sums.to(torch.float32) * weight.scale[:, 0]
+    allowed = 0 if kernel.name == "int_mm" else 2e-7
+    assert float((y[0] - expected).abs().max()) <= allowed * float(expected.abs().max())
 
 
 # --- the self-test -------------------------------------------------------------------------------
