@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/generation.py --size small
 
 Every variant runs in a process of its own; weights are never there in full precision. Speed does
-not depend on the values of weights. All variants attend and store keys and values in the same way, but
-``bf16-transformers``, which does it as transformers does. It ends with an error where a packed layer
-writes its weight out for a single token although the extension is there.
+not depend on the values of weights. All variants attend and store keys and values in the same way,
+but ``bf16-transformers``, which does it as transformers does. It ends with an error where a packed
+layer writes its weight out for a single token although the extension is there.
 """
 
 import argparse

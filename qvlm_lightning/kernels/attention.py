@@ -33,8 +33,8 @@ def attention(
     dropout: float = 0.0,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Return attention [B, T, H, D], as an attention function of transformers; that of several queries
-    is torch's.
+    """Return attention [B, T, H, D], as an attention function of transformers; that of several
+    queries is torch's.
 
     Args:
         module: that attends.

@@ -1,4 +1,4 @@
-"""The optional C++ extension (the .cpp files beside this one), built once with the system's compiler.
+"""The optional C++ extension (the .cpp files here), built once with the system's compiler.
 
 It is plain C behind ``ctypes``: building takes a few seconds, none of torch's headers are read.
 """
@@ -89,9 +89,11 @@ class Extension:
         done = self._quantize(*given, site.clip, place, codes.data_ptr(), scale.data_ptr())
         return InputCodes(codes, scale, site.zero_point, x.dtype) if done else None
 
-    def attended(self, query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Tensor | None:
-        """Return attention [H, D] of one query [H, D] over keys and values [J, S, D] of J heads, each
-        shared by H / J of the query's; ``None`` of other types or where channels lie apart.
+    def attended(
+        self, query: Tensor, keys: Tensor, values: Tensor, scaling: float
+    ) -> Tensor | None:
+        """Return attention [H, D] of one query [H, D] over keys and values [J, S, D] of J heads,
+        each shared by H / J of the query's; ``None`` of other types or where channels lie apart.
         """
         kinds = {query.dtype, keys.dtype, values.dtype}
         if kinds not in ({torch.float32}, {torch.bfloat16}) or keys.shape != values.shape:

@@ -31,8 +31,8 @@ def check_head_bits(bits: int | None) -> None:
 
 @torch.no_grad()
 def quantize_head(model: Any, bits: int, packed: PackedModel | None) -> None:
-    """Quantize the output head in place, symmetric, with one scale per word; the embedding that it may
-    be tied to stays as it is.
+    """Quantize the output head in place, symmetric, with one scale per word; an embedding that it
+    is tied to stays as it is.
 
     Args:
         model: a Hugging Face model.

@@ -46,7 +46,7 @@ class PackedInput(nn.Module):
     Args:
         quantizer: with one stored range, or with a range measured on each token.
         dtype: type of the model.
-        faster: makes the same codes of rows [N, I] in less time, or returns ``None`` where it cannot.
+        faster: makes the same codes of rows [N, I] in less time, or ``None`` where it cannot.
     """
 
     scale: Tensor | None

@@ -48,7 +48,7 @@ def by_loops(query: Tensor, keys: Tensor, values: Tensor, scaling: float) -> Ten
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels", [16, 64, 72, 5])
 def test_one_query_attends_to_all_keys(channels, dtype):
-    """Grouped heads, in a buffer with room behind them, of channels that fill registers or do not."""
+    """Grouped heads, in a buffer with room behind them; channels fill registers or do not."""
     if extension() is None:
         pytest.skip("no extension here")
     torch.manual_seed(1)
