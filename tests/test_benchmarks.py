@@ -32,7 +32,7 @@ def test_a_packed_model_is_measured(generation):
     patches = (112 // 14) ** 2
     assert row["prompt tokens"] == 1 + patches + 2
     stored = 2 * layers * width * (row["prompt tokens"] + 2)
-    assert row["keys and values MiB"] == pytest.approx(stored / 2**20, rel=0.1)
+    assert row["keys and values MiB"] == pytest.approx(stored / 2**20, abs=0.06)  # of .27
     assert row["decode ms"] > 0
     assert ("extension" in row["kernels"]) == (extension() is not None)
     assert (row["attention"] == "extension") == (extension() is not None)

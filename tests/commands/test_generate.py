@@ -76,7 +76,9 @@ def test_head_and_stored_keys_can_be_smaller(artifact, question, tmp_path, capsy
 
 def test_a_head_of_another_width_is_refused_before_anything_is_read(capsys):
     told = ["generate", "--artifact", "nowhere", "--prompt", "what ?", "--head-bits", "9"]
-    assert main(told) == 2
+    with pytest.raises(SystemExit) as ended:
+        main(told)
+    assert ended.value.code == 2
     assert "--head-bits 9 is not allowed; allowed: 2 to 8" in capsys.readouterr().err
 
 
