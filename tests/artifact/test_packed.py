@@ -158,6 +158,18 @@ def test_a_packed_model_is_ready_to_be_used(folder, questions, tmp_path):
         model.to(torch.bfloat16)
 
 
+def test_the_head_can_be_rounded_when_a_model_is_loaded(folder):
+    heads = {
+        simulate: qvlm_lightning.load(folder, simulate=simulate, head_bits=4)[0].lm_head
+        for simulate in (True, False)
+    }
+    assert isinstance(heads[False], PackedLinear)
+    assert heads[False].bits == 4
+    assert max(len(row.unique()) for row in heads[True].weight) <= 16
+    with pytest.raises(InputError, match="1 bits was asked for"):
+        qvlm_lightning.load("nowhere", head_bits=1)
+
+
 def test_weights_are_packed_one_after_another(tmp_path, monkeypatch, calibrate, export):
     """When a layer of format 3 is packed, those before it have let their full-precision weight
     go.
