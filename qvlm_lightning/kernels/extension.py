@@ -78,7 +78,7 @@ class Extension:
         """Return the codes that ``site`` makes of rows [N, I]; ``None`` of numbers that are none or
         infinite, and of types that are neither float32 nor bfloat16.
         """
-        if x.dtype not in _WIDE:
+        if x.dtype not in _WIDE or x.device.type != "cpu":
             return None
         x, codes = x.contiguous(), torch.empty(x.shape, dtype=torch.uint8)
         rows, inputs = x.shape

@@ -91,7 +91,7 @@ def _of_its_weight(_: str, linear: QuantLinear) -> PackedWeight:
 def _pack_site(model: nn.Module, site: Site, weight_of: WeightOf, done: PackedModel) -> None:
     quantizer, given, transform = site.quantizer, None, site.transform
     if quantizer.num_bits < OFF:
-        built = extension() if site.leader.weight.device.type == "cpu" else None
+        built = extension()  # packed layers stay on the CPU
         faster = None if built is None else built.quantized
         given = PackedInput(quantizer, site.leader.weight.dtype, faster)
     layers: dict[str, PackedLinear] = {}

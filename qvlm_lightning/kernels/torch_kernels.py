@@ -115,4 +115,4 @@ def few_rows(layer: PackedLinear, given: Given) -> Tensor:
     built = extension()
     assert built is not None
     y = built.product(layer, given)
-    return y * given.scale if isinstance(given, InputCodes) else y
+    return y.mul_(given.scale) if isinstance(given, InputCodes) else y
