@@ -1313,6 +1313,7 @@ EXPORT = [
 _PACKING, _PACKED_INPUT = "qvlm_lightning/nn/packing.py", "qvlm_lightning/nn/packed_input.py"
 _PACKED, _KERNELS = "qvlm_lightning/nn/packed_linear.py", "qvlm_lightning/kernels"
 _PACKING_TEST, _PACKED_TEST = "tests/nn/test_packing.py", "tests/nn/test_packed_linear.py"
+_DECODING = "tests/kernels/test_decoding.py"
 _KERNEL_TEST, _PACKED_ARTIFACT = "tests/kernels/test_kernels.py", "tests/artifact/test_packed.py"
 PACKED = [
     (_PACKING, "codes[..., place::8].to(torch.int64) << (place * bits)", "codes[..., place::8].to(torch.int64) << (place * 8)", "packed codes have gaps", f"{_PACKING_TEST}::test_by_hand"),
@@ -1338,6 +1339,13 @@ PACKED = [
     ("qvlm_lightning/evaluation/cli.py", 'cli.model.packed = not cli.config["simulate"] and _on_cpu(cli.trainer)', "pass", "eval.py scores the simulation for the packed model", "tests/artifact/test_packed_evaluation.py::test_packed_weights_answer_unless_told_to_simulate"),
     ("qvlm_lightning/evaluation/module.py", 'packed = {"packed": True} if self.kernels is not None else {}', "packed = {}", "answers of the simulation count as those of the packed model", "tests/artifact/test_packed_evaluation.py::test_packed_weights_answer_unless_told_to_simulate"),
     ("qvlm_lightning/evaluation/journal.py", "for key in [*now, *(before.keys() - now)]", "for key in now", "what an interrupted evaluation depended on and this one does not goes unnamed", "tests/evaluation/test_journal.py::test_differences_name_every_key"),
+    (f"{_KERNELS}/packed_model.py", "transform_input(list(layers.values()), transform)", "pass", "packed layers leave their transform out", f"{_PACKED_ARTIFACT}::test_a_transform_of_the_input_runs_in_front_of_packed_layers"),
+    (f"{_KERNELS}/extension.py", "return InputCodes(codes, scale, site.zero_point, x.dtype) if done else None", "return InputCodes(codes, scale, site.zero_point, x.dtype)", "NaN gets the codes of what lay there before", f"{_PACKED_TEST}::test_the_extension_makes_the_same_codes"),
+    (f"{_KERNELS}/packed_model.py", "faster = None if built is None else built.quantized", "faster = None", "inputs of packed layers are quantized the slow way", f"{_PACKED_ARTIFACT}::test_packed_logits_are_those_of_the_simulation"),
+    (f"{_KERNELS}/attention.py", "plain = attention_mask is None and", "plain =", "single queries see what is masked", f"{_DECODING}::test_a_mask_and_several_queries_are_left_to_torch"),
+    (f"{_KERNELS}/key_values.py", "grown[:, :, :before] = self.all[:, :, :before]", "pass", "stored keys get lost when their buffer grows", f"{_DECODING}::test_buffers_hold_what_was_stored_across_their_growth"),
+    (f"{_KERNELS}/head.py", "model.set_submodule(name, _rounded(head, weight))", "head.weight.copy_(weight.dequantized())", "a tied embedding is rounded with the head", f"{_DECODING}::test_a_quantized_head_answers_as_its_simulation"),
+    ("qvlm_lightning/evaluation/generate.py", 'first["past_key_values"] = cache', "pass", "keys and values are stored in full whatever was asked for", "tests/commands/test_generate.py::test_head_and_stored_keys_can_be_smaller"),
     ("qvlm_lightning/commands/_generating.py", "more / (last - first)", "len(self.times) / (last - first)", "the first token counts as generated", "tests/commands/test_generate.py::test_speed_is_that_behind_the_first_token"),
 ]
 _LEADER, _LEADER_RUN = "qvlm_lightning/results/leaderboard.py", "qvlm_lightning/commands/_leaderboard_run.py"

@@ -19,7 +19,8 @@ from qvlm_lightning.artifact.saving import save_as_artifact, save_as_copy
 from qvlm_lightning.artifact.untrusted import check_sizes, checked_manifest
 from qvlm_lightning.errors import InputError, first_line, parse_json
 from qvlm_lightning.finite import check_finite
-from qvlm_lightning.kernels import PackedModel
+from qvlm_lightning.kernels import PackedModel, quantize_head
+from qvlm_lightning.kernels.head import check_head_bits
 from qvlm_lightning.models.find import family_for, family_name, known
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.models.weight_map import stored_names, without_weights
@@ -146,6 +147,7 @@ def load(
     family: type[HubFamily] | None = None,
     simulate: bool = False,
     device: torch.device | str = "cpu",
+    head_bits: int | None = None,
 ) -> tuple[nn.Module, Any]:
     """Return the quantized model of an artifact, in ``eval()`` mode, and its processor.
 
@@ -156,11 +158,16 @@ def load(
             default weights are packed codes, and kernels compute with them. Answers of the two
             differ by rounding (docs/packed.md).
         device: where the model goes; a packed model cannot be moved later.
+        head_bits: round the output head to so many bits, 2 to 8, one scale per word; by default it
+            stays as it was exported.
 
     Raises:
-        InputError: see :func:`load_artifact`.
+        InputError: see :func:`load_artifact`; or another width of the head.
     """
+    check_head_bits(head_bits)
     artifact = load_artifact(path, family, packed=not simulate, device=device)
+    if head_bits is not None:
+        quantize_head(artifact.model, head_bits, artifact.packed)
     return artifact.model, artifact.processor
 
 

@@ -16,6 +16,8 @@ from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.estimate.sizes import format_bytes
 from qvlm_lightning.evaluation.generate import end_tokens_of, generate
 from qvlm_lightning.files import write_json
+from qvlm_lightning.kernels import key_value_cache, quantize_head, single_query_attention
+from qvlm_lightning.kernels.key_values import stored_bytes
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,10 @@ class Figures:
     """Codes, scales, zero points and biases of packed layers; 0 where everything is simulated."""
     kernels: dict[str, int]
     """Kernel -> number of layers in which it has run."""
+    key_value_bytes: int
+    """Stored keys and values at the end."""
+    attention: str
+    """What single queries attend with: ``extension``, or ``torch``."""
     notes: list[str]
     """What stayed simulated, and kernels that were refused."""
 
@@ -53,8 +59,9 @@ class Figures:
         return [
             f"{self.prompt_tokens} prompt tokens, {self.tokens} new ones: {rate}, {seconds}",
             f"loaded in {self.load_seconds:.1f} s; packed layers {packed}, peak memory of the "
-            f"process {peak}",
-            f"kernels: {', '.join(named) or 'none, weights are fake-quantized'}",
+            f"process {peak}, keys and values {format_bytes(self.key_value_bytes)}",
+            f"kernels: {', '.join(named) or 'none, weights are fake-quantized'}; attention of "
+            f"single queries by {self.attention}",
             *self.notes,
         ]
 
@@ -72,11 +79,13 @@ def run(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
     start = time.perf_counter()
     artifact = load_artifact(str(options.artifact), packed=not options.simulate)
+    if options.head_bits is not None:
+        quantize_head(artifact.model, options.head_bits, artifact.packed)
     loaded = time.perf_counter() - start
     if options.simulate:
         artifact.structure.keep_only_quantized()
     sample = Sample("the prompt", image, options.prompt)
-    figures = answer(artifact, sample, options.max_new_tokens, loaded, _print)
+    figures = answer(artifact, sample, options.max_new_tokens, loaded, _print, options.kv_cache)
     print("\n")
     print("\n".join(figures.lines()))
     if options.json is not None:
@@ -88,7 +97,12 @@ def _print(text: str) -> None:
 
 
 def answer(
-    artifact: Artifact, sample: Sample, longest: int, loaded: float, show: Callable[[str], None]
+    artifact: Artifact,
+    sample: Sample,
+    longest: int,
+    loaded: float,
+    show: Callable[[str], None],
+    kv_cache: str = "full",
 ) -> Figures:
     """Answer one question greedily.
 
@@ -98,6 +112,7 @@ def answer(
         longest: tokens of the answer at most.
         loaded: seconds it took to load.
         show: called with every new piece of text.
+        kv_cache: how keys and values are stored, ``full`` or ``int8``.
 
     Raises:
         InputError: the model's logits are NaN or infinite.
@@ -106,7 +121,9 @@ def answer(
     batch = collate([sample], processor, with_answer=False)
     ends = end_tokens_of(artifact.model, processor)
     stream = _Stream(processor.tokenizer, ends, show)
-    answers = generate(artifact.model, batch, ends, longest, stopped=stream)
+    cache = key_value_cache(artifact.model.config, kv_cache)
+    with single_query_attention(artifact.model) as single:
+        answers = generate(artifact.model, batch, ends, longest, stopped=stream, cache=cache)
     answers.check([sample.id])
     packed = artifact.packed
     first, rate = stream.rate()
@@ -120,6 +137,8 @@ def answer(
         peak_bytes=host_peak(),
         packed_bytes=0 if packed is None else packed.nbytes(),
         kernels={} if packed is None else packed.used(),
+        key_value_bytes=stored_bytes(cache),
+        attention="extension" if single else "torch",
         notes=[] if packed is None else packed.notes(),
     )
 

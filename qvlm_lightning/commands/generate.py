@@ -26,6 +26,8 @@ def main(argv: Sequence[str]) -> int:
         raise InputError(f"--max-new-tokens {options.max_new_tokens} is not allowed; at least 1")
     if options.threads is not None and options.threads < 1:
         raise InputError(f"--threads {options.threads} is not allowed; at least 1")
+    if options.head_bits is not None and options.head_bits not in range(2, 9):
+        raise InputError(f"--head-bits {options.head_bits} is not allowed; allowed: 2 to 8")
     if not options.prompt.strip():
         raise InputError("--prompt is empty; give a question")
     if options.image is not None and not options.image.is_file():
@@ -55,6 +57,18 @@ def _parser() -> PlainParser:
     )
     parser.add_argument(
         "--simulate", action="store_true", help="fake-quantize instead of packing, as eval.py does"
+    )
+    parser.add_argument(
+        "--head-bits",
+        type=int,
+        metavar="BITS",
+        help="round the output head to so many bits, 2 to 8; default as it was exported",
+    )
+    parser.add_argument(
+        "--kv-cache",
+        choices=("full", "int8"),
+        default="full",
+        help="how keys and values are stored; default full",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="of the CPU; default all")
     parser.add_argument("--json", type=Path, metavar="OUT", help="write the figures to this file")

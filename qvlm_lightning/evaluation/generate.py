@@ -58,6 +58,7 @@ def generate(
     max_new_tokens: int,
     image_token: int | None = None,
     stopped: Callable[[list[int]], bool] | None = None,
+    cache: Any = None,
 ) -> Answers:
     """Answer greedily until every row has ended.
 
@@ -72,6 +73,8 @@ def generate(
         image_token: the image placeholder; None never shares.
         stopped: says of an answer's tokens so far whether they hold a stop string; it ends a row
             like an end token, whatever the other rows of the batch still do.
+        cache: an empty cache of transformers for keys and values, where images are not shared;
+            default the model's own.
 
     Returns:
         Token ids, and the log-probabilities of the first one.
@@ -89,6 +92,8 @@ def generate(
         first = {"input_ids": ids, "past_key_values": cache}
     else:
         first = model_inputs(batch)
+        if cache is not None:
+            first["past_key_values"] = cache
     first["attention_mask"] = mask
     places = positions(mask)
     # patches at the image's own resolution have positions in three axes, which the model works out

@@ -1,9 +1,10 @@
-"""The optional C++ extension (dense.cpp), built once with the system's compiler.
+"""The optional C++ extension (the .cpp files here), built once with the system's compiler.
 
 It is plain C behind ``ctypes``: building takes a few seconds, none of torch's headers are read.
 """
 
 import ctypes
+import hashlib
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ import torch
 from torch import Tensor
 
 from qvlm_lightning.errors import first_line
-from qvlm_lightning.nn.packed_linear import PackedLinear
+from qvlm_lightning.nn.packed_input import InputCodes, PackedInput
+from qvlm_lightning.nn.packed_linear import Given, PackedLinear
 
-_SOURCE = Path(__file__).with_name("dense.cpp")
-_SCALES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_FOLDER = Path(__file__).parent
+_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+_WIDE = (torch.float32, torch.bfloat16)
+_CODES = 3  # of an input
 
 
 class Extension:
@@ -30,18 +34,30 @@ class Extension:
         pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
         weight: list[Any] = [pointer, pointer, pointer, size, size, size, number, number, number]
         self._product, self._dequantize = library.qvlm_product, library.qvlm_dequantize
-        self._unpack = library.qvlm_unpack
-        self._product.argtypes = [*weight, pointer, pointer, size]
+        self._unpack, self._quantize = library.qvlm_unpack, library.qvlm_quantize
+        self._attend = library.qvlm_attend
+        self._product.argtypes = [*weight, pointer, number, number, pointer, size]
         self._dequantize.argtypes = [*weight, pointer]
         self._unpack.argtypes = [pointer, size, size, number, number, pointer]
-        for function in (self._product, self._dequantize, self._unpack):
+        for function in (self._product, self._dequantize, self._unpack, self._attend):
             function.restype = None
+        self._quantize.argtypes = [pointer, number, size, size, number, number, ctypes.c_float]
+        self._quantize.argtypes += [pointer, pointer, pointer]
+        self._attend.argtypes = [pointer, pointer, pointer, number, pointer, size, size, size, size]
+        self._attend.argtypes += [ctypes.c_float, number, pointer]
 
-    def product(self, layer: PackedLinear, x: Tensor) -> Tensor:
-        """Return ``x W^T`` [N, O] float32 of rows [N, I], read from the codes."""
-        x = x.to(torch.float32).contiguous()
+    def product(self, layer: PackedLinear, given: Given) -> Tensor:
+        """Return ``x W^T`` [N, O] float32 of rows [N, I], read from the codes; of an input in codes
+        without its scale.
+        """
+        if isinstance(given, InputCodes):
+            x, kind, zero_point = given.codes.contiguous(), _CODES, given.zero_point
+        else:
+            x = given if given.dtype in _TYPES else given.to(torch.float32)
+            x, kind, zero_point = x.contiguous(), _TYPES[x.dtype], 0
         out = torch.empty(len(x), layer.out_features)
-        self._product(*_weight(layer), x.data_ptr(), out.data_ptr(), len(x))
+        place = x.data_ptr()
+        self._product(*_weight(layer), place, kind, zero_point, out.data_ptr(), len(x))
         return out
 
     def dequantized(self, layer: PackedLinear) -> Tensor:
@@ -58,12 +74,48 @@ class Extension:
         self._unpack(place, *sizes, layer.bits, threads, out.data_ptr())
         return out
 
+    def quantized(self, site: PackedInput, x: Tensor) -> InputCodes | None:
+        """Return the codes that ``site`` makes of rows [N, I]; ``None`` of numbers that are none or
+        infinite, and of types that are neither float32 nor bfloat16.
+        """
+        if x.dtype not in _WIDE or x.device.type != "cpu":
+            return None
+        x, codes = x.contiguous(), torch.empty(x.shape, dtype=torch.uint8)
+        rows, inputs = x.shape
+        stored = site.scale
+        scale = torch.empty(rows, 1) if stored is None else stored
+        given = (x.data_ptr(), _TYPES[x.dtype], rows, inputs, site.num_bits, site.zero_point)
+        place = None if stored is None else stored.data_ptr()
+        done = self._quantize(*given, site.clip, place, codes.data_ptr(), scale.data_ptr())
+        return InputCodes(codes, scale, site.zero_point, x.dtype) if done else None
+
+    def attended(
+        self, query: Tensor, keys: Tensor, values: Tensor, scaling: float
+    ) -> Tensor | None:
+        """Return attention [H, D] of one query [H, D] over keys and values [J, S, D] of J heads,
+        each shared by H / J of the query's; ``None`` of other types or where channels lie apart.
+        """
+        kinds = {query.dtype, keys.dtype, values.dtype}
+        if kinds not in ({torch.float32}, {torch.bfloat16}) or keys.shape != values.shape:
+            return None
+        if keys.stride(2) != 1 or values.stride(2) != 1:
+            return None
+        query, out = query.contiguous(), torch.empty(query.shape)
+        steps = (ctypes.c_int64 * 4)(*keys.stride()[:2], *values.stride()[:2])
+        heads, (stored, tokens, channels) = len(query), keys.shape
+        self._attend(
+            *(query.data_ptr(), keys.data_ptr(), values.data_ptr(), _TYPES[query.dtype], steps),
+            *(heads, heads // stored, tokens, channels, scaling),
+            *(torch.get_num_threads(), out.data_ptr()),
+        )
+        return out.to(query.dtype)
+
 
 def _weight(layer: PackedLinear) -> list[Any]:
     scale: Any = layer.scale
     tensors = [_tensor(x) for x in (layer.codes, scale, layer.zero_point)]
     sizes = [layer.out_features, layer.in_features, layer.groups, layer.bits]
-    return [*tensors, *sizes, _SCALES[scale.dtype], torch.get_num_threads()]
+    return [*tensors, *sizes, _TYPES[scale.dtype], torch.get_num_threads()]
 
 
 def _tensor(tensor: Any) -> int | None:
@@ -80,14 +132,17 @@ def _built() -> tuple[Extension | None, str]:
     """Return the extension, or the reason why there is none."""
     avx2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     flags = ["-O3", "-std=c++17", "-fopenmp", *(["-mavx2", "-mfma", "-mbmi2"] if avx2 else [])]
-    name = "qvlm_dense_avx2" if avx2 else "qvlm_dense"
+    sources = [*sorted(_FOLDER.glob("*.h")), *sorted(_FOLDER.glob("*.cpp"))]
+    # another version of the project has another library
+    version = hashlib.sha256(b"".join(x.read_bytes() for x in sources)).hexdigest()[:8]
+    name = f"qvlm_{'avx2' if avx2 else 'plain'}_{version}"
     try:
         # outside of the try it would fail where no compiler is
         from torch.utils import cpp_extension
 
         path = cpp_extension.load(
             name,
-            [str(_SOURCE)],
+            [str(x) for x in sources if x.suffix == ".cpp"],
             extra_cflags=flags,
             extra_ldflags=["-fopenmp"],
             is_python_module=False,

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
+from qvlm_lightning.kernels.extension import extension
 from qvlm_lightning.kernels.table import holding_of
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.packed_input import PackedInput
@@ -102,7 +103,9 @@ def _pack_site(
 ) -> dict[str, PackedLinear]:
     quantizer, given, transform = site.quantizer, None, site.transform
     if quantizer.num_bits < OFF:
-        given = PackedInput(quantizer, site.leader.weight.dtype).to(device)
+        built = extension() if torch.device(device).type == "cpu" else None
+        faster = None if built is None else built.quantized
+        given = PackedInput(quantizer, site.leader.weight.dtype, faster).to(device)
     layers: dict[str, PackedLinear] = {}
     for name in list(site.linears):
         linear = site.linears.pop(name)

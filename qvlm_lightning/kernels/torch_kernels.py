@@ -116,6 +116,5 @@ def few_rows(layer: PackedLinear, given: Given) -> Tensor:
     """Return the product of the extension, which reads every code once for up to four rows."""
     built = extension()
     assert built is not None
-    if isinstance(given, InputCodes):
-        return built.product(layer, given.steps(torch.float32)) * given.scale
-    return built.product(layer, given)
+    y = built.product(layer, given)
+    return y.mul_(given.scale) if isinstance(given, InputCodes) else y

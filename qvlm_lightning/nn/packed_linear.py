@@ -125,8 +125,10 @@ class PackedLinear(nn.Module):
 
     def kernel(self, rows: int) -> Kernel:
         """Return the kernel that multiplies ``rows`` rows."""
-        fitting = (k for k in self.kernels if k.most_rows is None or rows <= k.most_rows)
-        return next(fitting)
+        for kernel in self.kernels:
+            if kernel.most_rows is None or rows <= kernel.most_rows:
+                return kernel
+        raise AssertionError("the last kernel takes any number of rows")
 
     @property
     def weight(self) -> Tensor:

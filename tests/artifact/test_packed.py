@@ -12,9 +12,11 @@ import qvlm_lightning
 from qvlm_lightning.artifact import load_artifact, save_artifact, split_state
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.estimate.sizes import part_sizes
+from qvlm_lightning.kernels.extension import extension
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.models.tiny import WEIGHTS
 from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.nn.packed_input import PackedInput
 from qvlm_lightning.nn.packed_linear import PackedLinear
 from qvlm_lightning.quant.scheme import PartScheme, Scheme
 from qvlm_lightning.weights.exported import sha256_of
@@ -70,6 +72,8 @@ def test_packed_logits_are_those_of_the_simulation(tmp_path, questions, name, ca
     assert set(artifact.packed.layers) == set(quantized)
     assert not artifact.packed.simulated
     assert sum(artifact.packed.used().values()) == len(quantized)
+    sites = [m for m in artifact.model.modules() if isinstance(m, PackedInput)]
+    assert all((site.faster is not None) == (extension() is not None) for site in sites)
     held = [*artifact.model.parameters(), *artifact.model.buffers()]
     assert not any(tensor.is_meta for tensor in held)
     planned = sum(part.codes + part.scales for part in part_sizes(model, structure).values())
@@ -156,6 +160,18 @@ def test_a_packed_model_is_ready_to_be_used(folder, questions, tmp_path):
         assert (tmp_path / "copy" / name).read_bytes() == (folder / name).read_bytes()
     with pytest.raises(InputError, match=r"load\(path, simulate=True\)"):
         model.to(torch.bfloat16)
+
+
+def test_the_head_can_be_rounded_when_a_model_is_loaded(folder):
+    heads = {
+        simulate: qvlm_lightning.load(folder, simulate=simulate, head_bits=4)[0].lm_head
+        for simulate in (True, False)
+    }
+    assert isinstance(heads[False], PackedLinear)
+    assert heads[False].bits == 4
+    assert max(len(row.unique()) for row in heads[True].weight) <= 16
+    with pytest.raises(InputError, match="1 bits was asked for"):
+        qvlm_lightning.load("nowhere", head_bits=1)
 
 
 def test_weights_are_packed_one_after_another(tmp_path, monkeypatch, calibrate, export):

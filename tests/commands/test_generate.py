@@ -58,6 +58,30 @@ def test_simulated_layers_have_no_kernels(artifact, question, capsys):
     assert "1 new ones: too few to have a speed" in said
 
 
+def test_head_and_stored_keys_can_be_smaller(artifact, question, tmp_path, capsys):
+    sample, image = question
+    given = ["--artifact", str(artifact), "--image", str(image), "--prompt", sample.question]
+    figures = {}
+    for name, more in (("full", []), ("small", ["--kv-cache", "int8", "--head-bits", "8"])):
+        out = tmp_path / f"{name}.json"
+        told = [*given, *more, "--max-new-tokens", "1", "--json", str(out)]
+        assert main(["generate", *told]) == 0
+        figures[name] = json.loads(out.read_text())
+    full, small = figures["full"], figures["small"]
+    assert 0 < small["key_value_bytes"] < 0.5 * full["key_value_bytes"]
+    head = load_artifact(artifact).model.get_output_embeddings()
+    assert small["packed_bytes"] - full["packed_bytes"] >= head.in_features * head.out_features
+    assert sum(small["kernels"].values()) > sum(full["kernels"].values())
+
+
+def test_a_head_of_another_width_is_refused_before_anything_is_read(capsys):
+    told = ["generate", "--artifact", "nowhere", "--prompt", "what ?", "--head-bits", "9"]
+    with pytest.raises(SystemExit) as ended:
+        main(told)
+    assert ended.value.code == 2
+    assert "--head-bits 9 is not allowed; allowed: 2 to 8" in capsys.readouterr().err
+
+
 def test_text_is_shown_once_and_never_in_half_characters():
     """A character of several tokens is shown when its last one is there."""
     texts = {(1,): "a", (1, 2): "a\ufffd", (1, 2, 3): "aé", (): ""}

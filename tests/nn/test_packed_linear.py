@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.kernels import torch_kernels
+from qvlm_lightning.kernels.extension import extension
 from qvlm_lightning.kernels.self_test import dense
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.packed_input import PackedInput
@@ -66,6 +67,31 @@ def test_codes_of_inputs_are_those_of_the_simulation(mode, bits, dtype):
     assert torch.equal(dequantized, quantizer(x))
     assert int(codes.codes.max()) < 2**bits
     assert torch.equal(codes.steps(torch.bfloat16).float(), codes.steps(torch.float32))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("mode", ["static_tensor", "dynamic_token"])
+def test_the_extension_makes_the_same_codes(mode, dtype):
+    """To the bit, halves between two codes included; numbers that are none are left to torch."""
+    built = extension()
+    if built is None:
+        pytest.skip("no extension here")
+    torch.manual_seed(2)
+    for bits in (4, 8):
+        site = PackedInput(quantizer_of(mode, bits), dtype)
+        x = torch.randn(200, 61) * torch.logspace(-42, 30, 200)[:, None]
+        x[0], x[1] = 0, torch.arange(61) / 2
+        if site.scale is not None:
+            x[2] = (torch.arange(61) + 0.5) * site.scale
+        x = x.to(dtype)
+        expected, found = site.plain_codes(x), built.quantized(site, x)
+        assert torch.equal(found.codes, expected.codes)
+        assert torch.equal(found.scale, expected.scale)
+        assert found.zero_point == expected.zero_point
+        for odd in (torch.nan, torch.inf):
+            x[3, 7] = odd
+            assert built.quantized(site, x) is None
+    assert built.quantized(site, x.half()) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -1,0 +1,308 @@
+// Few rows times a weight in dense codes. Every code is read once for up to four rows; four outputs
+// are computed side by side, so that their sums do not wait for each other.
+//
+// Of inputs in full precision (`Floats`) sums are float32, of inputs in codes (`Integers`) they are
+// int32 within a group, and exact. Inputs are first put in the order in which codes leave the
+// registers:
+//
+//  - Floats, up to 4 bits: a 32-bit word holds eight codes. Its k-th ones are masked, not shifted,
+//    which multiplies them by 2^(k b); the input is divided by that, exactly.
+//  - Integers, 4 bits: a 16-bit word holds four codes, which are shifted and masked.
+//  - All others: as they are.
+#include <type_traits>
+
+#include "dense.h"
+
+namespace {
+
+constexpr int BLOCK = 64;  // codes
+constexpr int LANES = 8;
+
+// Codes of a group that go through vector registers; groups that begin within a byte do not.
+template <class Kind>
+int64_t in_lanes(const Weight& w) {
+  return w.groups == 1 || w.size() % 8 == 0 ? w.size() / Kind::step * Kind::step : 0;
+}
+
+#ifdef __AVX2__
+// Eight words of eight codes; reads 8 B bytes.
+template <int B>
+inline __m256i eight_words(const uint8_t* from) {
+  if (B == 4) return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  const __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  if (B == 2) return _mm256_cvtepu16_epi32(low);
+  const __m128i high = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + 8));
+  const __m256i both = _mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1);
+  const __m256i places = _mm256_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1,
+                                          4, 5, 6, -1, 7, 8, 9, -1, 10, 11, 12, -1, 13, 14, 15, -1);
+  return _mm256_shuffle_epi8(both, places);
+}
+
+template <int B>
+inline __m256i sixteen_codes(const uint8_t* from) {  // 16 bits each; reads B + 8 bytes
+  if (B == 8) return _mm256_cvtepu8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+  constexpr uint64_t mask = 0x0101010101010101u * ((1u << B) - 1);
+  uint64_t low, high;
+  std::memcpy(&low, from, 8);
+  std::memcpy(&high, from + B, 8);
+  return _mm256_cvtepu8_epi16(_mm_set_epi64x(_pdep_u64(high, mask), _pdep_u64(low, mask)));
+}
+#endif
+
+// How codes of B bits are multiplied with inputs in full precision.
+template <int B>
+struct Floats {
+  using Number = float;
+  static constexpr bool blocked = B <= 4;
+#ifdef __AVX2__
+  using Lanes = __m256;
+  static constexpr int step = LANES;  // codes at a time
+  static Lanes nothing() { return _mm256_setzero_ps(); }
+  static __m256 floats(Lanes v) { return v; }
+  static Lanes minus(Lanes v, int zero, const Number* sums) {
+    return _mm256_fnmadd_ps(_mm256_set1_ps(zero), _mm256_loadu_ps(sums), v);
+  }
+  static Lanes add(const uint8_t* from, const Number* x, Lanes v) {
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(eight_codes<B>(from)), _mm256_loadu_ps(x), v);
+  }
+  template <int R, int M>
+  static void add_block(const uint8_t* const* from, const Number* const* x, Lanes (*v)[M]) {
+    if (!blocked) {
+      for (int k = 0; k < BLOCK / step; ++k)
+        for (int r = 0; r < R; ++r) {
+          const __m256 codes = _mm256_cvtepi32_ps(eight_codes<B>(from[r] + k * B));
+          for (int m = 0; m < M; ++m) v[r][m] = _mm256_fmadd_ps(codes, _mm256_loadu_ps(x[m] + k * step), v[r][m]);
+        }
+      return;
+    }
+    constexpr int chains = R * M > 4 ? 1 : 2;  // sums that do not wait for each other
+    __m256i words[R];
+    Lanes other[R][M];
+    for (int r = 0; r < R; ++r) {
+      words[r] = eight_words<B>(from[r]);
+      for (int m = 0; m < M; ++m) other[r][m] = nothing();
+    }
+#pragma GCC unroll 8
+    for (int k = 0; k < 8; ++k)
+      for (int r = 0; r < R; ++r) {
+        const __m256i masked = (k + 1) * B == 32 ? _mm256_srli_epi32(words[r], 32 - B)
+                                                 : _mm256_and_si256(words[r], _mm256_set1_epi32(((1 << B) - 1) << (k * B)));
+        const __m256 codes = _mm256_cvtepi32_ps(masked);
+        for (int m = 0; m < M; ++m) {
+          Lanes& to = k % chains ? other[r][m] : v[r][m];
+          to = _mm256_fmadd_ps(codes, _mm256_loadu_ps(x[m] + k * LANES), to);
+        }
+      }
+    for (int r = 0; r < R && chains > 1; ++r)
+      for (int m = 0; m < M; ++m) v[r][m] = _mm256_add_ps(v[r][m], other[r][m]);
+  }
+#endif
+  static void order(const Number* x, Number* to, Number* sums) {  // of a block
+    for (int k = 0; k < 8; ++k) {
+      const float part = (k + 1) * B == 32 ? 1.0f : 1.0f / (int64_t(1) << (k * B));
+      for (int j = 0; j < 8; ++j) {
+        to[8 * k + j] = x[8 * j + k] * part;
+        sums[j] += x[8 * j + k];
+      }
+    }
+  }
+  static void add_up(const Number* x, Number* sums) {  // of a step
+    for (int j = 0; j < LANES; ++j) sums[j] += x[j];
+  }
+};
+
+// How codes of B bits are multiplied with inputs that are whole numbers of up to 9 bits.
+template <int B>
+struct Integers {
+  using Number = int16_t;
+  static constexpr bool blocked = B == 4;
+#ifdef __AVX2__
+  using Lanes = __m256i;
+  static constexpr int step = 2 * LANES;
+  static Lanes nothing() { return _mm256_setzero_si256(); }
+  static __m256 floats(Lanes v) { return _mm256_cvtepi32_ps(v); }
+  static Lanes minus(Lanes v, int zero, const int32_t* sums) {
+    const __m256i each = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums));
+    return _mm256_sub_epi32(v, _mm256_mullo_epi32(_mm256_set1_epi32(zero), each));
+  }
+  static __m256i loaded(const Number* x) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)); }
+  static Lanes add(const uint8_t* from, const Number* x, Lanes v) {
+    return _mm256_add_epi32(v, _mm256_madd_epi16(sixteen_codes<B>(from), loaded(x)));
+  }
+  template <int R, int M>
+  static void add_block(const uint8_t* const* from, const Number* const* x, Lanes (*v)[M]) {
+    if (!blocked) {
+      for (int k = 0; k < BLOCK / step; ++k)
+        for (int r = 0; r < R; ++r) {
+          const __m256i codes = sixteen_codes<B>(from[r] + 2 * k * B);
+          for (int m = 0; m < M; ++m) v[r][m] = _mm256_add_epi32(v[r][m], _mm256_madd_epi16(codes, loaded(x[m] + k * step)));
+        }
+      return;
+    }
+    __m256i words[R];
+    for (int r = 0; r < R; ++r) words[r] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from[r]));
+#pragma GCC unroll 4
+    for (int k = 0; k < 4; ++k)
+      for (int r = 0; r < R; ++r) {
+        const __m256i codes = _mm256_and_si256(_mm256_srli_epi16(words[r], 4 * k), _mm256_set1_epi16(15));
+        for (int m = 0; m < M; ++m) v[r][m] = _mm256_add_epi32(v[r][m], _mm256_madd_epi16(codes, loaded(x[m] + k * step)));
+      }
+  }
+#endif
+  static void order(const Number* x, Number* to, int32_t* sums) {
+    for (int k = 0; k < 4; ++k) {
+      for (int j = 0; j < 16; ++j) to[16 * k + j] = x[4 * j + k];
+      add_up(to + 16 * k, sums);
+    }
+  }
+  static void add_up(const Number* x, int32_t* sums) {
+    for (int j = 0; j < LANES; ++j) sums[j] += x[2 * j] + x[2 * j + 1];
+  }
+};
+
+// Rows of the input as a kind needs them.
+template <class Kind>
+struct Rows {
+  using Number = typename Kind::Number;
+  using Sum = std::conditional_t<std::is_same_v<Number, float>, float, int32_t>;
+  std::vector<Number> plain, ordered;  // [M, I]
+  std::vector<Sum> sums;               // [M, G, lanes], of what goes through the lanes
+
+  Rows(const Weight& w, std::vector<Number> x, int64_t rows) : plain(std::move(x)) {
+#ifdef __AVX2__
+    ordered = plain;
+    sums.resize(rows * w.groups * LANES);
+    const int64_t last = in_lanes<Kind>(w), blocks = Kind::blocked ? last / BLOCK * BLOCK : 0;
+    for (int64_t group = 0; group < rows * w.groups; ++group) {
+      const Number* from = plain.data() + group * w.size();
+      Number* to = ordered.data() + group * w.size();
+      int64_t i = 0;
+      for (; i < blocks; i += BLOCK) Kind::order(from + i, to + i, &sums[group * LANES]);
+      for (; i < last; i += Kind::step) Kind::add_up(from + i, &sums[group * LANES]);
+    }
+#endif
+  }
+};
+
+// R outputs, whose codes begin at `row`, of M rows of the input.
+template <template <int> class Kind, int B, int R, int M>
+void outputs(const Weight& w, const Rows<Kind<B>>& x, const uint8_t* const* row, int64_t output, float* y) {
+  using Number = typename Kind<B>::Number;
+  const int64_t size = w.size();
+  float rest[R][M] = {};
+#ifdef __AVX2__
+  // rows lie behind each other: what is fetched in advance belongs to the next R outputs
+  const int64_t last = in_lanes<Kind<B>>(w), ahead = R * w.stride();
+  __m256 totals[R][M];
+  for (int r = 0; r < R; ++r)
+    for (int m = 0; m < M; ++m) totals[r][m] = _mm256_setzero_ps();
+#endif
+  for (int64_t g = 0; g < w.groups; ++g) {
+    int64_t i = 0;
+#ifdef __AVX2__
+    typename Kind<B>::Lanes v[R][M];
+    for (int r = 0; r < R; ++r)
+      for (int m = 0; m < M; ++m) v[r][m] = Kind<B>::nothing();
+    const uint8_t* from[R];
+    const Number* given[M];
+    for (int r = 0; r < R; ++r) from[r] = row[r] + g * size * B / 8;
+    for (int m = 0; m < M; ++m) given[m] = x.ordered.data() + m * w.inputs + g * size;
+    for (; i + BLOCK <= last; i += BLOCK) {
+      for (int r = 0; r < R; ++r) _mm_prefetch(reinterpret_cast<const char*>(from[r] + ahead), _MM_HINT_T0);
+      Kind<B>::template add_block<R, M>(from, given, v);
+      for (int r = 0; r < R; ++r) from[r] += BLOCK / 8 * B;
+      for (int m = 0; m < M; ++m) given[m] += BLOCK;
+    }
+    for (; i < last; i += Kind<B>::step) {
+      for (int r = 0; r < R; ++r) {
+        for (int m = 0; m < M; ++m) v[r][m] = Kind<B>::add(from[r], given[m], v[r][m]);
+        from[r] += Kind<B>::step / 8 * B;
+      }
+      for (int m = 0; m < M; ++m) given[m] += Kind<B>::step;
+    }
+#endif
+    for (int r = 0; r < R; ++r) {
+      const float scale = scale_at(w, (output + r) * w.groups + g);
+      const int zero = zero_at(w, (output + r) * w.groups + g);
+#ifdef __AVX2__
+      for (int m = 0; m < M; ++m) {
+        const auto steps = Kind<B>::minus(v[r][m], zero, x.sums.data() + (m * w.groups + g) * LANES);
+        totals[r][m] = _mm256_fmadd_ps(_mm256_set1_ps(scale), Kind<B>::floats(steps), totals[r][m]);
+      }
+#endif
+      for (int64_t j = i; j < size; ++j) {
+        const float step = scale * (code_at(row[r], g * size + j, B) - zero);
+        for (int m = 0; m < M; ++m) rest[r][m] += step * x.plain[m * w.inputs + g * size + j];
+      }
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int m = 0; m < M; ++m) {
+#ifdef __AVX2__
+      rest[r][m] += sum(totals[r][m]);
+#endif
+      y[m * w.outputs + output + r] = rest[r][m];
+    }
+}
+
+template <template <int> class Kind, int B, int R, int M>
+void product_rows(const Weight& w, const Rows<Kind<B>>& x, float* y) {
+  // behind the last rows there is nothing that registers could read: they are copied
+  const int64_t full = w.outputs / R, copied = w.outputs < 2 * R ? w.outputs : R + w.outputs % R;
+  std::vector<uint8_t> end(copied * w.stride() + 32);
+  std::memcpy(end.data(), w.end() - copied * w.stride(), copied * w.stride());
+  const auto row_at = [&](int64_t o) {
+    const int64_t left = w.outputs - o;
+    return left <= copied ? end.data() + (copied - left) * w.stride() : w.codes + o * w.stride();
+  };
+#pragma omp parallel for num_threads(w.threads) schedule(static)
+  for (int64_t block = 0; block < full + w.outputs % R; ++block) {
+    const uint8_t* row[R];
+    if (block < full) {
+      for (int r = 0; r < R; ++r) row[r] = row_at(block * R + r);
+      outputs<Kind, B, R, M>(w, x, row, block * R, y);
+    } else {
+      row[0] = row_at(full * R + block - full);
+      outputs<Kind, B, 1, M>(w, x, row, full * R + block - full, y);
+    }
+  }
+}
+
+template <template <int> class Kind, int B, int R, int M>
+void product_rows(const Weight& w, const typename Kind<B>::Number* x, float* y) {
+  const std::vector<typename Kind<B>::Number> given(x, x + M * w.inputs);
+  product_rows<Kind, B, R, M>(w, Rows<Kind<B>>(w, given, M), y);
+}
+
+template <template <int> class Kind, int B>
+void product(const Weight& w, const std::vector<typename Kind<B>::Number>& x, float* y, int64_t rows) {
+  int64_t n = 0;
+  for (; n + 4 <= rows; n += 4) product_rows<Kind, B, 2, 4>(w, x.data() + n * w.inputs, y + n * w.outputs);
+  for (; n < rows; ++n) product_rows<Kind, B, 4, 1>(w, x.data() + n * w.inputs, y + n * w.outputs);
+}
+
+}  // namespace
+
+extern "C" {
+
+// The product y [N, O] of x [N, I]. Of type 0 to 2 (float32, bfloat16, float16) these are numbers; of
+// type 3 uint8 codes, whose zero point is given.
+void qvlm_product(const void* codes, const void* scale, const void* zero_point, int64_t outputs,
+                  int64_t inputs, int64_t groups, int bits, int scale_type, int threads,
+                  const void* x, int x_type, int x_zero_point, float* y, int64_t rows) {
+  const Weight w{static_cast<const uint8_t*>(codes), scale, static_cast<const uint8_t*>(zero_point),
+                 outputs, inputs, groups, bits, scale_type, threads};
+  if (x_type == 3) {
+    const uint8_t* from = static_cast<const uint8_t*>(x);
+    std::vector<int16_t> steps(rows * inputs);
+    for (int64_t i = 0; i < rows * inputs; ++i) steps[i] = int16_t(from[i] - x_zero_point);
+#define INTEGERS(B) return product<Integers, B>(w, steps, y, rows)
+    FOR_EVERY_WIDTH(INTEGERS)
+  } else {
+    std::vector<float> numbers(rows * inputs);
+    for (int64_t i = 0; i < rows * inputs; ++i) numbers[i] = number_at(x, x_type, i);
+#define FLOATS(B) return product<Floats, B>(w, numbers, y, rows)
+    FOR_EVERY_WIDTH(FLOATS)
+  }
+}
+}
