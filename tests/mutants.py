@@ -1273,6 +1273,15 @@ ROTATIONS = [
     (_ROTATION, 'quantized = widths(scheme, "activation_bits") != {OFF}', "quantized = False", "a target gets transforms that it cannot hold", f"{_ROTATION_TEST}::test_a_target_without_a_place_for_transforms_is_refused"),
     ("qvlm_lightning/exits.py", "        if not (isinstance(value, OSError) and value.errno in REASONS):\n            before(fault)", "        before(fault)", "a writer's thread prints a traceback", "tests/test_main.py::test_a_thread_that_cannot_write_prints_no_traceback"),
 ]
+_RPTQ, _RPTQ_TEST = "qvlm_lightning/methods/rptq.py", "tests/methods/test_rptq.py"
+_HOLDS = f"{_RPTQ_TEST}::test_a_range_holds_all_of_its_cluster_and_no_more"
+RPTQ = [
+    ("qvlm_lightning/quant/clusters.py", "sums / size.clamp_min(1), centers)", "centers, centers)", "centers of clusters stay where they start", "tests/quant/test_clusters.py::test_means_move_until_every_point_is_with_the_nearest"),
+    ("qvlm_lightning/quant/clusters.py", "torch.minimum(away, (points - chosen[-1]).norm(dim=1))", "(points - chosen[-1]).norm(dim=1)", "centers of clusters start twice at one point", "tests/quant/test_clusters.py::test_as_many_clusters_as_points_leave_all_apart"),
+    (_RPTQ, 'low.flatten(), "amin")', 'low.flatten(), "amax")', "a cluster's range leaves some of it out", _HOLDS),
+    (_RPTQ, "shared_ranges(*ends, self.clusters)", "shared_ranges(*ends, 1)", "all channels share one range", _HOLDS),
+    ("qvlm_lightning/methods/requirements.py", "        ranges.check(scheme)\n", "        return\n", "a method's ranges are not asked whether the scheme suits them", f"{_RPTQ_TEST}::test_other_ranges_than_of_channels_are_refused"),
+]
 _CT = "qvlm_lightning/export/compressed_tensors.py"
 _CONFIG = "qvlm_lightning/export/compressed_config.py"
 _LAYERS = "qvlm_lightning/export/layers.py"
@@ -1377,6 +1386,7 @@ MUTANTS = [
     *AESPA,
     *FOLDS,
     *ROTATIONS,
+    *RPTQ,
     *EXPORT,
     *PACKED,
     *LEADERBOARD,

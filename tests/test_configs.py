@@ -81,7 +81,7 @@ def possible(method: str, scheme: str, *others: str) -> tuple[str, ...]:
     """Another method where this one changes only what the scheme leaves alone."""
     name = Path(method).stem
     idle = name in ("veo", "qvlm") and "_language" in scheme
-    idle |= name in ("smoothquant", "flatquant", "qvlm_plus") and "a16" in scheme
+    idle |= name in ("smoothquant", "flatquant", "qvlm_plus", "rptq") and "a16" in scheme
     return ("methods/rtn.yaml" if idle else method, scheme, *others)
 
 
@@ -110,8 +110,11 @@ def slow_but(first: str, names: list[str]) -> list[Any]:
 
 @pytest.mark.parametrize("names", combinations(), ids=lambda names: "+".join(names[1:]))
 def test_a_calibration_runs_for_a_step(names: tuple[str, ...], tmp_path) -> None:
-    learning = ["--model.method.steps=2"] if Path(names[1]).stem == "aespa" else []
-    fit(*names, options=[*SMALL, *learning, f"--trainer.default_root_dir={tmp_path}"])
+    needed = {
+        "aespa": ["--model.method.steps=2"],
+        "rptq": ["--model.scheme.activation_mode=static_channel"],
+    }.get(Path(names[1]).stem, [])
+    fit(*names, options=[*SMALL, *needed, f"--trainer.default_root_dir={tmp_path}"])
 
 
 @pytest.mark.parametrize(

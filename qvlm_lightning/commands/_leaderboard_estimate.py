@@ -25,6 +25,7 @@ ROUGH: Mapping[str, float] = {
     "mse": 10,
     "sequential": 12,
     "moving_average": 14,
+    "rptq": 10,
     "smoothquant": 15,
     "quarot": 15,
     "qvlm_plus_fast": 30,

@@ -14,6 +14,7 @@ from qvlm_lightning.methods.observed_ranges import ObservedRanges
 from qvlm_lightning.methods.percentile import JointSearch, MinMax, SequentialSearch
 from qvlm_lightning.methods.range_rules import LeastSquares, MovingAverage
 from qvlm_lightning.methods.rotation import Rotation
+from qvlm_lightning.methods.rptq import RPTQ
 from qvlm_lightning.methods.smoothquant import SmoothQuant
 from qvlm_lightning.methods.token_weights import ByKind, ModalityBalance, TokenWeights, Uniform
 
@@ -22,6 +23,7 @@ __all__ = [
     "AWQ",
     "GPTQ",
     "MBQ",
+    "RPTQ",
     "Block",
     "ByKind",
     "Chain",

@@ -55,6 +55,17 @@ def needs_ranges_only(ranges: Method | None) -> None:
         )
 
 
+def check_ranges(ranges: Method | None, scheme: Scheme) -> None:
+    """Let the method that decides the ranges of activations refuse a scheme, where any are
+    quantized.
+
+    Raises:
+        InputError: it does.
+    """
+    if ranges is not None and widths(scheme, "activation_bits") != {OFF}:
+        ranges.check(scheme)
+
+
 def leaves_whole_tokens(method: str, candidates: list[float], scheme: Scheme) -> None:
     """Refuse a search of clip ratios on tokens for a target that measures whole tokens.
 
