@@ -1209,7 +1209,7 @@ AESPA = [
     (_ATTENTION_STATISTICS, "repeat_interleave(group, dim=1)", "repeat(1, group, 1, 1)", "query heads are judged by other heads' keys", ONE_QUERY),
     (_ATTENTION_STATISTICS, "_add_products(sums.queries, slopes, attention.q, tokens.weight)", "_add_products(sums.queries, slopes, attention.q, tokens.value)", "queries count all tokens the same", ONE_QUERY),
     (_ATTENTION_STATISTICS, "_add_products(sums.keys, slopes, attention.k, tokens.value)", "_add_products(sums.keys, slopes, attention.k, tokens.weight)", "keys count by the weight of queries", ONE_QUERY),
-    (_ATTENTION_STATISTICS, "        quantizer.num_bits = OFF\n", "        quantizer.num_bits = OFF - 14\n", "an attention is measured with rounded projections", f"{_OF_FAMILIES}[moe_llava-language]"),
+    ("qvlm_lightning/nn/weight_quantizer.py", "        quantizer.num_bits = OFF\n", "        quantizer.num_bits = OFF - 14\n", "an attention is measured with rounded projections", f"{_OF_FAMILIES}[moe_llava-language]"),
     (_ATTENTION_STATISTICS, "key_N = torch.maximum(", "torch.maximum(", "stored sink tokens are no keys", f"{_AESPA_TEST}::test_sinks_are_keys_but_count_in_nothing_else[prefix]"),
     (_ATTENTION_STATISTICS, "sizes = [call.query.shape[0] * call.query.shape[2] for call in calls]", "sizes = [call.query.shape[2] * call.query.shape[0] for call in calls][::-1]", "tokens of packed images are taken for another image's", f"{_OF_FAMILIES}[qwen2_vl-vision]"),
     ("qvlm_lightning/nn/attention_calls.py", "heads = slice(head * group, (head + 1) * group)", "heads = slice(head, head + group)", "values are averaged by other heads", f"{_OF_FAMILIES}[qwen2_5_vl-language]"),

@@ -125,6 +125,41 @@ def test_a_further_row_runs_for_a_step(name: str, tmp_path) -> None:
     fit(*parts, options=[*SMALL, f"--trainer.default_root_dir={tmp_path}"])
 
 
+def differences(one: Any, other: Any, place: str = "") -> set[str]:
+    """Places at which two configurations differ, as keys and numbers joined by dots."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        pairs = [(key, one.get(key), other.get(key)) for key in one.keys() | other.keys()]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = [(str(i), *both) for i, both in enumerate(zip(one, other, strict=True))]
+    else:
+        return set() if one == other else {place.lstrip(".")}
+    return set().union(*(differences(*both, f"{place}.{key}") for key, *both in pairs))
+
+
+METHOD = "model.init_args.method.init_args"
+BALANCED = {f"{METHOD}.token_weights"}
+CHANGED = {
+    "gptq_mbq": BALANCED,
+    "aespa_mbq": BALANCED,
+    "signround_mbq": BALANCED,
+    "flatquant_mbq": BALANCED,
+    "plus_partition": {"trainer.callbacks+"},
+    "plus_modality": {f"{METHOD}.steps.{step}.init_args.token_weights" for step in (1, 2)},
+    "plus_joint_search": {f"{METHOD}.steps.1.init_args.ranges.class_path"},
+    "plus_veo": {"model.class_path"}
+    | {f"model.init_args.{own}" for own in ("epochs", "every_n_epochs", "lr", "weights")},
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_row_of_an_ablation_changes_one_thing(name: str) -> None:
+    """Against the method it is named after; what else differs is its name."""
+    stem = name.removesuffix("_mbq").replace(name, "qvlm_plus")
+    files = (CONFIGS / "methods" / f"{stem}.yaml", CONFIGS / "methods/ablation" / f"{name}.yaml")
+    found = differences(*(yaml.safe_load(file.read_text(encoding="utf-8")) for file in files))
+    assert found == CHANGED[name] | {"model.init_args.name"}
+
+
 @pytest.mark.parametrize("name", presets("data", outside=True))
 def test_a_calibration_on_other_data_runs_for_a_step(name: str, shapes, tmp_path) -> None:
     parts = ("base.yaml", "methods/rtn.yaml", "schemes/w8a8.yaml", "models/tiny.yaml", name)

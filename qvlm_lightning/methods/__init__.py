@@ -1,5 +1,6 @@
 """Ways to decide a block, and proxies of the dependency between layers."""
 
+from qvlm_lightning.methods.adaround import AdaRound
 from qvlm_lightning.methods.aespa import AESPA
 from qvlm_lightning.methods.awq import AWQ
 from qvlm_lightning.methods.base import Method
@@ -24,6 +25,7 @@ __all__ = [
     "GPTQ",
     "MBQ",
     "RPTQ",
+    "AdaRound",
     "Block",
     "ByKind",
     "Chain",

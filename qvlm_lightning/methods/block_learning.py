@@ -105,8 +105,10 @@ def descend(
     decision_of: Callable[[], Decision],
     steps: int,
     optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
+    penalty: Callable[[int], Tensor] | None = None,
 ) -> None:
-    """Lower J of a block, one batch per step, in the order of the batches.
+    """Lower J of a block, one batch per step, in the order of the batches; without any parameter do
+    nothing.
 
     Learning rates fall linearly to 0. The scale of every token follows what is learned.
 
@@ -116,10 +118,13 @@ def descend(
         decision_of: the decision that the parameters stand for; differentiable.
         steps: number of steps.
         optimizer: its class.
+        penalty: what a step adds to J; differentiable.
 
     Raises:
         FloatingPointError: J is NaN or infinite.
     """
+    if not any(group["params"] for group in groups):
+        return
     stepper = optimizer(groups)  # type: ignore[call-arg]
     rates = [float(group["lr"]) for group in stepper.param_groups]
     quantizers = [site.quantizer for site in block.sites]
@@ -133,6 +138,8 @@ def descend(
                 loss = block.loss(step % len(block.x_q), decision_of())
                 if not bool(loss.isfinite()):
                     raise FloatingPointError(f"the objective is {float(loss)} in step {step}")
+                if penalty is not None:
+                    loss = loss + penalty(step).to(loss)
                 stepper.zero_grad()
                 loss.backward()
                 stepper.step()

@@ -2,6 +2,7 @@
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
+from qvlm_lightning.methods.token_weights import Uniform
 from qvlm_lightning.quant.scheme import OFF, PARTS, Scheme
 
 
@@ -43,15 +44,21 @@ def needs_quantized_activations(method: str, scheme: Scheme) -> None:
 
 
 def needs_ranges_only(ranges: Method | None) -> None:
-    """Refuse a method that changes weights as the one that decides the ranges of activations.
+    """Refuse a method that changes weights as the one that decides the ranges of activations, and
+    token weights of its own: those of the method that it belongs to count.
 
     Raises:
-        InputError: it does.
+        InputError: it has or does.
     """
     if ranges is not None and ranges.changes_weights:
         raise InputError(
             f"ranges is {ranges.name}, which changes weights; allowed are methods that decide "
             "ranges of activations only, such as LeastSquares or JointSearch"
+        )
+    if ranges is not None and not isinstance(ranges.token_weights, Uniform):
+        raise InputError(
+            f"ranges is {ranges.name} with token weights of its own, which would be passed over; "
+            "give them to the method that it belongs to, and they count in its ranges too"
         )
 
 
