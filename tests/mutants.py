@@ -1273,6 +1273,36 @@ ROTATIONS = [
     (_ROTATION, 'quantized = widths(scheme, "activation_bits") != {OFF}', "quantized = False", "a target gets transforms that it cannot hold", f"{_ROTATION_TEST}::test_a_target_without_a_place_for_transforms_is_refused"),
     ("qvlm_lightning/exits.py", "        if not (isinstance(value, OSError) and value.errno in REASONS):\n            before(fault)", "        before(fault)", "a writer's thread prints a traceback", "tests/test_main.py::test_a_thread_that_cannot_write_prints_no_traceback"),
 ]
+_ADAROUND, _ADAROUND_TEST = "qvlm_lightning/methods/adaround.py", "tests/methods/test_adaround.py"
+_PENALTY = f"{_ADAROUND_TEST}::test_the_penalty_is_that_of_a_loop"
+_NOT_YET = f"{_ADAROUND_TEST}::test_before_the_first_step_nothing_is_rounded"
+ADAROUND = [
+    (_ADAROUND, "(annealing.weight / count)", "annealing.weight", "the regularizer grows with the weights", _PENALTY),
+    (_ADAROUND, "if beta is None or not count:", "if not count:\n                beta = beta or 2.0", "roundings are driven from the start", _PENALTY),
+    (_ADAROUND, "free_variable(steps - self.down[name])", "free_variable(torch.full_like(steps, 0.5))", "learning starts from the middle of every step", _NOT_YET),
+    (_ADAROUND, 'if f"{place}.low" in block.given.tensors:', "if False:", "ranges that a chain has decided are dropped", f"{_ADAROUND_TEST}::test_ranges_that_a_chain_has_decided_are_kept"),
+    (_ADAROUND, "(free >= 0).float()", "(free < 0).float()", "every weight is rounded the other way", f"{_ADAROUND_TEST}::test_every_weight_becomes_the_value_below_or_above"),
+    (_ADAROUND, "penalty=penalty, falling=False", "penalty=penalty", "steps vanish before roundings are decided", f"{_ADAROUND_TEST}::test_the_regularizer_decides_the_shares"),
+    (_LOOP, "loss = loss + penalty(step).to(loss)", "pass", "a penalty does not count", f"{_ADAROUND_TEST}::test_the_regularizer_decides_the_shares"),
+    (_LOOP, '    if not any(group["params"] for group in groups):\n        return\n', "", "without anything to learn a run ends", f"{_ADAROUND_TEST}::test_parts_without_anything_to_learn_are_left_alone"),
+]
+_BALANCED_TEST = "tests/methods/test_balanced_methods.py"
+_AT_MODULES = f"{_BALANCED_TEST}::test_a_balance_is_the_ratio_at_the_output_of_each_module"
+BALANCES = [
+    ("qvlm_lightning/methods/range_rules.py", "weight = block.weight(batch, seen.mask, block.place(site))", "weight = block.weight(batch, seen.mask)", "least squares weigh a site as the block's output", f"{_AT_MODULES}[least_squares]"),
+    (_OBSERVED, "weight = block.weight(batch, own.mask, block.place(site))", "weight = block.weight(batch, own.mask)", "observed ranges weigh a site as the block's output", f"{_AT_MODULES}[observed]"),
+    (_SITE_STATISTICS, "weight = block.weight(batch, mask, block.place(site)) if weighted else mask", "weight = block.weight(batch, mask) if weighted else mask", "sums weigh a site as the block's output", f"{_AT_MODULES}[gptq]"),
+    ("qvlm_lightning/methods/requirements.py", "not isinstance(ranges.token_weights, Uniform)", "False", "token weights of ranges are passed over in silence", f"{_BALANCED_TEST}::test_token_weights_of_nested_ranges_are_refused"),
+    ("qvlm_lightning/calibration/checks.py", "        check_answers(batches)\n", "        pass\n", "missing answers show after the statistics", f"{_BALANCED_TEST}::test_a_balance_without_answers_is_refused_before_statistics"),
+]
+_ZFOLD, _ZFOLD_TEST = "qvlm_lightning/quant/z_fold.py", "tests/quant/test_z_fold.py"
+ZFOLDS = [
+    (_ZFOLD, "self.gram * z_C * z_C[:, None]", "self.gram", "folded weights are judged on inputs from before the fold", f"{_ZFOLD_TEST}::test_the_error_never_grows_and_mostly_falls"),
+    (_ZFOLD, "        if not error < least:\n            break\n", "", "scales that are worse are taken", f"{_ZFOLD_TEST}::test_the_error_never_grows_and_mostly_falls"),
+    (_ZFOLD, "squares.index_add_(0, layer.channels, own.square().sum(dim=0))", "squares.index_add_(0, layer.channels, own.abs().sum(dim=0))", "scales are no least squares answer", f"{_ZFOLD_TEST}::test_one_round_is_the_least_squares_answer"),
+    (_ZFOLD, "torch.where(fits, products / torch.where(fits, squares, 1.0), before_S)", "products / squares.clamp_min(1e-12)", "a channel that is rounded away gets a scale of 0", f"{_ZFOLD_TEST}::test_a_channel_that_is_rounded_to_nothing_keeps_its_scale"),
+    ("qvlm_lightning/methods/z_fold.py", "1 / channel_scales(", "channel_scales(", "the fold goes the other way", "tests/methods/test_z_fold.py::test_rounding_behind_it_is_better_than_without"),
+]
 _RPTQ, _RPTQ_TEST = "qvlm_lightning/methods/rptq.py", "tests/methods/test_rptq.py"
 _HOLDS = f"{_RPTQ_TEST}::test_a_range_holds_all_of_its_cluster_and_no_more"
 RPTQ = [
@@ -1387,6 +1417,9 @@ MUTANTS = [
     *FOLDS,
     *ROTATIONS,
     *RPTQ,
+    *ADAROUND,
+    *BALANCES,
+    *ZFOLDS,
     *EXPORT,
     *PACKED,
     *LEADERBOARD,

@@ -61,7 +61,7 @@ def fit(*names: str, options: list[str]) -> None:
     train_main(["fit", *(f"--config={CONFIGS / name}" for name in names), *options])
 
 
-LEARNING = {"aespa", "qvlm_plus", "signround"}
+LEARNING = {"adaround", "aespa", "qvlm_plus", "signround"}
 """Methods that take half a minute; their parts have quick tests of their own."""
 
 

@@ -18,6 +18,7 @@ from qvlm_lightning.methods.rotation import Rotation
 from qvlm_lightning.methods.rptq import RPTQ
 from qvlm_lightning.methods.smoothquant import SmoothQuant
 from qvlm_lightning.methods.token_weights import ByKind, ModalityBalance, TokenWeights, Uniform
+from qvlm_lightning.methods.z_fold import ZFold
 
 __all__ = [
     "AESPA",
@@ -44,4 +45,5 @@ __all__ = [
     "SmoothQuant",
     "TokenWeights",
     "Uniform",
+    "ZFold",
 ]

@@ -86,8 +86,9 @@ class AdaRound(Method):
         if self.clip_lr:
             groups.append({"params": learned.activations.parameters, "lr": self.clip_lr})
         annealing = Annealing(self.steps, self.lr, self.weight * before)
+        penalty = learned.penalty(annealing)
         with exact_weights(block.linear(name).weight_quantizer for name in learned.free):
-            descend(block, groups, learned.decision, self.steps, penalty=learned.penalty(annealing))
+            descend(block, groups, learned.decision, self.steps, penalty=penalty, falling=False)
         found = learned.rounded()
         after = float(block.errors([found])[0])
         scores = {"minmax": minmax, "start": before, self.name: min(before, after)}

@@ -106,11 +106,12 @@ def descend(
     steps: int,
     optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
     penalty: Callable[[int], Tensor] | None = None,
+    falling: bool = True,
 ) -> None:
     """Lower J of a block, one batch per step, in the order of the batches; without any parameter do
     nothing.
 
-    Learning rates fall linearly to 0. The scale of every token follows what is learned.
+    Learning rates fall linearly to 0, if asked. The scale of every token follows what is learned.
 
     Args:
         block: with its cached inputs.
@@ -119,6 +120,7 @@ def descend(
         steps: number of steps.
         optimizer: its class.
         penalty: what a step adds to J; differentiable.
+        falling: let learning rates fall; otherwise they stay, for a penalty that grows.
 
     Raises:
         FloatingPointError: J is NaN or infinite.
@@ -134,7 +136,7 @@ def descend(
         with torch.enable_grad():
             for step in range(steps):
                 for group, rate in zip(stepper.param_groups, rates, strict=True):
-                    group["lr"] = rate * (1 - step / steps)
+                    group["lr"] = rate * (1 - step / steps if falling else 1)
                 loss = block.loss(step % len(block.x_q), decision_of())
                 if not bool(loss.isfinite()):
                     raise FloatingPointError(f"the objective is {float(loss)} in step {step}")

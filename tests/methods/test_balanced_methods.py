@@ -26,16 +26,17 @@ from tests.methods.test_site_statistics import block_of
 
 W3A4 = Scheme.parse("w3a4")
 GRID = [1.0, 0.97, 0.9]
+FINE = [1 - 0.02 * step for step in range(20)]
 METHODS = {
     "gptq": lambda own: GPTQ(token_weights=own),
-    "gptq with ranges": lambda own: GPTQ(ranges=LeastSquares(GRID), token_weights=own),
+    "gptq_with_ranges": lambda own: GPTQ(ranges=LeastSquares(GRID), token_weights=own),
     "aespa": lambda own: AESPA(steps=3, token_weights=own),
-    "least squares": lambda own: LeastSquares(token_weights=own),
+    "least_squares": lambda own: LeastSquares(token_weights=own),
     "observed": lambda own: ObservedRanges(token_weights=own),
-    "sequential": lambda own: SequentialSearch(token_weights=own),
-    "joint": lambda own: JointSearch(GRID, token_weights=own),
+    "sequential": lambda own: SequentialSearch(FINE, token_weights=own),
+    "joint": lambda own: JointSearch(FINE, token_weights=own),
     "transforms": lambda own: LearnedTransforms(steps=2, token_weights=own),
-    "signs": lambda own: LearnedRounding(steps=2, token_weights=own),
+    "signs": lambda own: LearnedRounding(steps=8, token_weights=own),
     "adaround": lambda own: AdaRound(steps=2, token_weights=own),
 }
 
