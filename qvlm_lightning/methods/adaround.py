@@ -57,7 +57,7 @@ class AdaRound(Method):
         steps: int = 200,
         lr: float = 0.05,
         clip_lr: float = 0.005,
-        weight: float = 1.0,
+        weight: float = 20.0,
         objective: Objective = "normalized",
         token_weights: TokenWeights | None = None,
     ) -> None:

@@ -80,9 +80,8 @@ def shared_ranges(low: Tensor, high: Tensor, count: int) -> tuple[Tensor, Tensor
         [[-2.0, -8.0, -2.0], [2.0, 9.0, 2.0]]
     """
     place = clusters(torch.stack([low.flatten(), high.flatten()], dim=-1), count)
-    least = torch.full_like(low.flatten(), torch.inf).scatter_reduce(
-        0, place, low.flatten(), "amin"
-    )
+    least = torch.full_like(low.flatten(), torch.inf)
+    least = least.scatter_reduce(0, place, low.flatten(), "amin")
     most = torch.full_like(high.flatten(), -torch.inf)
     most = most.scatter_reduce(0, place, high.flatten(), "amax")
     return least[place].reshape(low.shape), most[place].reshape(high.shape)

@@ -34,7 +34,7 @@ METHODS = {
     "least_squares": lambda own: LeastSquares(token_weights=own),
     "observed": lambda own: ObservedRanges(token_weights=own),
     "sequential": lambda own: SequentialSearch(FINE, token_weights=own),
-    "joint": lambda own: JointSearch(FINE, token_weights=own),
+    "joint": lambda own: JointSearch(FINE, per="layer", token_weights=own),
     "transforms": lambda own: LearnedTransforms(steps=2, token_weights=own),
     "signs": lambda own: LearnedRounding(steps=8, token_weights=own),
     "adaround": lambda own: AdaRound(steps=2, token_weights=own),
