@@ -1309,7 +1309,7 @@ RPTQ = [
     ("qvlm_lightning/quant/clusters.py", "sums / size.clamp_min(1), centers)", "centers, centers)", "centers of clusters stay where they start", "tests/quant/test_clusters.py::test_means_move_until_every_point_is_with_the_nearest"),
     ("qvlm_lightning/quant/clusters.py", "torch.minimum(away, (points - chosen[-1]).norm(dim=1))", "(points - chosen[-1]).norm(dim=1)", "centers of clusters start twice at one point", "tests/quant/test_clusters.py::test_as_many_clusters_as_points_leave_all_apart"),
     (_RPTQ, 'low.flatten(), "amin")', 'low.flatten(), "amax")', "a cluster's range leaves some of it out", _HOLDS),
-    (_RPTQ, "shared_ranges(*ends, self.clusters)", "shared_ranges(*ends, 1)", "all channels share one range", _HOLDS),
+    (_RPTQ, "shared_ranges(low, high, self.clusters)", "shared_ranges(low, high, 1)", "all channels share one range", _HOLDS),
     ("qvlm_lightning/methods/requirements.py", "        ranges.check(scheme)\n", "        return\n", "a method's ranges are not asked whether the scheme suits them", f"{_RPTQ_TEST}::test_other_ranges_than_of_channels_are_refused"),
 ]
 _CT = "qvlm_lightning/export/compressed_tensors.py"

@@ -151,9 +151,8 @@ class _Learned:
         return found
 
     def _steps(self, name: str) -> Steps:
-        scale, zero_point, least, most = (
-            x.float() if isinstance(x, Tensor) else x for x in self.grids[name].qparams()
-        )
+        scale, zero_point, least, most = self.grids[name].qparams()
+        scale, zero_point = scale.float(), zero_point.float()
         inputs = self.block.linear(name).in_features
         return Steps(scale, least - zero_point, most - zero_point).wide(inputs)
 

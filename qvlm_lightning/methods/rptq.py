@@ -59,8 +59,8 @@ class RPTQ(Method):
         for site in block.sites:
             if site.quantizer.num_bits < OFF:
                 name = f"{next(iter(site.linears))}.input_quantizer"
-                ends = (minmax.tensors[f"{name}.{own}"] for own in ("low", "high"))
-                low, high = shared_ranges(*ends, self.clusters)
+                low, high = (minmax.tensors[f"{name}.{own}"] for own in ("low", "high"))
+                low, high = shared_ranges(low, high, self.clusters)
                 decision.tensors |= {f"{name}.low": low, f"{name}.high": high}
         errors = block.errors([minmax, decision]).tolist()
         return decision | Decision(scores=dict(zip(("minmax", self.name), errors, strict=True)))
