@@ -1209,7 +1209,7 @@ AESPA = [
     (_ATTENTION_STATISTICS, "repeat_interleave(group, dim=1)", "repeat(1, group, 1, 1)", "query heads are judged by other heads' keys", ONE_QUERY),
     (_ATTENTION_STATISTICS, "_add_products(sums.queries, slopes, attention.q, tokens.weight)", "_add_products(sums.queries, slopes, attention.q, tokens.value)", "queries count all tokens the same", ONE_QUERY),
     (_ATTENTION_STATISTICS, "_add_products(sums.keys, slopes, attention.k, tokens.value)", "_add_products(sums.keys, slopes, attention.k, tokens.weight)", "keys count by the weight of queries", ONE_QUERY),
-    (_ATTENTION_STATISTICS, "        quantizer.num_bits = OFF\n", "        quantizer.num_bits = OFF - 14\n", "an attention is measured with rounded projections", f"{_OF_FAMILIES}[moe_llava-language]"),
+    ("qvlm_lightning/nn/weight_quantizer.py", "        quantizer.num_bits = OFF\n", "        quantizer.num_bits = OFF - 14\n", "an attention is measured with rounded projections", f"{_OF_FAMILIES}[moe_llava-language]"),
     (_ATTENTION_STATISTICS, "key_N = torch.maximum(", "torch.maximum(", "stored sink tokens are no keys", f"{_AESPA_TEST}::test_sinks_are_keys_but_count_in_nothing_else[prefix]"),
     (_ATTENTION_STATISTICS, "sizes = [call.query.shape[0] * call.query.shape[2] for call in calls]", "sizes = [call.query.shape[2] * call.query.shape[0] for call in calls][::-1]", "tokens of packed images are taken for another image's", f"{_OF_FAMILIES}[qwen2_vl-vision]"),
     ("qvlm_lightning/nn/attention_calls.py", "heads = slice(head * group, (head + 1) * group)", "heads = slice(head, head + group)", "values are averaged by other heads", f"{_OF_FAMILIES}[qwen2_5_vl-language]"),
@@ -1272,6 +1272,45 @@ ROTATIONS = [
     (_OBSERVED, "tables = self._tables(block, sites, decision)", "tables = self._tables(block, sites, Decision())", "candidates are those of inputs in front of quantized sites", f"{_OBSERVED_TEST}::test_every_range_has_the_least_error_of_its_candidates"),
     (_ROTATION, 'quantized = widths(scheme, "activation_bits") != {OFF}', "quantized = False", "a target gets transforms that it cannot hold", f"{_ROTATION_TEST}::test_a_target_without_a_place_for_transforms_is_refused"),
     ("qvlm_lightning/exits.py", "        if not (isinstance(value, OSError) and value.errno in REASONS):\n            before(fault)", "        before(fault)", "a writer's thread prints a traceback", "tests/test_main.py::test_a_thread_that_cannot_write_prints_no_traceback"),
+]
+_ADAROUND, _ADAROUND_TEST = "qvlm_lightning/methods/adaround.py", "tests/methods/test_adaround.py"
+_PENALTY = f"{_ADAROUND_TEST}::test_the_penalty_is_that_of_a_loop"
+_NOT_YET = f"{_ADAROUND_TEST}::test_before_the_first_step_nothing_is_rounded"
+ADAROUND = [
+    (_ADAROUND, "(annealing.weight / count)", "annealing.weight", "the regularizer grows with the weights", _PENALTY),
+    (_ADAROUND, "if beta is None or not count:", "if not count:\n                beta = beta or 2.0", "roundings are driven from the start", _PENALTY),
+    (_ADAROUND, "free_variable(steps - self.down[name])", "free_variable(torch.full_like(steps, 0.5))", "learning starts from the middle of every step", _NOT_YET),
+    (_ADAROUND, 'if f"{place}.low" in block.given.tensors:', "if False:", "ranges that a chain has decided are dropped", f"{_ADAROUND_TEST}::test_ranges_that_a_chain_has_decided_are_kept"),
+    (_ADAROUND, "(free >= 0).float()", "(free < 0).float()", "every weight is rounded the other way", f"{_ADAROUND_TEST}::test_every_weight_becomes_the_value_below_or_above"),
+    (_ADAROUND, "penalty=penalty, falling=False", "penalty=penalty", "steps vanish before roundings are decided", f"{_ADAROUND_TEST}::test_the_regularizer_decides_the_shares"),
+    (_LOOP, "loss = loss + penalty(step).to(loss)", "pass", "a penalty does not count", f"{_ADAROUND_TEST}::test_the_regularizer_decides_the_shares"),
+    (_LOOP, '    if not any(group["params"] for group in groups):\n        return\n', "", "without anything to learn a run ends", f"{_ADAROUND_TEST}::test_parts_without_anything_to_learn_are_left_alone"),
+]
+_BALANCED_TEST = "tests/methods/test_balanced_methods.py"
+_AT_MODULES = f"{_BALANCED_TEST}::test_a_balance_is_the_ratio_at_the_output_of_each_module"
+BALANCES = [
+    ("qvlm_lightning/methods/range_rules.py", "weight = block.weight(batch, seen.mask, block.place(site))", "weight = block.weight(batch, seen.mask)", "least squares weigh a site as the block's output", f"{_AT_MODULES}[least_squares]"),
+    (_OBSERVED, "weight = block.weight(batch, own.mask, block.place(site))", "weight = block.weight(batch, own.mask)", "observed ranges weigh a site as the block's output", f"{_AT_MODULES}[observed]"),
+    (_SITE_STATISTICS, "weight = block.weight(batch, mask, block.place(site)) if weighted else mask", "weight = block.weight(batch, mask) if weighted else mask", "sums weigh a site as the block's output", f"{_AT_MODULES}[gptq]"),
+    ("qvlm_lightning/methods/requirements.py", "not isinstance(ranges.token_weights, Uniform)", "False", "token weights of ranges are passed over in silence", f"{_BALANCED_TEST}::test_token_weights_of_nested_ranges_are_refused"),
+    ("qvlm_lightning/calibration/checks.py", "        check_answers(batches)\n", "        pass\n", "missing answers show after the statistics", f"{_BALANCED_TEST}::test_a_balance_without_answers_is_refused_before_statistics"),
+]
+_ZFOLD, _ZFOLD_TEST = "qvlm_lightning/quant/z_fold.py", "tests/quant/test_z_fold.py"
+ZFOLDS = [
+    (_ZFOLD, "self.gram * z_C * z_C[:, None]", "self.gram", "folded weights are judged on inputs from before the fold", f"{_ZFOLD_TEST}::test_the_error_never_grows_and_mostly_falls"),
+    (_ZFOLD, "        if not error < least:\n            break\n", "", "scales that are worse are taken", f"{_ZFOLD_TEST}::test_the_error_never_grows_and_mostly_falls"),
+    (_ZFOLD, "squares.index_add_(0, layer.channels, own.square().sum(dim=0))", "squares.index_add_(0, layer.channels, own.abs().sum(dim=0))", "scales are no least squares answer", f"{_ZFOLD_TEST}::test_one_round_is_the_least_squares_answer"),
+    (_ZFOLD, "torch.where(fits, products / torch.where(fits, squares, 1.0), before_S)", "products / squares.clamp_min(1e-12)", "a channel that is rounded away gets a scale of 0", f"{_ZFOLD_TEST}::test_a_channel_that_is_rounded_to_nothing_keeps_its_scale"),
+    ("qvlm_lightning/methods/z_fold.py", "1 / channel_scales(", "channel_scales(", "the fold goes the other way", "tests/methods/test_z_fold.py::test_rounding_behind_it_is_better_than_without"),
+]
+_RPTQ, _RPTQ_TEST = "qvlm_lightning/methods/rptq.py", "tests/methods/test_rptq.py"
+_HOLDS = f"{_RPTQ_TEST}::test_a_range_holds_all_of_its_cluster_and_no_more"
+RPTQ = [
+    ("qvlm_lightning/quant/clusters.py", "sums / size.clamp_min(1), centers)", "centers, centers)", "centers of clusters stay where they start", "tests/quant/test_clusters.py::test_means_move_until_every_point_is_with_the_nearest"),
+    ("qvlm_lightning/quant/clusters.py", "torch.minimum(away, (points - chosen[-1]).norm(dim=1))", "(points - chosen[-1]).norm(dim=1)", "centers of clusters start twice at one point", "tests/quant/test_clusters.py::test_as_many_clusters_as_points_leave_all_apart"),
+    (_RPTQ, 'low.flatten(), "amin")', 'low.flatten(), "amax")', "a cluster's range leaves some of it out", _HOLDS),
+    (_RPTQ, "shared_ranges(low, high, self.clusters)", "shared_ranges(low, high, 1)", "all channels share one range", _HOLDS),
+    ("qvlm_lightning/methods/requirements.py", "        ranges.check(scheme)\n", "        return\n", "a method's ranges are not asked whether the scheme suits them", f"{_RPTQ_TEST}::test_other_ranges_than_of_channels_are_refused"),
 ]
 _CT = "qvlm_lightning/export/compressed_tensors.py"
 _CONFIG = "qvlm_lightning/export/compressed_config.py"
@@ -1415,6 +1454,10 @@ MUTANTS = [
     *AESPA,
     *FOLDS,
     *ROTATIONS,
+    *RPTQ,
+    *ADAROUND,
+    *BALANCES,
+    *ZFOLDS,
     *EXPORT,
     *PACKED,
     *LEADERBOARD,

@@ -149,7 +149,10 @@ def test_a_result_folder_below_a_file(refused, tmp_path) -> None:
     ("option", "words"),
     [
         ("--variants=[rtn]", "'rtn' is not a method and a scheme, such as 'qvlm w4a4'"),
-        ("--variants=[magic w8a8]", "qvlm_plus_fast, rtn, sequential, signround, smoothquant, veo"),
+        (
+            "--variants=[magic w8a8]",
+            "qvlm_plus_fast, rptq, rtn, sequential, signround, smoothquant, veo",
+        ),
         ("--variants=[rtn w3a3]", "allowed are w3a16, w4a16, w4a16_g128_sym"),
         ("--variants=[]", "compares nothing"),
         ("--headline=qvlm w4a4", "allowed are the variants rtn w8a8"),

@@ -61,7 +61,7 @@ def fit(*names: str, options: list[str]) -> None:
     train_main(["fit", *(f"--config={CONFIGS / name}" for name in names), *options])
 
 
-LEARNING = {"aespa", "qvlm_plus", "signround"}
+LEARNING = {"adaround", "aespa", "qvlm_plus", "signround"}
 """Methods that take half a minute; their parts have quick tests of their own."""
 
 
@@ -81,7 +81,7 @@ def possible(method: str, scheme: str, *others: str) -> tuple[str, ...]:
     """Another method where this one changes only what the scheme leaves alone."""
     name = Path(method).stem
     idle = name in ("veo", "qvlm") and "_language" in scheme
-    idle |= name in ("smoothquant", "flatquant", "qvlm_plus") and "a16" in scheme
+    idle |= name in ("smoothquant", "flatquant", "qvlm_plus", "rptq") and "a16" in scheme
     return ("methods/rtn.yaml" if idle else method, scheme, *others)
 
 
@@ -110,8 +110,11 @@ def slow_but(first: str, names: list[str]) -> list[Any]:
 
 @pytest.mark.parametrize("names", combinations(), ids=lambda names: "+".join(names[1:]))
 def test_a_calibration_runs_for_a_step(names: tuple[str, ...], tmp_path) -> None:
-    learning = ["--model.method.steps=2"] if Path(names[1]).stem == "aespa" else []
-    fit(*names, options=[*SMALL, *learning, f"--trainer.default_root_dir={tmp_path}"])
+    needed = {
+        "aespa": ["--model.method.steps=2"],
+        "rptq": ["--model.scheme.activation_mode=static_channel"],
+    }.get(Path(names[1]).stem, [])
+    fit(*names, options=[*SMALL, *needed, f"--trainer.default_root_dir={tmp_path}"])
 
 
 @pytest.mark.parametrize(
@@ -120,6 +123,41 @@ def test_a_calibration_runs_for_a_step(names: tuple[str, ...], tmp_path) -> None
 def test_a_further_row_runs_for_a_step(name: str, tmp_path) -> None:
     parts = ("base.yaml", name, "schemes/w4a4.yaml", "models/tiny.yaml", "data/tiny.yaml")
     fit(*parts, options=[*SMALL, f"--trainer.default_root_dir={tmp_path}"])
+
+
+def differences(one: Any, other: Any, place: str = "") -> set[str]:
+    """Places at which two configurations differ, as keys and numbers joined by dots."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        pairs = [(key, one.get(key), other.get(key)) for key in one.keys() | other.keys()]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        pairs = [(str(i), *both) for i, both in enumerate(zip(one, other, strict=True))]
+    else:
+        return set() if one == other else {place.lstrip(".")}
+    return set().union(*(differences(*both, f"{place}.{key}") for key, *both in pairs))
+
+
+METHOD = "model.init_args.method.init_args"
+BALANCED = {f"{METHOD}.token_weights"}
+CHANGED = {
+    "gptq_mbq": BALANCED,
+    "aespa_mbq": BALANCED,
+    "signround_mbq": BALANCED,
+    "flatquant_mbq": BALANCED,
+    "plus_partition": {"trainer.callbacks+"},
+    "plus_modality": {f"{METHOD}.steps.{step}.init_args.token_weights" for step in (1, 2)},
+    "plus_joint_search": {f"{METHOD}.steps.1.init_args.ranges.class_path"},
+    "plus_veo": {"model.class_path"}
+    | {f"model.init_args.{own}" for own in ("epochs", "every_n_epochs", "lr", "weights")},
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+def test_a_row_of_an_ablation_changes_one_thing(name: str) -> None:
+    """Against the method it is named after; what else differs is its name."""
+    stem = name.removesuffix("_mbq").replace(name, "qvlm_plus")
+    files = (CONFIGS / "methods" / f"{stem}.yaml", CONFIGS / "methods/ablation" / f"{name}.yaml")
+    found = differences(*(yaml.safe_load(file.read_text(encoding="utf-8")) for file in files))
+    assert found == CHANGED[name] | {"model.init_args.name"}
 
 
 @pytest.mark.parametrize("name", presets("data", outside=True))

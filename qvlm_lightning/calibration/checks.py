@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from qvlm_lightning.calibration.modality_gradients import check_answers
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.export import check_model
 from qvlm_lightning.forward.samples import Batch
@@ -17,20 +18,22 @@ def check_before(
     """Check what shows before any work, while the model is still as it was loaded.
 
     Args:
-        module: a :class:`QuantModule`; says whether something will be exported.
+        module: a :class:`QuantModule`; knows its method, and whether something will be exported.
         model: in full precision.
         batches: the calibration batches.
         ids: of the calibration samples.
 
     Raises:
         InputError: what an artifact needs cannot be saved, or a sample has more tokens than the
-            model has positions.
+            model has positions, or there is no answer whose gradients a method needs.
     """
     if module.exports:
         module.family.check_export(model)
         if module.scheme.target == "compressed-tensors":
             check_model(model)
     check_context(batches, module.family.positions(model), ids)
+    if module.method is not None and module.method.needs_gradients:
+        check_answers(batches)
 
 
 def check_prepares(method: Method, streamed: object) -> None:

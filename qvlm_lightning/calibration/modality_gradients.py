@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.passes import Passes
 from qvlm_lightning.forward.samples import Batch, counted, model_inputs
-from qvlm_lightning.losses import token_nll
+from qvlm_lightning.losses import IGNORED, token_nll
 from qvlm_lightning.methods.block_tensors import place_of
 from qvlm_lightning.models.family import ANSWER, PROMPT, VISION, VLMFamily
 from qvlm_lightning.nn.distributed import all_sum, world
@@ -45,23 +45,34 @@ def modality_gradients(
     Raises:
         InputError: the calibration set has no answers.
     """
+    check_answers(batches)
     modules = judged(tower)
     rank, size = world()
     table = torch.zeros(len(batches), len(modules), len(KINDS), 2, dtype=torch.float64)
-    answers = torch.zeros(1, dtype=torch.float64)
     with passes.structure.only(set()), torch.enable_grad():
         for number in range(rank, len(batches), size):
-            answers += _measure(passes, tower, modules, batches[number], family, table[number])
-    if not float(all_sum(answers)):
-        raise InputError(
-            "the calibration set has no answers, whose gradients token weights need; give pairs "
-            "of questions and answers, or token weights without gradients"
-        )
+            _measure(passes, tower, modules, batches[number], family, table[number])
     total = all_sum(table).sum(dim=0)
     means = (total[..., 0] / total[..., 1].clamp_min(1)).tolist()
     return {
         name: dict(zip(KINDS, row, strict=True)) for name, row in zip(modules, means, strict=True)
     }
+
+
+def check_answers(batches: Sequence[Batch]) -> None:
+    """Refuse a calibration set that gives no gradients.
+
+    Args:
+        batches: all of them; ``labels`` [B, T], -100 where nothing is to be predicted.
+
+    Raises:
+        InputError: the calibration set has no answers.
+    """
+    if not any(bool((batch["labels"][:, 1:] != IGNORED).any()) for batch in batches):
+        raise InputError(
+            "the calibration set has no answers, whose gradients token weights need; give pairs "
+            "of questions and answers, or token weights without gradients"
+        )
 
 
 def judged(tower: Tower) -> dict[str, nn.Module]:
@@ -84,8 +95,8 @@ def _measure(
     batch: Batch,
     family: VLMFamily,
     table: Tensor,
-) -> int:
-    """Add a batch to its table [modules, kinds, 2]; return its number of answer tokens."""
+) -> None:
+    """Add a batch to its table [modules, kinds, 2]."""
     kind = family.token_kind(batch).to(passes.device)
     kept = counted(batch).to(passes.device)
     masks = [torch.isin(kind, kind.new_tensor(of)) & kept for of in KINDS.values()]
@@ -112,7 +123,6 @@ def _measure(
             answers += int(count)
         if answers:
             loss.backward()
-    return answers
 
 
 @contextmanager

@@ -26,6 +26,7 @@ ROUGH: Mapping[str, float] = {
     "mse": 10,
     "sequential": 12,
     "moving_average": 14,
+    "rptq": 10,
     "smoothquant": 15,
     "quarot": 15,
     "qvlm_plus_fast": 30,
@@ -35,6 +36,7 @@ ROUGH: Mapping[str, float] = {
     "mbq": 50,
     "flatquant": 80,
     "signround": 80,
+    "adaround": 240,
     "veo": 100,
     "qvlm": 150,
     "qvlm_plus": 160,
@@ -46,7 +48,7 @@ ROUGH: Mapping[str, float] = {
 """Method -> seconds of a calibration of the embedded model with 64 pairs, for as long as no row is
 finished. Two cores of an AMD EPYC, 2026-11-28: tables made beside other work, divided by 2.4, which
 is how much longer rounding to nearest took there than on an idle machine; those of smoothquant,
-awq, mbq, signround, aespa and qvlm_plus are guessed from methods that are alike."""
+awq, mbq, signround, adaround, rptq, aespa and qvlm_plus are guessed from methods that are alike."""
 START = 6.0
 """Seconds of those that do not depend on the pairs."""
 PAIRS = 64

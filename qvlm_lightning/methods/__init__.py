@@ -1,5 +1,6 @@
 """Ways to decide a block, and proxies of the dependency between layers."""
 
+from qvlm_lightning.methods.adaround import AdaRound
 from qvlm_lightning.methods.aespa import AESPA
 from qvlm_lightning.methods.awq import AWQ
 from qvlm_lightning.methods.base import Method
@@ -14,14 +15,18 @@ from qvlm_lightning.methods.observed_ranges import ObservedRanges
 from qvlm_lightning.methods.percentile import JointSearch, MinMax, SequentialSearch
 from qvlm_lightning.methods.range_rules import LeastSquares, MovingAverage
 from qvlm_lightning.methods.rotation import Rotation
+from qvlm_lightning.methods.rptq import RPTQ
 from qvlm_lightning.methods.smoothquant import SmoothQuant
 from qvlm_lightning.methods.token_weights import ByKind, ModalityBalance, TokenWeights, Uniform
+from qvlm_lightning.methods.z_fold import ZFold
 
 __all__ = [
     "AESPA",
     "AWQ",
     "GPTQ",
     "MBQ",
+    "RPTQ",
+    "AdaRound",
     "Block",
     "ByKind",
     "Chain",
@@ -40,4 +45,5 @@ __all__ = [
     "SmoothQuant",
     "TokenWeights",
     "Uniform",
+    "ZFold",
 ]

@@ -10,7 +10,11 @@ from qvlm_lightning.methods.attention_statistics import attention_of, attention_
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block, Objective
 from qvlm_lightning.methods.decision import Decision
-from qvlm_lightning.methods.requirements import needs_quantized_weights, needs_ranges_only
+from qvlm_lightning.methods.requirements import (
+    check_ranges,
+    needs_quantized_weights,
+    needs_ranges_only,
+)
 from qvlm_lightning.methods.site_statistics import collect, stages
 from qvlm_lightning.methods.token_weights import TokenWeights
 from qvlm_lightning.nn.structure import Site
@@ -100,8 +104,9 @@ class AESPA(Method):
         return self.ranges.candidates(activation_mode) if self.ranges else [1.0]
 
     def check(self, scheme: Scheme) -> None:
-        """Refuse a scheme that leaves all weights alone."""
+        """Refuse a scheme that leaves all weights alone, or that ``ranges`` refuses."""
         needs_quantized_weights(self.name, scheme)
+        check_ranges(self.ranges, scheme)
 
     @torch.no_grad()
     def solve(self, block: Block) -> Decision:

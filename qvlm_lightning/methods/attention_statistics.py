@@ -19,12 +19,11 @@ from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.models.family import Attention, Projection
 from qvlm_lightning.nn.attention_calls import AttentionCall, attention_calls
 from qvlm_lightning.nn.distributed import all_sum
-from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.replay import run_unit
 from qvlm_lightning.nn.site_input import site_inputs
 from qvlm_lightning.nn.structure import Site
 from qvlm_lightning.nn.taps import stop_at
-from qvlm_lightning.quant.scheme import OFF
+from qvlm_lightning.nn.weight_quantizer import exact_weights
 
 
 @dataclass
@@ -140,7 +139,7 @@ def _run(
     names = {attention.q.name, attention.k.name}
     with ExitStack() as stack:
         seen = stack.enter_context(site_inputs([site], hidden, call.mask, quantized=True))
-        stack.enter_context(_exact(site.linears))
+        stack.enter_context(exact_weights(x.weight_quantizer for x in site.linears.values()))
         leaves = stack.enter_context(_leaves({name: site.linears[name] for name in names}))
         calls = stack.enter_context(attention_calls(module))
         stack.enter_context(stop_at(output, lambda *_: None))
@@ -158,20 +157,6 @@ def _run(
     rows = own.hidden.reshape(-1, own.hidden.shape[-1])
     rows = torch.where(value_N[:, None] > 0, rows, torch.zeros_like(rows))
     return _Tokens(rows, weight_N, key_N, value_N), calls, leaves
-
-
-@contextmanager
-def _exact(linears: Mapping[str, QuantLinear]) -> Iterator[None]:
-    """Within the block, weights are not quantized; all else of the layers stays."""
-    quantizers = [linear.weight_quantizer for linear in linears.values()]
-    before = [quantizer.num_bits for quantizer in quantizers]
-    for quantizer in quantizers:
-        quantizer.num_bits = OFF
-    try:
-        yield
-    finally:
-        for quantizer, bits in zip(quantizers, before, strict=True):
-            quantizer.num_bits = bits
 
 
 @contextmanager

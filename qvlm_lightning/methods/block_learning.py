@@ -105,10 +105,13 @@ def descend(
     decision_of: Callable[[], Decision],
     steps: int,
     optimizer: type[torch.optim.Optimizer] = torch.optim.Adam,
+    penalty: Callable[[int], Tensor] | None = None,
+    falling: bool = True,
 ) -> None:
-    """Lower J of a block, one batch per step, in the order of the batches.
+    """Lower J of a block, one batch per step, in the order of the batches; without any parameter do
+    nothing.
 
-    Learning rates fall linearly to 0. The scale of every token follows what is learned.
+    Learning rates fall linearly to 0, if asked. The scale of every token follows what is learned.
 
     Args:
         block: with its cached inputs.
@@ -116,10 +119,14 @@ def descend(
         decision_of: the decision that the parameters stand for; differentiable.
         steps: number of steps.
         optimizer: its class.
+        penalty: what a step adds to J; differentiable.
+        falling: let learning rates fall; otherwise they stay, for a penalty that grows.
 
     Raises:
         FloatingPointError: J is NaN or infinite.
     """
+    if not any(group["params"] for group in groups):
+        return
     stepper = optimizer(groups)  # type: ignore[call-arg]
     rates = [float(group["lr"]) for group in stepper.param_groups]
     quantizers = [site.quantizer for site in block.sites]
@@ -129,10 +136,12 @@ def descend(
         with torch.enable_grad():
             for step in range(steps):
                 for group, rate in zip(stepper.param_groups, rates, strict=True):
-                    group["lr"] = rate * (1 - step / steps)
+                    group["lr"] = rate * (1 - step / steps if falling else 1)
                 loss = block.loss(step % len(block.x_q), decision_of())
                 if not bool(loss.isfinite()):
                     raise FloatingPointError(f"the objective is {float(loss)} in step {step}")
+                if penalty is not None:
+                    loss = loss + penalty(step).to(loss)
                 stepper.zero_grad()
                 loss.backward()
                 stepper.step()

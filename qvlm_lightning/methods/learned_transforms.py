@@ -10,7 +10,12 @@ from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block, Objective
 from qvlm_lightning.methods.block_learning import ActivationClips, WeightClips, descend
 from qvlm_lightning.methods.decision import Decision
-from qvlm_lightning.methods.requirements import holds_transforms, needs_quantized_activations
+from qvlm_lightning.methods.requirements import (
+    check_ranges,
+    holds_transforms,
+    needs_quantized_activations,
+    needs_ranges_only,
+)
 from qvlm_lightning.methods.token_weights import TokenWeights
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.online_transform import inverse_in_weight, taken_out_of_weight
@@ -62,11 +67,7 @@ class LearnedTransforms(Method):
                 f"learning rates lr {lr} and clip_lr {clip_lr} are not allowed; lr above 0, "
                 "clip_lr 0 or more"
             )
-        if ranges is not None and ranges.changes_weights:
-            raise InputError(
-                f"ranges is {ranges.name}, which changes weights; allowed are methods that decide "
-                "ranges of activations only, such as LeastSquares or JointSearch"
-            )
+        needs_ranges_only(ranges)
         self.steps, self.lr, self.clip_lr, self.full_width = steps, lr, clip_lr, full_width
         self.ranges = ranges
         self.uses_tables = ranges is not None and ranges.uses_tables
@@ -79,6 +80,7 @@ class LearnedTransforms(Method):
         """Refuse a scheme without quantized activations, or a target without transforms."""
         needs_quantized_activations(self.name, scheme)
         holds_transforms(self.name, scheme, "method quarot with online: none")
+        check_ranges(self.ranges, scheme)
 
     @torch.no_grad()
     def prepare(self, model: nn.Module, family: VLMFamily, structure: Structure) -> None:

@@ -58,7 +58,7 @@ class ObservedRanges(LeastSquares):
             with block.x_q[batch].sinks_placed(spread=True):
                 for site in sites:
                     own = seen[site.name]
-                    weight = block.weight(batch, own.mask)
+                    weight = block.weight(batch, own.mask, block.place(site))
                     for index, (low, high) in enumerate(zip(*tables[site.name], strict=True)):
                         with site.quantizer.candidates(low[None], high[None]):
                             square = (site.quantizer(own.hidden) - own.hidden).double().square()

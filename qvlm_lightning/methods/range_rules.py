@@ -66,7 +66,7 @@ class LeastSquares(Method):
         """Return the weighted squared error of every candidate, [P] float64; ties to the larger."""
         total = torch.zeros(len(low), dtype=torch.float64)
         for batch, seen in inputs(block, site, chain="full_precision"):
-            weight = block.weight(batch, seen.mask)
+            weight = block.weight(batch, seen.mask, block.place(site))
             for index in range(len(low)):
                 one = slice(index, index + 1)
                 placed = block.x_fp[batch].sinks_placed(spread=True)

@@ -2,6 +2,7 @@
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
+from qvlm_lightning.methods.token_weights import Uniform
 from qvlm_lightning.quant.scheme import OFF, PARTS, Scheme
 
 
@@ -43,16 +44,33 @@ def needs_quantized_activations(method: str, scheme: Scheme) -> None:
 
 
 def needs_ranges_only(ranges: Method | None) -> None:
-    """Refuse a method that changes weights as the one that decides the ranges of activations.
+    """Refuse a method that changes weights as the one that decides the ranges of activations, and
+    token weights of its own: those of the method that it belongs to count.
 
     Raises:
-        InputError: it does.
+        InputError: it has or does.
     """
     if ranges is not None and ranges.changes_weights:
         raise InputError(
             f"ranges is {ranges.name}, which changes weights; allowed are methods that decide "
             "ranges of activations only, such as LeastSquares or JointSearch"
         )
+    if ranges is not None and not isinstance(ranges.token_weights, Uniform):
+        raise InputError(
+            f"ranges is {ranges.name} with token weights of its own, which would be passed over; "
+            "give them to the method that it belongs to, and they count in its ranges too"
+        )
+
+
+def check_ranges(ranges: Method | None, scheme: Scheme) -> None:
+    """Let the method that decides the ranges of activations refuse a scheme, where any are
+    quantized.
+
+    Raises:
+        InputError: it does.
+    """
+    if ranges is not None and widths(scheme, "activation_bits") != {OFF}:
+        ranges.check(scheme)
 
 
 def leaves_whole_tokens(method: str, candidates: list[float], scheme: Scheme) -> None:

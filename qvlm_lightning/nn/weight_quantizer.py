@@ -1,5 +1,7 @@
 """The weight quantizer of one Linear layer, a twin of the activation quantizer."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -137,3 +139,16 @@ class WeightQuantizer(nn.Module):
     def extra_repr(self) -> str:
         """Show width and groups in ``print(model)``."""
         return f"num_bits={self.num_bits}, group_size={self.group_size}"
+
+
+@contextmanager
+def exact_weights(quantizers: Iterable[WeightQuantizer]) -> Iterator[None]:
+    """Within the block, the weights of some layers are not quantized; all else of them stays."""
+    held = [(quantizer, quantizer.num_bits) for quantizer in quantizers]
+    for quantizer, _ in held:
+        quantizer.num_bits = OFF
+    try:
+        yield
+    finally:
+        for quantizer, bits in held:
+            quantizer.num_bits = bits

@@ -46,7 +46,7 @@ class ToyFamily(InFolder):
         return build_toy(self.seed)
 
 
-def build_toy(seed: int = 0) -> nn.Module:
+def build_toy(seed: int = 0, kv_heads: int = 2) -> nn.Module:
     torch.manual_seed(seed)
     config = LlavaConfig(
         vision_config=CLIPVisionConfig(
@@ -64,7 +64,7 @@ def build_toy(seed: int = 0) -> nn.Module:
             intermediate_size=48,
             num_hidden_layers=4,
             num_attention_heads=2,
-            num_key_value_heads=2,
+            num_key_value_heads=kv_heads,
             pad_token_id=PAD,
             bos_token_id=1,
             eos_token_id=2,

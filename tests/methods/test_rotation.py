@@ -11,6 +11,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.samples import model_inputs
 from qvlm_lightning.methods import (
     GPTQ,
+    AdaRound,
     Chain,
     LearnedRounding,
     LearnedTransforms,
@@ -53,6 +54,7 @@ METHODS = {
         [LearnedTransforms(steps=2, ranges=LeastSquares()), GPTQ(ranges=ObservedRanges())]
     ),
     "rounding": lambda: LearnedRounding(steps=2),
+    "adaround": lambda: AdaRound(steps=2, lr=0.1),
     "all": lambda: Chain([Rotation(), LearnedTransforms(steps=2), LearnedRounding(steps=2)]),
 }
 
@@ -77,7 +79,7 @@ def test_an_artifact_is_the_calibrated_model(method, mode, opened, folder, tmp_p
         found = artifact.model(**model_inputs(calibrator.batches[0], CPU)).logits
     assert torch.equal(found, expected)
     transforms = [s.name for s in artifact.structure.sites if s.transform is not None]
-    assert bool(transforms) == (method != "rounding")
+    assert bool(transforms) == (method not in ("rounding", "adaround"))
 
 
 class NoProcessor:
@@ -103,7 +105,7 @@ def test_a_resumed_search_ends_with_the_same_bytes(known, opened, folder, tmp_pa
     assert all(torch.equal(x, runs[1][n]) or x.isnan().all() for n, x in runs[0].items())
 
 
-@pytest.mark.parametrize("method", ["transforms", "rounding", "factors"])
+@pytest.mark.parametrize("method", ["transforms", "rounding", "adaround", "factors"])
 @pytest.mark.parametrize("mode", ["dynamic_token", "static_tensor"])
 def test_learning_lowers_j_and_never_ends_above_its_start(method, mode, opened, folder):
     made = METHODS[method]()
