@@ -1322,12 +1322,11 @@ _CT_TEST = "tests/export/test_compressed_tensors.py"
 _LAYOUT, _LAYOUT_TEST = "qvlm_lightning/artifact/compressed.py", "tests/export/test_artifact_layout.py"
 _SAME = f"{_CT_TEST}::test_transformers_computes_what_the_simulated_model_does"
 _GGUF_TEST = "tests/export/test_gguf.py"
-_EVERY = f"{_GGUF_TEST}::test_every_layer_is_code_times_scale_to_the_bit"
 _EXACT = f"{_GGUF_TEST}::test_every_layer_is_code_times_scale_to_the_bit"
 _TARGETS = "tests/quant/test_targets.py"
 EXPORT = [
-    (_LAYERS, "return (codes - self._shift).to(torch.int8)", "return (codes - self._shift - 1).to(torch.int8)", "exported codes are one too small", f"{_EVERY}[grouped-4-True-32-Q4_0]"),
-    (_LAYERS, "return scale, (zero_point - self._shift).to(torch.int8)", "return scale, zero_point.to(torch.int8)", "exported zero points are those of unsigned codes", f"{_EVERY}[grouped-4-False-None-Q5_0]"),
+    (_LAYERS, "return (codes - self._shift).to(torch.int8)", "return (codes - self._shift - 1).to(torch.int8)", "exported codes are one too small", f"{_EXACT}[grouped-4-True-32-Q4_0]"),
+    (_LAYERS, "return scale, (zero_point - self._shift).to(torch.int8)", "return scale, zero_point.to(torch.int8)", "exported zero points are those of unsigned codes", f"{_EXACT}[grouped-4-False-None-Q5_0]"),
     (_LAYERS, "shifted = zero_point - 2 ** (site.num_bits - 1)", "shifted = zero_point * 0", "an exported static range has no zero point", f"{_CT_TEST}::test_static_ranges_differ_at_ties_only[True]"),
     (_LAYERS, "if not (bool((high == 1).all()) and bool((low == -1).all())):", "if False:", "clip ratios of tokens are exported as none", f"{_CT_TEST}::test_clipped_tokens_are_refused"),
     (_LAYERS, "odd = sorted(more - _OWN_CHILDREN)", "odd = sorted(more & {'other'})", "what runs beside a layer is left out of the export", f"{_CT_TEST}::test_what_a_layer_does_beside_is_refused"),
