@@ -44,12 +44,12 @@ class _Buffer:
             self.all = self.all[places].contiguous()
 
 
-class BufferedLayer(DynamicLayer):  # type: ignore[misc]
+class BufferedLayer(DynamicLayer):
     """Keys and values of a layer in buffers: a new token costs no copy of those before it."""
 
     def __init__(self, **_: Any) -> None:
         super().__init__()
-        self._buffers = (_Buffer(), _Buffer())
+        self._buffers: tuple[_Buffer, ...] = (_Buffer(), _Buffer())
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
