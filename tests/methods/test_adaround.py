@@ -45,6 +45,7 @@ def test_every_weight_becomes_the_value_below_or_above(calibrated, symmetric):
     assert ups, "nothing is rounded away from the nearest value"
     assert decision.scores["adaround"] == block.error(decision)
     assert decision.scores["adaround"] <= decision.scores["start"]
+    assert decision.scores["start"] < 1.5 * decision.scores["minmax"], "it starts from the nearest"
 
 
 def test_before_the_first_step_nothing_is_rounded(calibrated):
