@@ -169,7 +169,7 @@ def test_a_resumed_run_is_the_same(calibrated, tmp_path):
     assert runs[0][1] == runs[1][1]
 
 
-def test_parts_without_anything_to_learn_are_left_alone(calibrated):
+def test_parts_without_quantized_weights_keep_theirs(calibrated):
     started = calibrated(Scheme.parse("vision-w16a4_projector-w16a4_language-w4a16"))
     started.search(TOWERS, AdaRound(steps=1, clip_lr=0.0), "a")
     assert all("language" in name for name in started.structure.changes)
