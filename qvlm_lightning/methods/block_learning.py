@@ -108,8 +108,7 @@ def descend(
     penalty: Callable[[int], Tensor] | None = None,
     falling: bool = True,
 ) -> None:
-    """Lower J of a block, one batch per step, in the order of the batches; without any parameter do
-    nothing.
+    """Lower J of a block, one batch per step, in the order of the batches.
 
     Learning rates fall linearly to 0, if asked. The scale of every token follows what is learned.
 
@@ -125,8 +124,6 @@ def descend(
     Raises:
         FloatingPointError: J is NaN or infinite.
     """
-    if not any(group["params"] for group in groups):
-        return
     stepper = optimizer(groups)  # type: ignore[call-arg]
     rates = [float(group["lr"]) for group in stepper.param_groups]
     quantizers = [site.quantizer for site in block.sites]

@@ -45,6 +45,7 @@ def test_every_weight_becomes_the_value_below_or_above(calibrated, symmetric):
     assert ups, "nothing is rounded away from the nearest value"
     assert decision.scores["adaround"] == block.error(decision)
     assert decision.scores["adaround"] <= decision.scores["start"]
+    assert decision.scores["start"] < 1.5 * decision.scores["minmax"], "it starts from the nearest"
 
 
 def test_before_the_first_step_nothing_is_rounded(calibrated):
@@ -168,7 +169,7 @@ def test_a_resumed_run_is_the_same(calibrated, tmp_path):
     assert runs[0][1] == runs[1][1]
 
 
-def test_parts_without_anything_to_learn_are_left_alone(calibrated):
+def test_parts_without_quantized_weights_keep_theirs(calibrated):
     started = calibrated(Scheme.parse("vision-w16a4_projector-w16a4_language-w4a16"))
     started.search(TOWERS, AdaRound(steps=1, clip_lr=0.0), "a")
     assert all("language" in name for name in started.structure.changes)

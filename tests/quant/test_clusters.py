@@ -54,8 +54,9 @@ def test_more_clusters_hold_points_no_worse_than_one(points, count):
 
 
 def test_as_many_clusters_as_points_leave_all_apart():
-    points = torch.tensor([[0.0, 1], [2, 3], [4, 5]])
-    assert sorted(clusters(points, 9).tolist()) == [0, 1, 2]
+    points = torch.tensor([[0.0, 1], [10, 1], [4, 1], [5, 1]])
+    assert sorted(clusters(points, 4).tolist()) == [0, 1, 2, 3]
+    assert sorted(clusters(points, 9).tolist()) == [0, 1, 2, 3]
 
 
 def test_no_cluster_is_refused():
