@@ -153,7 +153,8 @@ def placed(unit: Unit, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the block, a unit's parameters and buffers are those of ``tensors``.
 
     They take the type of what they replace, so that a result is that of a model that holds them.
-    Nothing that layers keep from one run to the next goes in or out.
+    Nothing that layers keep from one run to the next goes in or out but quantized weights, which
+    know what they are made of: those of the last ``tensors`` are there when these come again.
 
     Args:
         unit: the unit.
@@ -165,25 +166,27 @@ def placed(unit: Unit, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     try:
         for name, value in mine.items():
             path, _, own = name.rpartition(".")
-            owner: Any = unit.module.get_submodule(path)
+            owner: Any = unit.module
+            for step in path.split(".") if path else ():  # get_submodule takes three times as long
+                owner = owner._modules[step]
             held = owner._parameters if own in owner._parameters else owner._buffers
             before = held[own]
             replaced.append((held, own, before))
             held[own] = value if before is None else value.to(before.device, before.dtype)
         if replaced:
-            forget(unit)
+            _forget_inputs(unit)
         yield
     finally:
         for held, own, before in replaced:
             held[own] = before
         if replaced:
-            forget(unit)
+            _forget_inputs(unit)
 
 
-def forget(unit: Unit) -> None:
-    """Let everything go that the quantizers of a unit keep between two runs."""
+def _forget_inputs(unit: Unit) -> None:
+    """Let all transformed and quantized inputs of a unit's layers go."""
     for site in unit.sites:
-        site.forget()
+        site.forget_inputs()
 
 
 def run_unit(
