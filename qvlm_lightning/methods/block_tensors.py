@@ -41,8 +41,8 @@ class BlockTensors:
         return {n: self._as_stored(n, x) if n in self.stored else x for n, x in tensors.items()}
 
     def _as_stored(self, name: str, value: Tensor) -> Tensor:
-        """Return a tensor as :func:`as_stored` rounds it: the very same one as long as the value is,
-        so that what layers keep of it stays good.
+        """Return a tensor as :func:`as_stored` rounds it: the very same one as long as the value
+        is, so that what layers keep of it stays good.
         """
         if value.requires_grad or value.is_inference():
             return as_stored({name: value}, self.stored)[name]

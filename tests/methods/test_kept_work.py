@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from qvlm_lightning.methods import ByKind, Chain, Decision, GPTQ, LeastSquares, MinMax, Uniform
+from qvlm_lightning.methods import GPTQ, ByKind, Chain, Decision, LeastSquares, MinMax, Uniform
 from qvlm_lightning.nn.changes import as_stored
 from qvlm_lightning.nn.weight_quantizer import WeightQuantizer
 from qvlm_lightning.quant.scheme import Scheme
