@@ -23,6 +23,7 @@ from qvlm_lightning.commands._random_model import make_batches
 from qvlm_lightning.data.tiny import TinyVQA
 from qvlm_lightning.estimate.sizes import MIB
 from qvlm_lightning.estimate.workload import Workload, token_count
+from qvlm_lightning.methods import Chain
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.models.tiny_family import Tiny
 from qvlm_lightning.nn.surgery import quantize_model
@@ -103,18 +104,25 @@ class Case:
             "cpu_seconds": round(seconds, 2),
             "search_mib": round(took.nbytes / MIB, 1),
         }
-        if not foretell:
-            return row
-        told = self.rehearsal.forecast(named)
         peak = took.held + took.nbytes
+        row["peak_mib"] = round(peak / MIB)
+        told = self.rehearsal.forecast(named) if foretell else None
         return row | {
-            "foretold_forwards": told.layer_forwards,
-            "foretold_seconds": round(told.seconds, 2),
-            "ratio": round(told.seconds / seconds, 2),
-            "peak_mib": round(peak / MIB),
-            "foretold_mib": round(told.nbytes / MIB),
-            "memory_ratio": round(told.nbytes / peak, 2),
+            "foretold_forwards": told and told.layer_forwards,
+            "foretold_seconds": told and round(told.seconds, 2),
+            "ratio": told and round(told.seconds / seconds, 2),
+            "foretold_mib": told and round(told.nbytes / MIB),
+            "memory_ratio": told and round(told.nbytes / peak, 2),
         }
+
+
+def with_steps(method: Any, steps: int) -> None:
+    """Let a method, or those of a chain, learn for some steps only."""
+    if isinstance(method, Chain):
+        for one in method.steps:
+            with_steps(one, steps)
+    elif hasattr(method, "steps"):
+        method.steps = steps
 
 
 def line(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -145,8 +153,9 @@ def cases(options: argparse.Namespace) -> list[Case]:
     for layers in options.layers:
         config = shape(layers, options.width)
         family = StandIn(config, "float32")
-        batches = make_batches(options.pairs, options.pairs // 4, options.tokens, config)
-        found.append(Case(family, batches, 2, PATCHES + 1, scheme))
+        batches = make_batches(options.pairs, options.batch, options.tokens, config)
+        search = max(1, len(batches) // 2)
+        found.append(Case(family, batches, search, PATCHES + 1, scheme))
     return found
 
 
@@ -158,7 +167,9 @@ def main() -> int:
     parser.add_argument("--layers", nargs="+", type=int, default=[4, 8, 16])
     parser.add_argument("--width", type=int, default=64, help="of the decoder")
     parser.add_argument("--tokens", type=int, default=40, help="of a pair")
-    parser.add_argument("--pairs", type=int, default=16)
+    parser.add_argument("--pairs", type=int, default=16, help="of calibration")
+    parser.add_argument("--batch", type=int, default=4, help="pairs of a batch")
+    parser.add_argument("--steps", type=int, help="of learning, instead of those of the presets")
     parser.add_argument("--scheme", default="w4a4")
     parser.add_argument("--mode", default="static_tensor")
     parser.add_argument("--embedded", action="store_true", help="calibrate the embedded model")
@@ -167,6 +178,8 @@ def main() -> int:
     every, rows = cases(options), []
     for name in options.methods:
         named = Named.of(name)
+        if options.steps:
+            with_steps(named.method, options.steps)
         if named.optimises:
             print(f"{name}: epochs are not measured here", file=sys.stderr)
         for case in every:
