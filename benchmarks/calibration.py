@@ -17,7 +17,8 @@ import torch
 from _common import write
 from transformers import LlavaConfig
 
-from qvlm_lightning.commands._plan_rehearsal import Named, Rehearsal, calibrated
+from qvlm_lightning.commands._plan_measured import Named, calibrated
+from qvlm_lightning.commands._plan_rehearsal import Rehearsal
 from qvlm_lightning.commands._plan_stand_in import IMAGE, VOCABULARY, StandIn
 from qvlm_lightning.commands._random_model import make_batches
 from qvlm_lightning.data.tiny import TinyVQA
@@ -96,7 +97,7 @@ class Case:
         """Return what a method costs, and what was foretold."""
         search = self.batches[: self.search]
         took = calibrated(self.family, self.scheme, named, self.batches, search, CPU)
-        seconds = took.statistics + sum(took.search.values())
+        seconds = sum(took.statistics.values()) + sum(took.search.values())
         row: dict[str, Any] = {
             "method": named.name,
             "layers": self.layers,

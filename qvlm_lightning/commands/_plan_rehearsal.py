@@ -6,86 +6,31 @@ rounding), the rest is linear in the batches. So a calibration of one block of e
 one batch and once on two, tells all of it, on the machine on which it runs.
 """
 
-import gc
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
-from pkgutil import resolve_name
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import yaml
 from rich import box
 from rich.table import Table
 
-from qvlm_lightning.calibration.calibrator import Calibrator
-from qvlm_lightning.calibration.visual_encoder import VisualEncoderOptimization
-from qvlm_lightning.commands._peak_memory import peak_bytes, reset_peak
+from qvlm_lightning.commands._plan_measured import (
+    REST,
+    TOWERS,
+    Measured,
+    Named,
+    calibrated,
+    held_bytes,
+)
 from qvlm_lightning.commands._plan_stand_in import StandIn, patches_of, shape_like
 from qvlm_lightning.commands._random_model import make_batches
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.estimate.memory import MemoryFormulas
 from qvlm_lightning.estimate.sizes import ModelSizes, in_gib
 from qvlm_lightning.estimate.workload import Workload
-from qvlm_lightning.forward.samples import Batch
-from qvlm_lightning.methods.base import Method
-from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.nn.structure import Structure
-from qvlm_lightning.presets import config_file, method_of
 from qvlm_lightning.quant.scheme import Scheme
-
-TOWERS = ("vision", "projector", "language")
-
-
-@dataclass(frozen=True)
-class Named:
-    """A method to rehearse.
-
-    Attributes:
-        name: of its file in configs/methods, or of the method itself.
-        method: the method.
-        depth: most layers in a block.
-        optimises: whether the visual encoder is optimised, which is not rehearsed.
-    """
-
-    name: str
-    method: Method
-    depth: int = 1
-    optimises: bool = False
-
-    @classmethod
-    def of(cls, name: str) -> "Named":
-        """Return the method of a file in configs/methods.
-
-        Raises:
-            InputError: there is no such file.
-        """
-        values = yaml.safe_load(config_file("methods", name).read_text(encoding="utf-8"))
-        taken = [c.get("init_args") or {} for c in values["trainer"]["callbacks+"]]
-        depth = max((t["max_depth"] for t in taken if "max_depth" in t), default=1)
-        model = resolve_name(values["model"]["class_path"])
-        return cls(name, method_of(name), depth, issubclass(model, VisualEncoderOptimization))
-
-
-@dataclass
-class Measured:
-    """What one calibration took, or should take.
-
-    Attributes:
-        statistics: seconds of preparing the model and of the pass over all pairs.
-        search: tower -> seconds.
-        forwards: tower -> evaluations of one layer on one batch.
-        held: bytes before the search.
-        nbytes: peak of the search above them.
-    """
-
-    statistics: float = 0.0
-    search: dict[str, float] = field(default_factory=dict)
-    forwards: dict[str, float] = field(default_factory=dict)
-    held: int = 0
-    nbytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -141,7 +86,7 @@ class Rehearsal:
         self.model, self.structure, self.family = model, structure, family
         self.scheme, self.workload, self.device = scheme, workload, device
         self.patches = patches_of(workload.patches, workload.tokens)
-        self.resident = _held(device)
+        self.resident = held_bytes(device)
         self.rehearsed: dict[str, tuple[Measured, Measured]] = {}
 
     def forecast(self, named: Named) -> Forecast:
@@ -167,8 +112,11 @@ class Rehearsal:
         rehearsed = {"vision": depth, "projector": 1, "language": depth}
         share = {name: layers.get(name, 0) / rehearsed[name] for name in TOWERS}
         longer = {"vision": workload.patches / (self.patches + 1)}
-        statistics = share["language"] * _line(one.statistics, two.statistics, every)
-        seconds, forwards = 0.0, 0.0
+        share[REST] = len(self.structure.sites) / one.sites
+        statistics, seconds, forwards = 0.0, 0.0, 0.0
+        for part, spent in one.statistics.items():
+            at = every * longer.get(part, 1.0)
+            statistics += share[part] * _line(spent, two.statistics[part], at)
         for tower in TOWERS:
             at = used * longer.get(tower, 1.0)
             seconds += share[tower] * _line(one.search[tower], two.search[tower], at)
@@ -195,80 +143,6 @@ class Rehearsal:
         batches = make_batches(count * size, size, tokens, config)
         family = StandIn(config, self.family.dtype)
         return calibrated(family, self.scheme, named, batches, batches, self.device)
-
-
-def calibrated(
-    family: VLMFamily,
-    scheme: Scheme,
-    named: Named,
-    batches: Sequence[Batch],
-    search_batches: Sequence[Batch],
-    device: torch.device,
-) -> Measured:
-    """Calibrate a model as ``train.py fit`` does, and return what it took; nothing is kept.
-
-    Args:
-        family: of the model.
-        scheme: widths and modes.
-        named: the method; blocks are as large as they may.
-        batches: all calibration batches.
-        search_batches: those of the search.
-        device: where layers run.
-    """
-    found = Measured()
-    calibrator = Calibrator(family.load_model().to(device), family, scheme, batches, search_batches)
-    with _timed(device) as spent:
-        calibrator.prepare(named.method)
-        calibrator.collect()
-    found.statistics = spent[0]
-    found.held = _held(device)
-    for name in TOWERS:
-        units, depth = len(calibrator.structure.towers[name].units), named.depth
-        calibrator.state.partition[name] = [
-            [first, min(first + depth, units) - 1] for first in range(0, units, depth)
-        ]
-        with _timed(device) as spent:
-            calibrator.search([name], named.method, name)
-        found.search[name] = spent[0]
-        found.forwards[name] = calibrator.state.passes[-1]["layer_forwards"]
-    found.nbytes = max(0, _peak(device) - found.held)
-    return found
-
-
-@contextmanager
-def _timed(device: torch.device) -> Iterator[list[float]]:
-    """Within the block, measure seconds; found behind it."""
-    found: list[float] = []
-    start = _clock(device)
-    yield found
-    found.append(_clock(device) - start)
-
-
-def _clock(device: torch.device) -> float:
-    """Return seconds: of computing, on all cores, or of the wall where a GPU computes."""
-    if device.type == "cpu":
-        return time.process_time()
-    torch.cuda.synchronize(device)
-    return time.perf_counter()
-
-
-def _held(device: torch.device) -> int:
-    """Return the bytes that this process holds now, on a GPU those of its tensors; the look for a
-    peak begins.
-    """
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    reset_peak()
-    return peak_bytes() or 0
-
-
-def _peak(device: torch.device) -> int:
-    """Return the most that has been held since :func:`_held`, bytes."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return peak_bytes() or 0
 
 
 def _line(one: float, two: float, count: float) -> float:

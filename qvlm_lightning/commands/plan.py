@@ -34,7 +34,8 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from qvlm_lightning.commands._plan_massive import MassiveSites
-    from qvlm_lightning.commands._plan_rehearsal import Named, Rehearsal, table_of
+    from qvlm_lightning.commands._plan_measured import Named
+    from qvlm_lightning.commands._plan_rehearsal import Rehearsal, table_of
     from qvlm_lightning.commands._plan_tables import Plan
     from qvlm_lightning.commands._plan_workload import read
     from qvlm_lightning.estimate.workload import Workload

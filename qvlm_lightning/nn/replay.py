@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -81,6 +82,8 @@ def catch_calls(
     """Run ``model(**inputs)`` up to the last of ``units`` and return how all of them are called;
     ``None`` if they never are.
 
+    What the units compute is not asked for: the first one alone runs, to see what it returns.
+
     Args:
         model: runs as it stands.
         units: of one tower, in forward order.
@@ -100,17 +103,30 @@ def catch_calls(
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         see(args, kwargs)
 
-    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    returned: list[Any] = []
+
+    def nothing(*_: Any, **__: Any) -> Any:
         # what reaches the next unit is then what the model adds, and nothing else
+        output = returned[0]
         if isinstance(output, tuple):
             return torch.zeros_like(output[0]), *output[1:]
         return torch.zeros_like(output)
 
+    def after(*seen: Any) -> Any:
+        returned.append(seen[-1])
+        return nothing()
+
     with ExitStack() as stack:
-        for unit in units[:-1]:
+        for place, unit in enumerate(units[:-1]):
             handle = unit.module.register_forward_pre_hook(before, with_kwargs=True)
             stack.callback(handle.remove)
-            stack.callback(unit.module.register_forward_hook(after).remove)
+            if place:
+                own = vars(unit.module)
+                back = partial(own.update, forward=own["forward"]) if "forward" in own else None
+                stack.callback(back or partial(own.pop, "forward"))
+                own["forward"] = nothing
+            else:
+                stack.callback(unit.module.register_forward_hook(after).remove)
         stack.enter_context(stop_at(units[-1].module, see))
         model(**inputs)
     if not found:
@@ -235,7 +251,7 @@ def run_unit(
 def run_full_precision(
     unit: Unit, hidden: Tensor, call: UnitInput, tensors: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """Return the output of a unit whose quantizers are off, [B, T, D] (see :func:`run_unit`)."""
+    """Return the output of a unit whose quantizers are off, [B, T, D]."""
     modules: list[ActivationQuantizer | QuantLinear] = [site.quantizer for site in unit.sites]
     modules += [linear for site in unit.sites for linear in site.linears.values()]
     before = [module.enabled for module in modules]

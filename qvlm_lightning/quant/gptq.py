@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.quant.weight_ranges import quadratic_rows
 from qvlm_lightning.quant.weights import weight_qparams
 
 RangesOf = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
@@ -175,5 +176,4 @@ def row_errors(error_OI: Tensor, gram_II: Tensor) -> Tensor:
         >>> row_errors(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
         tensor([7.], dtype=torch.float64)
     """
-    error_OI = error_OI.double()
-    return ((error_OI @ gram_II.double()) * error_OI).sum(dim=-1)
+    return quadratic_rows(error_OI.double(), gram_II.double())

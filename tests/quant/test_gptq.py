@@ -5,7 +5,7 @@ import torch
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.quant.gptq import Grid, inverse_factor, row_errors, sweep
-from qvlm_lightning.quant.weight_ranges import rounded_on, searched_ranges
+from qvlm_lightning.quant.weight_ranges import quadratic_rows, rounded_on, searched_ranges
 from qvlm_lightning.quant.weights import fake_quantize_weight_on, weight_ranges
 
 
@@ -191,3 +191,14 @@ def test_no_code_depends_on_blocks_or_on_the_order_in_memory(group_size, block):
         weight[12:], factor, Grid(grid.low[12:], grid.high[12:], 4, False, torch.float32), order
     )
     assert torch.equal(half, expected[12:])
+
+
+@pytest.mark.parametrize("block", [1, 5, 12, 128])
+def test_half_of_the_products_make_the_whole_error(block):
+    rows, gram = data(seed=5)
+    expected = [
+        sum(float(d[i]) * float(gram[i, j]) * float(d[j]) for i in range(12) for j in range(12))
+        for d in rows
+    ]
+    found = quadratic_rows(rows.double(), gram, block)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
