@@ -1209,7 +1209,7 @@ GPTQ = [
     (_REHEARSAL, "layers.get(name, 0) / rehearsed[name]", "1.0", "one block is taken for all layers", _COUNTS_FORETOLD),
     (_REHEARSAL, "max(0.0, two - one) * (count - 1)", "(two - one) * (count - 1)", "more batches are said to take less", f"{_REHEARSAL_TEST}::test_a_line_does_not_fall"),
     ("qvlm_lightning/commands/_plan_measured.py", "calibrator.prepare(named.method)", "pass", "a rehearsal leaves out what is done first", f"{_REHEARSAL_TEST}::test_the_model_is_prepared"),
-    (_REPLAY, "own[\"forward\"] = nothing", "stack.callback(unit.module.register_forward_hook(after).remove)", "all units of a tower run to see how they are called", "tests/nn/test_replay.py::test_units_behind_the_first_do_not_compute"),
+    (_REPLAY, "held[\"forward\"] = nothing", "stack.callback(unit.module.register_forward_hook(after).remove)", "all units of a tower run to see how they are called", "tests/nn/test_replay.py::test_units_behind_the_first_do_not_compute"),
     (_REPLAY, "return torch.zeros_like(output)", "return output.zero_()", "what the model adds to one output is in all", "tests/nn/test_replay.py::test_an_output_that_the_model_changes_in_place_is_no_ones_else"),
     (_LINEAR, "self._fake_quantized_weight(), decided)", "self._fake_quantized_weight(), [])", "a weight is taken for one that is gone", f"{_KEPT}::test_kept_weights_are_those_of_the_decision_that_runs"),
     ("qvlm_lightning/methods/block_tensors.py", "known[1] != value._version", "False", "a rounded tensor of an old value is taken", f"{_KEPT}::test_a_rounded_tensor_is_the_same_until_its_value_changes"),

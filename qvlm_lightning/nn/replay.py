@@ -121,10 +121,11 @@ def catch_calls(
             handle = unit.module.register_forward_pre_hook(before, with_kwargs=True)
             stack.callback(handle.remove)
             if place:
-                own = vars(unit.module)
-                back = partial(own.update, forward=own["forward"]) if "forward" in own else None
-                stack.callback(back or partial(own.pop, "forward"))
-                own["forward"] = nothing
+                held = vars(unit.module)
+                before_it = {name: held[name] for name in ("forward",) if name in held}
+                stack.callback(held.update, before_it)  # called behind the next one
+                stack.callback(held.pop, "forward")
+                held["forward"] = nothing
             else:
                 stack.callback(unit.module.register_forward_hook(after).remove)
         stack.enter_context(stop_at(units[-1].module, see))
