@@ -473,8 +473,8 @@ ENGINE = [
     ),
     (
         _RULES,
-        "choice = torch.stack([e.argmin() for e in errors])",
-        "choice = torch.stack([0 * e.argmin() for e in errors])",
+        "choice = errors.argmin(dim=1)",
+        "choice = 0 * errors.argmin(dim=1)",
         "least squares chooses min-max",
         "tests/methods/test_range_rules.py::test_least_squares_chooses_the_least_error_of_the_activations",
     ),
@@ -1179,22 +1179,40 @@ _GPTQ, _GPTQ_SWEEP, _RANGES_OF = "qvlm_lightning/methods/gptq.py", "qvlm_lightni
 SLOW_GPTQ = "tests/quant/test_gptq.py::test_it_is_the_slow_reference"
 GROUPS = "tests/quant/test_gptq.py::test_a_group_has_the_range_of_what_its_weight_has_become"
 _GPTQ_TEST = "tests/methods/test_gptq.py"
+_KEPT = "tests/methods/test_kept_work.py"
+_REHEARSAL, _REHEARSAL_TEST = "qvlm_lightning/commands/_plan_rehearsal.py", "tests/commands/test_plan_rehearsal.py"
+_COUNTS_FORETOLD = f"{_REHEARSAL_TEST}::test_layer_forwards_are_those_of_the_whole_calibration"
 NEVER_WORSE = f"{_GPTQ_TEST}::test_no_layer_is_worse_than_rounding_to_the_nearest"
 GPTQ = [
-    (_GPTQ_SWEEP, "left[:, end:] -= errors @ factor_II[start:end, end:]", "left[:, end:] -= 0", "errors stay in their block of channels", SLOW_GPTQ),
-    (_GPTQ_SWEEP, "left[:, i:end] -= errors[:, i - start, None] * factor_II[i, i:end]", "left[:, i] -= 0", "channels of a block do not make up for each other", SLOW_GPTQ),
+    (_GPTQ_SWEEP, "left_IO[end:] -= factor_II[start:end, end:].T @ errors_IO", "left_IO[end:] -= 0", "errors stay in their block of channels", SLOW_GPTQ),
+    (_GPTQ_SWEEP, "left_IO[i + 1 : end] -= factor_II[i, i + 1 : end, None] * error", "left_IO[i] -= 0", "channels of a block do not make up for each other", SLOW_GPTQ),
     (_GPTQ_SWEEP, "group = places[i] // size", "group = i // size", "groups follow the order of rounding", SLOW_GPTQ),
     (_GPTQ_SWEEP, "hessian + damp * scale * eye", "hessian + 0 * damp * scale * eye", "nothing is damped", SLOW_GPTQ),
     (_GPTQ_SWEEP, "if end < i + size:", "if end > i + size:", "a group that reaches into the next block misses this one's errors", GROUPS),
     (_GPTQ_SWEEP, "mean if bool(mean > 0) else torch.ones_like(mean)", "mean", "layers without tokens have no factor", "tests/quant/test_gptq.py::test_channels_without_inputs_are_rounded_by_themselves"),
     (_RANGES_OF, "better = error_OG < best_OG", "better = error_OG > best_OG", "the range of the largest error is taken", "tests/quant/test_gptq.py::test_a_searched_range_has_the_least_error_of_all"),
-    (_RANGES_OF, "part @ gram_II[g * size : (g + 1) * size, g * size : (g + 1) * size]", "part @ gram_II[:size, :size]", "all groups are judged by the first one's inputs", "tests/quant/test_gptq.py::test_a_searched_range_has_the_least_error_of_all"),
+    (_RANGES_OF, "quadratic_rows(part, gram_II[g * size : (g + 1) * size, g * size : (g + 1) * size])", "quadratic_rows(part, gram_II[:size, :size])", "all groups are judged by the first one's inputs", "tests/quant/test_gptq.py::test_a_searched_range_has_the_least_error_of_all"),
+    (_RANGES_OF, "products += 2 * (rows_OI", "products += 1 * (rows_OI", "what two channels add counts once", "tests/quant/test_gptq.py::test_half_of_the_products_make_the_whole_error"),
     (_RANGES_OF, "num_bits, symmetric, dtype or weight_OI.dtype", "num_bits, symmetric, weight_OI.dtype", "weights are rounded with a scale that the model has not", "tests/quant/test_gptq.py::test_rounded_weights_are_those_of_the_models_type"),
     (_GPTQ, "torch.lt(*reversed(list(errors)))", "torch.gt(*reversed(list(errors)))", "the worse of two rows is kept", NEVER_WORSE),
     (_GPTQ, "low=torch.where(near_O[:, None, None], minmax.low, grid.low)", "low=grid.low", "rows of nearest values have another range", NEVER_WORSE),
     (_GPTQ, "(weight_OI.double() @ known.cross)[:, order] @ factor.T @ factor", "(weight_OI.double() @ known.cross.T)[:, order] @ factor.T @ factor", "asymmetric inputs come the wrong way round", f"{_GPTQ_TEST}::test_the_wanted_weight_is_the_least_squares_answer"),
-    (_GPTQ, "decision |= self.ranges.solve(block)", "self.ranges.solve(block)", "ranges of activations are not kept", f"{_GPTQ_TEST}::test_every_layer_is_on_its_grid"),
-    (_GPTQ, "if linear.weight_quantizer.active:", "if True:", "layers at 16 bits are rounded", f"{_GPTQ_TEST}::test_layers_that_overrides_leave_alone_stay"),
+    (_GPTQ, "decision = self.ranges.solve(block)", "decision = Decision(scores=self.ranges.solve(block).scores)", "ranges of activations are not kept", f"{_GPTQ_TEST}::test_every_layer_is_on_its_grid"),
+    (_GPTQ, "if own.active:", "if True:", "layers at 16 bits are rounded", f"{_GPTQ_TEST}::test_layers_that_overrides_leave_alone_stay"),
+    (_GPTQ, "kind = own.num_bits, own.group_size, own.symmetric, linear.weight.dtype", "kind = (own.group_size,)", "layers of other widths are rounded on one grid", f"{_GPTQ_TEST}::test_layers_of_a_site_are_rounded_as_each_by_itself"),
+    (_GPTQ, "*(x.clone() for x in part)", "*part", "a file would hold one tensor within another", f"{_GPTQ_TEST}::test_layers_of_a_site_are_rounded_as_each_by_itself"),
+    (_BLOCK, "if not all(x is y and v == w >= 0 for (x, v), (y, w) in pairs):", "if not all(x is y for (x, _), (y, _) in pairs):", "a tensor that was changed in place is not judged again", f"{_KEPT}::test_anything_that_changes_j_is_noticed"),
+    (_BLOCK, "alike and self.objective == other.objective", "alike", "J of another objective is taken", f"{_KEPT}::test_anything_that_changes_j_is_noticed"),
+    (_BLOCK, "alike = type(mine) is type(its) and vars(mine) == vars(its)", "alike = True", "J of other token weights is taken", f"{_KEPT}::test_anything_that_changes_j_is_noticed"),
+    (_BLOCK, "[min(asked, key=lambda one: one.error)]", "[max(asked, key=lambda one: one.error)]", "the worse decision is kept", f"{_KEPT}::test_what_was_judged_last_is_not_run_again"),
+    (_REHEARSAL, 'workload.pairs if method.pairs == "all" else workload.search_pairs', "workload.search_pairs", "all pairs are taken for those of the search", f"{_REHEARSAL_TEST}::test_a_method_that_uses_all_pairs_takes_longer_than_one_that_searches_on_some"),
+    (_REHEARSAL, "layers.get(name, 0) / rehearsed[name]", "1.0", "one block is taken for all layers", _COUNTS_FORETOLD),
+    (_REHEARSAL, "max(0.0, two - one) * (count - 1)", "(two - one) * (count - 1)", "more batches are said to take less", f"{_REHEARSAL_TEST}::test_a_line_does_not_fall"),
+    ("qvlm_lightning/commands/_plan_measured.py", "calibrator.prepare(named.method)", "pass", "a rehearsal leaves out what is done first", f"{_REHEARSAL_TEST}::test_the_model_is_prepared"),
+    (_REPLAY, "held[\"forward\"] = nothing", "stack.callback(unit.module.register_forward_hook(after).remove)", "all units of a tower run to see how they are called", "tests/nn/test_replay.py::test_units_behind_the_first_do_not_compute"),
+    (_REPLAY, "return torch.zeros_like(output)", "return output.zero_()", "what the model adds to one output is in all", "tests/nn/test_replay.py::test_an_output_that_the_model_changes_in_place_is_no_ones_else"),
+    (_LINEAR, "self._fake_quantized_weight(), decided)", "self._fake_quantized_weight(), [])", "a weight is taken for one that is gone", f"{_KEPT}::test_kept_weights_are_those_of_the_decision_that_runs"),
+    ("qvlm_lightning/methods/block_tensors.py", "known[1] != value._version", "False", "a rounded tensor of an old value is taken", f"{_KEPT}::test_a_rounded_tensor_is_the_same_until_its_value_changes"),
     ("qvlm_lightning/calibration/module.py", "method.check(self.scheme)", "method.settings()", "a scheme is refused by nobody", f"{_GPTQ_TEST}::test_a_module_refuses_a_scheme_before_a_model_is_read"),
 ]
 _ATTENTION_STATISTICS, _AESPA = "qvlm_lightning/methods/attention_statistics.py", "qvlm_lightning/methods/aespa.py"

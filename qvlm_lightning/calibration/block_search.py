@@ -162,8 +162,9 @@ class BlockSearch:
         towers.
         """
         batches = self.batches[0 if method.pairs == "all" else 1]
-        variants = [set(), self.quantized_before(tower)]
-        exact, quantized = self.passes.calls(tower, batches, variants)
+        before = self.quantized_before(tower)
+        exact, *others = self.passes.calls(tower, batches, [set(), before] if before else [set()])
+        quantized = others[0] if others else list(exact)  # without any before, they are the same
         if method.needs_kind and tower.name == "language":
             for batch, *calls in zip(batches, exact, quantized, strict=True):
                 kind = self.family.token_kind(batch).to(self.passes.device)

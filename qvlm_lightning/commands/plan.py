@@ -1,4 +1,4 @@
-"""Say what a calibration would quantize, what comes out and what memory it needs; run nothing."""
+"""Say what a calibration would quantize, what comes out and what it needs; load no weights."""
 
 import sys
 from collections.abc import Sequence
@@ -34,6 +34,8 @@ def main(argv: Sequence[str]) -> int:
     from rich.console import Console
 
     from qvlm_lightning.commands._plan_massive import MassiveSites
+    from qvlm_lightning.commands._plan_measured import Named
+    from qvlm_lightning.commands._plan_rehearsal import Rehearsal, table_of
     from qvlm_lightning.commands._plan_tables import Plan
     from qvlm_lightning.commands._plan_workload import read
     from qvlm_lightning.estimate.workload import Workload
@@ -60,6 +62,12 @@ def main(argv: Sequence[str]) -> int:
         activation_checkpointing=planned.activation_checkpointing,
     )
     workload.check()
+    methods = []
+    if own.rehearse is not None:
+        methods = [Named.of(name) for name in own.rehearse]
+        if not methods and planned.method is not None:
+            name = planned.method.name
+            methods = [Named(name, planned.method, planned.depth, planned.optimises)]
     plan = Plan(planned.family, planned.scheme, model, structure, workload, own.device_gib)
     # into a file or a pipe, tables are as wide as they need
     width = own.width if own.width or sys.stdout.isatty() else _WIDTH_OF_FILES
@@ -67,8 +75,16 @@ def main(argv: Sequence[str]) -> int:
     plan.show(console, own.modules)
     if massive:
         massive.show(console)
+    found = []
+    if methods:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        rehearsal = Rehearsal(model, planned.family, structure, planned.scheme, workload, device)
+        found = [rehearsal.forecast(named) for named in methods]
+        console.print(table_of(found, methods, device))
     if own.json is not None:
-        write_json(own.json, plan.values() | (massive.values() if massive else {}))
+        more = massive.values() if massive else {}
+        values = [forecast.values() for forecast in found]
+        write_json(own.json, plan.values() | more | ({"rehearsal": values} if values else {}))
     return 0
 
 
@@ -104,6 +120,13 @@ def _parser() -> PlainParser:
         metavar="REPORT",
         help="report.json of an earlier run of this model: show at which sites single tokens were "
         "far larger than the others, and overrides that give these sites more bits",
+    )
+    parser.add_argument(
+        "--rehearse",
+        nargs="*",
+        metavar="METHOD",
+        help="run the method, or those named (files of configs/methods), on a few layers of random "
+        "weights that are as wide as the model's, to say seconds and memory on this machine",
     )
     parser.add_argument(
         "--modules", action="store_true", help="list every module, not one line per kind"

@@ -1,5 +1,6 @@
 """A block of units with its cached inputs: what a method sees, and the objective J (eq. 3)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -19,6 +20,42 @@ from qvlm_lightning.nn.structure import Unit
 
 Objective = Literal["normalized", "plain"]
 """How outputs are compared: tokens brought to a mean square of 1, or as they are."""
+
+
+@dataclass
+class Judged:
+    """All that J of a decision depends on in a block, and J.
+
+    Attributes:
+        tensors: what is decided, or given, each with its version.
+        objective: how outputs are compared.
+        token_weights: how much tokens count.
+        error: J.
+    """
+
+    tensors: dict[str, tuple[Tensor, int]]
+    objective: Objective
+    token_weights: TokenWeights
+    error: float = math.nan
+
+    @classmethod
+    def of(cls, block: "Block", decision: Decision | None) -> "Judged":
+        """Return a decision that nobody has judged."""
+        tensors = block.given.tensors | (decision.tensors if decision is not None else {})
+        # tensors made in inference mode count no versions
+        now = {n: (x, -1 if x.is_inference() else x._version) for n, x in tensors.items()}
+        return cls(now, block.objective, block.token_weights)
+
+    def __eq__(self, other: object) -> bool:
+        """Whether J is the same: the very same tensors, unchanged, judged alike."""
+        if not isinstance(other, Judged) or self.tensors.keys() != other.tensors.keys():
+            return False
+        pairs = ((self.tensors[name], other.tensors[name]) for name in self.tensors)
+        if not all(x is y and v == w >= 0 for (x, v), (y, w) in pairs):
+            return False
+        mine, its = self.token_weights, other.token_weights
+        alike = type(mine) is type(its) and vars(mine) == vars(its)
+        return alike and self.objective == other.objective
 
 
 @dataclass
@@ -44,6 +81,7 @@ class Block(BlockTensors):
         gradients: module -> size of the loss's gradient at its output, per kind of token; where the
             token weights ask for it.
         cost: what has been run.
+        judged: the decision that was judged last, of several the best, with its J.
     """
 
     units: list[Unit]
@@ -60,6 +98,8 @@ class Block(BlockTensors):
     given: Decision = field(default_factory=Decision)
     gradients: Gradients = field(default_factory=dict)
     cost: Cost = field(default_factory=Cost)
+    judged: list["Judged"] = field(default_factory=list)
+    rounded: dict[str, tuple[Tensor, int, Tensor]] = field(default_factory=dict)
 
     # --- single decisions -------------------------------------------------------------------------
 
@@ -98,12 +138,25 @@ class Block(BlockTensors):
 
     @torch.no_grad()
     def errors(self, decisions: Sequence[Decision | None]) -> Tensor:
-        """Return J of several decisions, [C] float64, one after another."""
+        """Return J of several decisions, [C] float64, one after another.
+
+        One that was judged last, such as by the step of a chain before this one, is not run again.
+        """
+        asked = [Judged.of(self, decision) for decision in decisions]
+        known = [next((old.error for old in self.judged if old == new), None) for new in asked]
         errors = self.error_table(len(decisions))
-        for batch in self.mine():
-            for index, decision in enumerate(decisions):
-                self.score(errors, batch, self.run(batch, decision), first=index)
-        return self.reduce(errors)
+        for index, decision in enumerate(decisions):
+            if known[index] is None:
+                for batch in self.mine():
+                    self.score(errors, batch, self.run(batch, decision), first=index)
+        found = self.reduce(errors)
+        for index, error in enumerate(known):
+            if error is not None:
+                found[index] = error
+        for one, error in zip(asked, found.tolist(), strict=True):
+            one.error = error
+        self.judged[:] = [min(asked, key=lambda one: one.error)]
+        return found
 
     def terms(self, output: Tensor, batch: int) -> tuple[Tensor, Tensor]:
         """Return numerator and denominator of a batch's J."""

@@ -20,11 +20,13 @@ class BlockTensors:
         units: consecutive units of one tower.
         given: what earlier steps have decided; it lies under every decision.
         stored: types in which changed weights will be stored (``Structure.stored``).
+        rounded: name -> what :meth:`decided` rounded last, its version, and what came out.
     """
 
     units: list[Unit]
     given: Decision
     stored: Mapping[str, torch.dtype]
+    rounded: dict[str, tuple[Tensor, int, Tensor]]
 
     @property
     def sites(self) -> list[Site]:
@@ -36,7 +38,19 @@ class BlockTensors:
         rounded to the type in which it will be stored.
         """
         tensors = self.given.tensors if decision is None else self.given.tensors | decision.tensors
-        return as_stored(tensors, self.stored)
+        return {n: self._as_stored(n, x) if n in self.stored else x for n, x in tensors.items()}
+
+    def _as_stored(self, name: str, value: Tensor) -> Tensor:
+        """Return a tensor as :func:`as_stored` rounds it: the very same one as long as the value
+        is, so that what layers keep of it stays good.
+        """
+        if value.requires_grad or value.is_inference():
+            return as_stored({name: value}, self.stored)[name]
+        known = self.rounded.get(name)
+        if known is None or known[0] is not value or known[1] != value._version:
+            known = value, value._version, as_stored({name: value}, self.stored)[name]
+            self.rounded[name] = known
+        return known[2]
 
     def tensor(self, name: str, decision: Decision | None = None) -> Tensor:
         """Return a tensor of a layer by its full name, as ``decision`` leaves it.

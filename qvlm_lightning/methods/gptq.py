@@ -103,9 +103,10 @@ class GPTQ(Method):
     @torch.no_grad()
     def solve(self, block: Block) -> Decision:
         """Return ranges and weights, and J for them and for what decided the ranges."""
-        decision = Decision(scores={"minmax": block.error()})
         if self.ranges is not None and any(site.quantizer.num_bits < OFF for site in block.sites):
-            decision |= self.ranges.solve(block)
+            decision = self.ranges.solve(block)  # its first J is that of minimum and maximum
+        else:
+            decision = Decision(scores={"minmax": block.error()})
         want = ("gram", "cross") if self.asymmetric else ("gram",)
         for stage in stages(block):
             if any(x.weight_quantizer.active for site in stage for x in site.linears.values()):
@@ -123,14 +124,16 @@ class GPTQ(Method):
         factor = inverse_factor(sums.gram[order][:, order], self.damp)
         known = _Inputs(sums.gram, order, factor, sums.cross)
         decision = Decision()
-        for name, linear in site.linears.items():
-            if linear.weight_quantizer.active:
-                weight = block.tensor(f"{name}.weight")
-                own = linear.weight_quantizer
-                low, high = weight_ranges(weight, own.group_size, own.symmetric)
-                grid = Grid(low, high, own.num_bits, own.symmetric, weight.dtype)
-                rounded, grid = self._rounded(weight.float(), known, grid, own.group_size)
-                decision |= block.decide_weight(name, rounded, grid.low, grid.high)
+        for names in _alike(site):
+            weights = [block.tensor(f"{name}.weight") for name in names]
+            own, outputs = site.linears[names[0]].weight_quantizer, [len(w) for w in weights]
+            weight = torch.cat(weights)
+            low, high = weight_ranges(weight, own.group_size, own.symmetric)
+            grid = Grid(low, high, own.num_bits, own.symmetric, weight.dtype)
+            rounded, grid = self._rounded(weight.float(), known, grid, own.group_size)
+            parts = (x.split(outputs) for x in (rounded, grid.low, grid.high))
+            for name, *part in zip(names, *parts, strict=True):
+                decision |= block.decide_weight(name, *(x.clone() for x in part))
         return decision
 
     def _rounded(
@@ -183,3 +186,16 @@ class GPTQ(Method):
         return searched_ranges(
             weight_OI, RATIOS, grid.num_bits, group_size, grid.symmetric, gram, grid.dtype
         )
+
+
+def _alike(site: Site) -> list[list[str]]:
+    """Return the layers of a site whose weights are quantized, those on grids of one kind together:
+    their output channels are rounded as if they were those of one layer.
+    """
+    found: dict[tuple[object, ...], list[str]] = {}
+    for name, linear in site.linears.items():
+        own = linear.weight_quantizer
+        if own.active:
+            kind = own.num_bits, own.group_size, own.symmetric, linear.weight.dtype
+            found.setdefault(kind, []).append(name)
+    return list(found.values())

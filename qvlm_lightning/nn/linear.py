@@ -34,7 +34,7 @@ class QuantLinear(nn.Linear):
     sink_output: SinkOutput | None
     input_quantizer: ActivationQuantizer
     site: ActivationQuantizer
-    _weight_cache: tuple[tuple[object, ...] | None, Tensor] | None
+    _weight_cache: tuple[tuple[object, ...] | None, Tensor, list[Tensor]] | None
 
     @classmethod
     def from_linear(
@@ -96,7 +96,8 @@ class QuantLinear(nn.Linear):
         if kept is None or key is None or kept[0] != key:
             # kept from inference mode, it could not be saved for a later backward pass
             with torch.inference_mode(False), torch.no_grad():
-                kept = self._weight_cache = (key, self._fake_quantized_weight())
+                # what it is made of is kept too: as long as it lives, nothing else has its identity
+                kept = self._weight_cache = (key, self._fake_quantized_weight(), decided)
         return kept[1]
 
     @torch.no_grad()

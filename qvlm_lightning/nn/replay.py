@@ -81,6 +81,8 @@ def catch_calls(
     """Run ``model(**inputs)`` up to the last of ``units`` and return how all of them are called;
     ``None`` if they never are.
 
+    What the units compute is not asked for: the first one alone runs, to see what it returns.
+
     Args:
         model: runs as it stands.
         units: of one tower, in forward order.
@@ -100,17 +102,31 @@ def catch_calls(
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         see(args, kwargs)
 
-    def after(_: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    returned: list[Any] = []
+
+    def nothing(*_: Any, **__: Any) -> Any:
         # what reaches the next unit is then what the model adds, and nothing else
+        output = returned[0]
         if isinstance(output, tuple):
             return torch.zeros_like(output[0]), *output[1:]
         return torch.zeros_like(output)
 
+    def after(*seen: Any) -> Any:
+        returned.append(seen[-1])
+        return nothing()
+
     with ExitStack() as stack:
-        for unit in units[:-1]:
+        for place, unit in enumerate(units[:-1]):
             handle = unit.module.register_forward_pre_hook(before, with_kwargs=True)
             stack.callback(handle.remove)
-            stack.callback(unit.module.register_forward_hook(after).remove)
+            if place:
+                held = vars(unit.module)
+                before_it = {name: held[name] for name in ("forward",) if name in held}
+                stack.callback(held.update, before_it)  # called behind the next one
+                stack.callback(held.pop, "forward")
+                held["forward"] = nothing
+            else:
+                stack.callback(unit.module.register_forward_hook(after).remove)
         stack.enter_context(stop_at(units[-1].module, see))
         model(**inputs)
     if not found:
@@ -153,7 +169,8 @@ def placed(unit: Unit, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """Within the block, a unit's parameters and buffers are those of ``tensors``.
 
     They take the type of what they replace, so that a result is that of a model that holds them.
-    Nothing that layers keep from one run to the next goes in or out.
+    Nothing that layers keep from one run to the next goes in or out but quantized weights, which
+    know what they are made of: those of the last ``tensors`` are there when these come again.
 
     Args:
         unit: the unit.
@@ -165,25 +182,27 @@ def placed(unit: Unit, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     try:
         for name, value in mine.items():
             path, _, own = name.rpartition(".")
-            owner: Any = unit.module.get_submodule(path)
+            owner: Any = unit.module
+            for step in path.split(".") if path else ():  # get_submodule takes three times as long
+                owner = owner._modules[step]
             held = owner._parameters if own in owner._parameters else owner._buffers
             before = held[own]
             replaced.append((held, own, before))
             held[own] = value if before is None else value.to(before.device, before.dtype)
         if replaced:
-            forget(unit)
+            _forget_inputs(unit)
         yield
     finally:
         for held, own, before in replaced:
             held[own] = before
         if replaced:
-            forget(unit)
+            _forget_inputs(unit)
 
 
-def forget(unit: Unit) -> None:
-    """Let everything go that the quantizers of a unit keep between two runs."""
+def _forget_inputs(unit: Unit) -> None:
+    """Let all transformed and quantized inputs of a unit's layers go."""
     for site in unit.sites:
-        site.forget()
+        site.forget_inputs()
 
 
 def run_unit(
@@ -232,7 +251,7 @@ def run_unit(
 def run_full_precision(
     unit: Unit, hidden: Tensor, call: UnitInput, tensors: Mapping[str, Tensor] | None = None
 ) -> Tensor:
-    """Return the output of a unit whose quantizers are off, [B, T, D] (see :func:`run_unit`)."""
+    """Return the output of a unit whose quantizers are off, [B, T, D]."""
     modules: list[ActivationQuantizer | QuantLinear] = [site.quantizer for site in unit.sites]
     modules += [linear for site in unit.sites for linear in site.linears.values()]
     before = [module.enabled for module in modules]

@@ -63,13 +63,11 @@ class Site:
             linear.register_forward_pre_hook(transform.before)
         return transform
 
-    def forget(self) -> None:
-        """Let everything go that its quantizers keep between two runs."""
+    def forget_inputs(self) -> None:
+        """Let the transformed and the quantized input go that are kept for the next layer."""
         self.quantizer.forget()
         if self.leader.input_transform is not None:
             self.leader.input_transform.forget()
-        for linear in self.linears.values():
-            linear.forget()
 
 
 @dataclass

@@ -8,6 +8,9 @@ def version_key(*tensors: Tensor) -> tuple[object, ...] | None:
 
     ``None`` where that cannot be told: tensors made in inference mode count no changes.
     """
-    if any(t.is_inference() for t in tensors):
-        return None
-    return tuple(p for t in tensors for p in (id(t), t.data_ptr(), t._version, t.requires_grad))
+    found: list[object] = []
+    for t in tensors:
+        if t.is_inference():
+            return None
+        found += (id(t), t.data_ptr(), t._version, t.requires_grad)
+    return tuple(found)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from qvlm_lightning.errors import InputError
+from qvlm_lightning.quant.weight_ranges import quadratic_rows
 from qvlm_lightning.quant.weights import weight_qparams
 
 RangesOf = Callable[[Tensor, slice], tuple[Tensor, Tensor]]
@@ -90,7 +91,7 @@ def sweep(
     grid: Grid,
     order_I: Tensor | None = None,
     ranges_of: RangesOf | None = None,
-    block: int = 128,
+    block: int = 64,
 ) -> tuple[Tensor, Grid]:
     """Return the rounded weight [O, I], float64, and its grid.
 
@@ -106,30 +107,37 @@ def sweep(
     inputs = weight_OI.shape[1]
     order_I = torch.arange(inputs, device=weight_OI.device) if order_I is None else order_I
     size = inputs // grid.low.shape[1]
-    left, done = weight_OI.double()[:, order_I], torch.empty_like(weight_OI, dtype=torch.float64)
+    # an input channel is a row in memory: it is read and rounded as a whole
+    left_IO = weight_OI.double()[:, order_I].T.contiguous()
+    done_IO = torch.empty_like(left_IO)
     scale, zero_point, least, most = grid.qparams()
+    scale_GO, zero_GO = scale.T.contiguous(), zero_point.T.contiguous()
     low, high, places = grid.low.clone(), grid.high.clone(), order_I.tolist()
+    pivots = factor_II.diagonal().tolist()
     for start in range(0, inputs, block):
         end = min(start + block, inputs)
-        errors = torch.empty(len(left), end - start, dtype=torch.float64, device=left.device)
+        errors_IO = torch.empty_like(left_IO[start:end])
         for i in range(start, end):
             group = places[i] // size
             if ranges_of is not None and i % size == 0:
                 columns = slice(i, i + size)
-                now = left[:, columns]
+                now_OI = left_IO[columns].T
                 if end < i + size:  # what lies behind the block has not been told of its errors yet
-                    now = now.clone()
-                    now[:, end - i :] -= errors[:, : i - start] @ factor_II[start:i, end : i + size]
-                bottom, top = (x.to(low.dtype) for x in ranges_of(now, columns))
+                    now_OI = now_OI.clone()
+                    told = errors_IO[: i - start].T @ factor_II[start:i, end : i + size]
+                    now_OI[:, end - i :] -= told
+                bottom, top = (x.to(low.dtype) for x in ranges_of(now_OI, columns))
                 low[:, group], high[:, group] = bottom[:, 0], top[:, 0]
                 s, z, *_ = replace(grid, low=bottom, high=top).qparams()
-                scale[:, group], zero_point[:, group] = s[:, 0], z[:, 0]
-            w, s, z = left[:, i], scale[:, group], zero_point[:, group]
-            done[:, places[i]] = (((w / s).round() + z).clamp(least, most) - z) * s
-            errors[:, i - start] = (w - done[:, places[i]]) / factor_II[i, i]
-            left[:, i:end] -= errors[:, i - start, None] * factor_II[i, i:end]
-        left[:, end:] -= errors @ factor_II[start:end, end:]
-    return done, replace(grid, low=low, high=high)
+                scale_GO[group], zero_GO[group] = s[:, 0], z[:, 0]
+            w, s, z, error = left_IO[i], scale_GO[group], zero_GO[group], errors_IO[i - start]
+            torch.div(w, s, out=done_IO[i]).round_().add_(z).clamp_(least, most).sub_(z).mul_(s)
+            torch.sub(w, done_IO[i], out=error).div_(pivots[i])
+            left_IO[i + 1 : end] -= factor_II[i, i + 1 : end, None] * error
+        left_IO[end:] -= factor_II[start:end, end:].T @ errors_IO
+    done_OI = torch.empty_like(weight_OI, dtype=torch.float64)
+    done_OI[:, order_I] = done_IO.T
+    return done_OI, replace(grid, low=low, high=high)
 
 
 @torch.no_grad()
@@ -168,5 +176,4 @@ def row_errors(error_OI: Tensor, gram_II: Tensor) -> Tensor:
         >>> row_errors(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
         tensor([7.], dtype=torch.float64)
     """
-    error_OI = error_OI.double()
-    return ((error_OI @ gram_II.double()) * error_OI).sum(dim=-1)
+    return quadratic_rows(error_OI.double(), gram_II.double())

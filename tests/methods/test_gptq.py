@@ -2,6 +2,7 @@
 
 import copy
 import random
+from dataclasses import replace
 
 import pytest
 import safetensors.torch
@@ -251,3 +252,24 @@ def test_a_module_refuses_a_scheme_before_a_model_is_read(family_class):  # noqa
 
     with pytest.raises(InputError, match="scheme 'w16a8' leaves them at 16 bits"):
         QuantModule(NoModel(), Scheme.parse("w16a8"), GPTQ())
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+def test_layers_of_a_site_are_rounded_as_each_by_itself(calibrated, act_order):
+    method = GPTQ(act_order=act_order)
+    scheme = Scheme.parse("w3a4", group_size=8, overrides={"k_proj": {"weight_bits": 4}})
+    block = block_of(calibrated(scheme), method=method)
+    site = block.sites[0]
+    assert len(site.linears) == 3
+    assert len({linear.weight_quantizer.num_bits for linear in site.linears.values()}) == 2
+    sums = collect(block, [site], ("gram",), read=True)[site.name]
+    together = method._decide(block, site, sums)
+    apart = {}
+    for name, linear in site.linears.items():
+        alone = method._decide(block, replace(site, linears={name: linear}), sums).tensors
+        assert all(own.startswith(name) for own in alone)
+        apart |= alone
+    assert together.tensors.keys() == apart.keys()
+    assert all(torch.equal(x, apart[name]) for name, x in together.tensors.items())
+    pointers = {x.untyped_storage().data_ptr() for x in together.tensors.values()}
+    assert len(pointers) == len(together.tensors), "a file holds tensors of their own"

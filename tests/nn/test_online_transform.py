@@ -114,7 +114,7 @@ def test_another_input_or_factor_is_not_taken_for_the_kept_one(factors):
     transform.left.mul_(3)
     assert torch.allclose(transform.before(second, (x,))[0], transform(x))
     transform.before(first, (x,))
-    site.forget()
+    site.forget_inputs()
     assert transform._shared is None
 
 

@@ -5,7 +5,7 @@ import torch
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.quant.gptq import Grid, inverse_factor, row_errors, sweep
-from qvlm_lightning.quant.weight_ranges import rounded_on, searched_ranges
+from qvlm_lightning.quant.weight_ranges import quadratic_rows, rounded_on, searched_ranges
 from qvlm_lightning.quant.weights import fake_quantize_weight_on, weight_ranges
 
 
@@ -161,3 +161,44 @@ def test_rounded_weights_are_those_of_the_models_type(symmetric):
     expected = fake_quantize_weight_on(weight, low, high, 4, symmetric)
     found = rounded_on(weight.float(), low, high, 4, symmetric, torch.bfloat16)
     assert torch.equal(found.bfloat16(), expected)
+
+
+def by_columns(weight, factor, grid, order):
+    """Channel after channel, each later one told of every error at once."""
+    (scale, zero, least, most), inputs = grid.qparams(), weight.shape[1]
+    left, done = weight.double()[:, order], torch.zeros(weight.shape, dtype=torch.float64)
+    for i, place in enumerate(order.tolist()):
+        s, z = (x[:, place * scale.shape[1] // inputs] for x in (scale, zero))
+        done[:, place] = (((left[:, i] / s).round() + z).clamp(least, most) - z) * s
+        error = (left[:, i] - done[:, place]) / factor[i, i]
+        for j in range(i + 1, inputs):
+            left[:, j] -= error * factor[i, j]
+    return done
+
+
+@pytest.mark.parametrize("group_size", [None, 30])
+@pytest.mark.parametrize("block", [1, 64, 128])
+def test_no_code_depends_on_blocks_or_on_the_order_in_memory(group_size, block):
+    weight, gram = data(outputs=24, inputs=150, tokens=400)
+    order = gram.diagonal().argsort(descending=True)
+    factor = inverse_factor(gram[order][:, order], 0.01)
+    grid = Grid(*weight_ranges(weight, group_size, False), 4, False, torch.float32)
+    expected = by_columns(weight, factor, grid, order)
+    for given in (weight, weight.T.contiguous().T):
+        done, _ = sweep(given, factor, grid, order, block=block)
+        assert torch.equal(done, expected)
+    half, _ = sweep(
+        weight[12:], factor, Grid(grid.low[12:], grid.high[12:], 4, False, torch.float32), order
+    )
+    assert torch.equal(half, expected[12:])
+
+
+@pytest.mark.parametrize("block", [1, 5, 12, 128])
+def test_half_of_the_products_make_the_whole_error(block):
+    rows, gram = data(seed=5)
+    expected = [
+        sum(float(d[i]) * float(gram[i, j]) * float(d[j]) for i in range(12) for j in range(12))
+        for d in rows
+    ]
+    found = quadratic_rows(rows.double(), gram, block)
+    torch.testing.assert_close(found, torch.tensor(expected, dtype=torch.float64))
