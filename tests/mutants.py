@@ -176,7 +176,7 @@ CALIBRATION = [
     (_SEARCHED, "hidden = [call.hidden for call in exact]", "hidden = [call.hidden for call in quantized]", "targets come from the quantized prefix", JOINT),
     (_SEARCHED, "quantized = [c.advanced(run_unit(unit, c.hidden, c)) for c in quantized]", "quantized = exact", "the search is fed by the full-precision prefix", SEQUENTIAL),
     (_SEARCHED, "return set(self.state.searched) & set(names[: names.index(tower.name)])", "return set()", "the search is fed by full-precision towers", SEQUENTIAL),
-    (_SEARCHED, "variants = [set(), self.quantized_before(tower)]", "variants = [self.quantized_before(tower)] * 2", "targets come from quantized towers", SEQUENTIAL),
+    (_SEARCHED, "[set(), before] if before else [set()]", "[before, before] if before else [set()]", "targets come from quantized towers", SEQUENTIAL),
     (_BLOCK, "f\"{name}.low\": low[index].expand_as(ratio).clone(),\n                f\"{name}.high\": high[index]", "f\"{name}.low\": low[0].expand_as(ratio).clone(),\n                f\"{name}.high\": high[0]", "a choice does not reach the quantizer", SEQUENTIAL),
     (_CALIBRATOR, "quantized=set(self.state.searched),", "quantized=set(),", "dependency is measured behind full-precision towers", BEHIND),
     (_CALIBRATOR, "seed=self.seed,", "seed=0,", "triples do not depend on the seed", EDGES),
@@ -1306,7 +1306,7 @@ ADAROUND = [
 _BALANCED_TEST = "tests/methods/test_balanced_methods.py"
 _AT_MODULES = f"{_BALANCED_TEST}::test_a_balance_is_the_ratio_at_the_output_of_each_module"
 BALANCES = [
-    ("qvlm_lightning/methods/range_rules.py", "weight = block.weight(batch, seen.mask, block.place(site))", "weight = block.weight(batch, seen.mask)", "least squares weigh a site as the block's output", f"{_AT_MODULES}[least_squares]"),
+    ("qvlm_lightning/methods/range_rules.py", "weight, errors = block.weight(batch, seen.mask, block.place(site)), []", "weight, errors = block.weight(batch, seen.mask), []", "least squares weigh a site as the block's output", f"{_AT_MODULES}[least_squares]"),
     (_OBSERVED, "weight = block.weight(batch, own.mask, block.place(site))", "weight = block.weight(batch, own.mask)", "observed ranges weigh a site as the block's output", f"{_AT_MODULES}[observed]"),
     (_SITE_STATISTICS, "weight = block.weight(batch, mask, block.place(site)) if weighted else mask", "weight = block.weight(batch, mask) if weighted else mask", "sums weigh a site as the block's output", f"{_AT_MODULES}[gptq]"),
     ("qvlm_lightning/methods/requirements.py", "not isinstance(ranges.token_weights, Uniform)", "False", "token weights of ranges are passed over in silence", f"{_BALANCED_TEST}::test_token_weights_of_nested_ranges_are_refused"),

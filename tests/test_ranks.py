@@ -190,7 +190,7 @@ def test_a_rank_that_dies_takes_the_others_down(child, monkeypatch, capsys):
 
 
 def test_a_watch_lets_its_trainer_go():
-    """A table makes one trainer after another below one handler of signals, and each has a model."""
+    """A table makes one trainer after another below one handler of signals; each has a model."""
     with stoppable():
         trainer = Mock()
         told = weakref.ref(trainer)

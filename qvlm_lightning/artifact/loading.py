@@ -75,8 +75,8 @@ def load_artifact(
     Args:
         path: a folder, or a repository of the hub such as ``owner/name``.
         family: of an artifact whose family is none of this package.
-        packed: hold weights as packed codes and compute with them, where that can be done; otherwise
-            weights are fake-quantized in their floating type.
+        packed: hold weights as packed codes and compute with them, where that can be done;
+            otherwise weights are fake-quantized in their floating type.
         device: where the model goes.
 
     Raises:
