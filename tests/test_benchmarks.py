@@ -54,3 +54,21 @@ def test_layers_that_write_their_weight_out_are_named(generation, monkeypatch):
     assert generation.few_rows_written_out(packed) == ["a"]
     monkeypatch.setattr(generation, "extension", lambda: None)
     assert generation.few_rows_written_out(packed) == []
+
+
+def test_answers_that_differ_are_counted_with_their_margins(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import answers as benchmark
+
+    said = {
+        False: [([1], 0.5), ([2, 3], 0.25), ([4], 2.0), ([5], 0.125)],
+        True: [([1], 0.4), ([2, 9], 0.3), ([4], 2.0), ([6], 0.01)],
+    }
+    monkeypatch.setattr(benchmark, "answers", lambda s, f, packed: (said[packed], 1.0 + packed))
+    row = benchmark.row(tmp_path / "mine" / "artifact", ["?"] * 4)
+    assert row["artifact"] == "mine"
+    assert row["equal answers %"] == 50
+    assert row["margins of the others"] == "0.125, 0.250"
+    assert (row["seconds simulated"], row["seconds packed"]) == (1.0, 2.0)
+    for name in ("answers", "_common"):
+        sys.modules.pop(name, None)
