@@ -176,7 +176,7 @@ CALIBRATION = [
     (_SEARCHED, "hidden = [call.hidden for call in exact]", "hidden = [call.hidden for call in quantized]", "targets come from the quantized prefix", JOINT),
     (_SEARCHED, "quantized = [c.advanced(run_unit(unit, c.hidden, c)) for c in quantized]", "quantized = exact", "the search is fed by the full-precision prefix", SEQUENTIAL),
     (_SEARCHED, "return set(self.state.searched) & set(names[: names.index(tower.name)])", "return set()", "the search is fed by full-precision towers", SEQUENTIAL),
-    (_SEARCHED, "variants = [set(), self.quantized_before(tower)]", "variants = [self.quantized_before(tower)] * 2", "targets come from quantized towers", SEQUENTIAL),
+    (_SEARCHED, "[set(), before] if before else [set()]", "[before, before] if before else [set()]", "targets come from quantized towers", SEQUENTIAL),
     (_BLOCK, "f\"{name}.low\": low[index].expand_as(ratio).clone(),\n                f\"{name}.high\": high[index]", "f\"{name}.low\": low[0].expand_as(ratio).clone(),\n                f\"{name}.high\": high[0]", "a choice does not reach the quantizer", SEQUENTIAL),
     (_CALIBRATOR, "quantized=set(self.state.searched),", "quantized=set(),", "dependency is measured behind full-precision towers", BEHIND),
     (_CALIBRATOR, "seed=self.seed,", "seed=0,", "triples do not depend on the seed", EDGES),
