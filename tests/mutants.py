@@ -1314,11 +1314,11 @@ BALANCES = [
 ]
 _ZFOLD, _ZFOLD_TEST = "qvlm_lightning/quant/z_fold.py", "tests/quant/test_z_fold.py"
 ZFOLDS = [
-    (_ZFOLD, "self.gram * z_C * z_C[:, None]", "self.gram", "folded weights are judged on inputs from before the fold", f"{_ZFOLD_TEST}::test_the_error_never_grows_and_mostly_falls"),
-    (_ZFOLD, "        if not error < least:\n            break\n", "", "scales that are worse are taken", f"{_ZFOLD_TEST}::test_the_error_never_grows_and_mostly_falls"),
+    (_ZFOLD, "self.gram * z_C * z_C[:, None]", "self.gram", "folded weights are judged on inputs from before the fold", f"{_ZFOLD_TEST}::test_a_folded_weight_is_rounded_for_its_folded_inputs"),
+    (_ZFOLD, "        if not error < least:\n            break\n", "", "scales that are worse are taken", f"{_ZFOLD_TEST}::test_scales_that_are_worse_are_not_taken"),
     (_ZFOLD, "squares.index_add_(0, layer.channels, own.square().sum(dim=0))", "squares.index_add_(0, layer.channels, own.abs().sum(dim=0))", "scales are no least squares answer", f"{_ZFOLD_TEST}::test_one_round_is_the_least_squares_answer"),
     (_ZFOLD, "torch.where(fits, products / torch.where(fits, squares, 1.0), before_S)", "products / squares.clamp_min(1e-12)", "a channel that is rounded away gets a scale of 0", f"{_ZFOLD_TEST}::test_a_channel_that_is_rounded_to_nothing_keeps_its_scale"),
-    ("qvlm_lightning/methods/z_fold.py", "1 / channel_scales(", "channel_scales(", "the fold goes the other way", "tests/methods/test_z_fold.py::test_rounding_behind_it_is_better_than_without"),
+    ("qvlm_lightning/methods/z_fold.py", "1 / channel_scales(", "channel_scales(", "the fold goes the other way", "tests/methods/test_z_fold.py::test_factors_are_those_that_the_form_asks_for"),
 ]
 _RPTQ, _RPTQ_TEST = "qvlm_lightning/methods/rptq.py", "tests/methods/test_rptq.py"
 _HOLDS = f"{_RPTQ_TEST}::test_a_range_holds_all_of_its_cluster_and_no_more"

@@ -5,9 +5,12 @@ import torch
 
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.methods import AESPA, ByKind, Chain, ZFold
+from qvlm_lightning.methods import AESPA, ByKind, Chain, Decision, ZFold
+from qvlm_lightning.methods.fold_groups import fold_groups
+from qvlm_lightning.methods.site_statistics import collect
 from qvlm_lightning.nn.weight_quantizer import exact_weights
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.quant.z_fold import FoldedLayer
 from tests.calibration.conftest import ToyFamily, build_toy
 from tests.methods.test_changing_weights import TOWERS, same, weights
 from tests.methods.test_site_statistics import block_of
@@ -36,6 +39,21 @@ def test_a_folded_layer_computes_the_same_until_it_is_rounded(toy_batches, kv_he
         assert block.error(decision) < (1e-8 if dtype == torch.float32 else 1e-3)
     assert decision.scores["zfold"] == block.error(decision)
     assert all(x.isfinite().all() for x in decision.tensors.values())
+
+
+def test_factors_are_those_that_the_form_asks_for(calibrated):
+    """Layers that read one norm: their common error falls when the fold is applied."""
+    block = block_of(calibrated(W3), method=ZFold())
+    group = fold_groups(block, 0)[0]
+    ones, factor = ZFold().factors(block, group, Decision())
+    gram = collect(block, group.sites, ("gram",), None, "full_precision")[group.sites[0].name].gram
+    layers = [
+        FoldedLayer(x.weight, gram, torch.arange(len(gram)), 3, None, False)
+        for x in group.sites[0].linears.values()
+    ]
+    assert len(layers) == 3
+    errors = [sum(x.error(x.rounded(z), z) for x in layers) for z in (1 / ones, 1 / factor)]
+    assert errors[1] < errors[0]
 
 
 def test_rounding_behind_it_is_better_than_without(calibrated):

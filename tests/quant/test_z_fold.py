@@ -57,6 +57,13 @@ def test_one_round_is_the_least_squares_answer():
     assert found.tolist() != [1.0] * 3
 
 
+def test_a_folded_weight_is_rounded_for_its_folded_inputs():
+    layer, scale = layer_of(2, [0, 1, 2, 3]), torch.tensor([0.2, 1.0, 3.0, 0.7]).double()
+    own = layer.rounded(scale)
+    expected = torch.tensor(rounded(layer, scale))
+    torch.testing.assert_close(own.float(), expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_error_never_grows_and_mostly_falls(seed):
     layers = [layer_of(seed, list(range(12))), layer_of(seed + 9, list(range(12)))]
@@ -70,9 +77,21 @@ def test_the_error_never_grows_and_mostly_falls(seed):
     assert errors[-1] < 0.98 * error(torch.ones(12, dtype=torch.float64))
 
 
+def test_scales_that_are_worse_are_not_taken():
+    for seed in range(40):
+        layer = layer_of(seed, [0, 1, 2, 3], outputs=3, bits=2)
+        scales = [channel_scales([layer], 4, rounds=n) for n in (1, 2, 4, 8)]
+        errors = [layer.error(layer.rounded(x), x) for x in (torch.ones(4).double(), *scales)]
+        assert errors == sorted(errors, reverse=True)
+
+
 def test_a_channel_that_is_rounded_to_nothing_keeps_its_scale():
-    layer = layer_of(0, [0, 1, 2])
-    layer.weight[:, 1] = 1e-9
-    found = channel_scales([layer], 3)
-    assert float(found[1]) == 1.0
-    assert bool((found > 0).all())
+    moved = 0
+    for seed in range(6):
+        layer = layer_of(seed, [0, 1, 2])
+        layer.weight[:, 1] = 1e-9
+        found = channel_scales([layer], 3)
+        assert float(found[1]) == 1.0
+        assert bool((found > 0).all())
+        moved += float(found[0]) != 1.0
+    assert moved
