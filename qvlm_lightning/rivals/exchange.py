@@ -79,7 +79,7 @@ def asked_for_versions(packages: tuple[str, ...]) -> bool:
     """
     if sys.argv[1:] != ["--versions"]:
         return False
-    installed = {}
+    installed: dict[str, str | None] = {}
     for package in packages:
         try:
             installed[package] = metadata.version(package)
