@@ -41,7 +41,7 @@ def main() -> None:
     job.write({name: dequantized(model.get_submodule(name)) for name in job.layers})
 
 
-def calibration(job: Any) -> tuple[str, list[dict[str, Any]]]:
+def calibration(job: Any) -> tuple[str, Any]:
     """Return the pipeline, and the calibration pairs that it can take.
 
     The sequential one, its default, quantizes layer by layer behind quantized ones. It follows one
