@@ -34,7 +34,6 @@ from qvlm_lightning.results.report import (
     report_rows,
     write_results,
 )
-from qvlm_lightning.results.run_facts import Fact
 from qvlm_lightning.results.run_report import show_lines
 from qvlm_lightning.results.scores import score_grids
 from qvlm_lightning.run_lock import run_lock
@@ -141,7 +140,7 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         rows = report_rows(known)
         write_results(root / "results.json", rows)
         drawn = [*grids(rows), *score_grids(known)]
-        notes = asked_differently(known)
+        notes = [*asked_differently(known), *_computed_by(cli.model)]
         tables = "\n\n".join([*map(markdown, drawn), *notes]) + "\n"
         write_whole(root / "results.md", tables)
         if cli.model.artifact is not None:
@@ -150,7 +149,7 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
             show(grid)
         for note in notes:
             print(f"note: {note}")
-        facts = [*evaluation_facts(answered, known, root), *_computed_by(cli.model)]
+        facts = evaluation_facts(answered, known, root)
         show_lines(facts, steps_after_evaluation(root))
     return cli
 
@@ -159,15 +158,15 @@ def _on_cpu(trainer: Trainer) -> bool:
     return bool(trainer.strategy.root_device.type == "cpu")
 
 
-def _computed_by(module: VQAEvaluation) -> list[Fact]:
-    """Return how an artifact was computed, and what its packed model says."""
+def _computed_by(module: VQAEvaluation) -> list[str]:
+    """Return how an artifact was computed, by which kernels, and what its packed model says."""
     if module.artifact is None:
         return []
     if module.kernels is None:
-        return [("computed by", "fake quantization")]
+        return ["computed by fake quantization"]
     used = ", ".join(f"{name} ({count} layers)" for name, count in module.kernels.used().items())
-    notes = [("note", note) for note in module.kernels.notes()]
-    return [("computed by", f"packed weights: {used or 'no kernel was needed'}"), *notes]
+    what = f"computed with packed weights: {used}" if used else "all answers were stored"
+    return [what, *module.kernels.notes()]
 
 
 @contextmanager

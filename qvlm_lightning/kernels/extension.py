@@ -1,10 +1,13 @@
 """The optional C++ extension (the .cpp files here), built once with the system's compiler.
 
-It is plain C behind ``ctypes``: building takes a few seconds, none of torch's headers are read.
+It is plain C behind ``ctypes``: none of torch's headers are read, building takes some 20 seconds of
+computing.
 """
 
 import ctypes
 import hashlib
+import tempfile
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -137,29 +140,43 @@ def _built() -> tuple[Extension | None, str]:
     version = hashlib.sha256(b"".join(x.read_bytes() for x in sources)).hexdigest()[:8]
     name = f"qvlm_{'avx2' if avx2 else 'plain'}_{version}"
     try:
-        # outside of the try it would fail where no compiler is
-        from torch.utils import cpp_extension
-
-        path = cpp_extension.load(
-            name,
-            [str(x) for x in sources if x.suffix == ".cpp"],
-            extra_cflags=flags,
-            extra_ldflags=["-fopenmp"],
-            is_python_module=False,
-            verbose=False,
-        )
-        return Extension(_library(path, name)), ""
+        return Extension(str(library(name, sources, flags))), ""
     except (OSError, RuntimeError, ImportError) as error:
         return None, first_line(error)
 
 
-def _library(path: Any, name: str) -> str:
-    """Return the file of a built library; torch returns nothing where it has loaded it itself."""
-    if path is not None and Path(str(path)).is_file():
-        return str(path)
-    from torch.utils.cpp_extension import _get_build_directory
+def library(name: str, sources: Sequence[Path], flags: Sequence[str]) -> Path:
+    """Return the file of a built library, in torch's cache of extensions.
 
-    return str(Path(_get_build_directory(name, verbose=False)) / f"{name}.so")
+    Each process that finds none builds in a folder of its own and puts the file in its place: torch
+    itself would wait, for ever, for a process that was killed while it built.
+
+    Args:
+        name: of the library; what it is made of is part of it.
+        sources: C++ files, and headers beside them.
+        flags: of the compiler.
+
+    Raises:
+        OSError: no compiler, or a folder that cannot be written.
+        RuntimeError: the compiler refuses.
+        ImportError: torch finds no compiler.
+    """
+    from torch.utils import cpp_extension
+
+    built = Path(cpp_extension._get_build_directory(name, verbose=False)) / f"{name}.so"
+    if not built.is_file():
+        with tempfile.TemporaryDirectory(dir=built.parent) as scratch:
+            cpp_extension.load(
+                name,
+                [str(x) for x in sources if x.suffix == ".cpp"],
+                extra_cflags=list(flags),
+                extra_ldflags=["-fopenmp"],
+                build_directory=scratch,
+                is_python_module=False,
+                verbose=False,
+            )
+            (Path(scratch) / built.name).replace(built)
+    return built
 
 
 def extension() -> Extension | None:

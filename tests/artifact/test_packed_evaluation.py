@@ -56,8 +56,9 @@ def artifact(tmp_path, calibrate) -> Path:
 def test_packed_weights_answer_unless_told_to_simulate(tmp_path, artifact, capsys):
     cli.eval_main(told(tmp_path, artifact))
     printed = " ".join(capsys.readouterr().out.split())
-    assert "computed by packed weights: " in printed
-    assert "layers)" in printed
+    assert "note: computed with packed weights: " in printed
+    results = (tmp_path / "results.md").read_text()
+    assert "layers)" in results[results.index("computed with packed weights: ") :]
     assert asked(tmp_path)["packed"] is True
 
     cli.eval_main(told(tmp_path, artifact, "--simulate=true"))
