@@ -137,6 +137,41 @@ def test_scales_of_every_type_are_read(dtype):
     assert torch.equal(torch_kernels.dequantized(layer, torch.float32), expected)
 
 
+def few_rows_of(weight: PackedWeight, given: Tensor) -> Tensor:
+    kernel = Kernel("extension", None, torch_kernels.few_rows)
+    return torch_kernels.few_rows(layer_of(weight, self_test.dense, kernel), given)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("groups", [1, 4])
+def test_inputs_in_half_precision_lose_nothing_that_they_have(dtype, groups):
+    """In front of 4-bit codes they become whole numbers; a product in their own type would lose
+    more, by the largest products that are added up.
+    """
+    if built.extension() is None:
+        pytest.skip(f"no extension here: {built.why_no_extension()}")
+    weight = weight_of(4, (24, 512), groups, dtype=dtype)
+    given = input_of(5, 512, 16, dtype)
+    given[0, 7] = 3000  # a massive activation
+    given[1] = 0
+    given[2] *= 1e-6
+    y, exact = few_rows_of(weight, given).double(), exactly(weight, given)
+    size = given.double().abs() @ weight.dequantized(torch.float64).abs().T
+    assert bool(((y - exact).abs() <= 2e-4 * size).all())
+    assert bool((y[1] == 0).all())
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_what_is_no_number_stays_none(odd):
+    if built.extension() is None:
+        pytest.skip(f"no extension here: {built.why_no_extension()}")
+    given = input_of(2, 128, 16, torch.bfloat16)
+    given[1, 3] = odd
+    y = few_rows_of(weight_of(4, (8, 128), 1, dtype=torch.bfloat16), given)
+    assert bool(y[0].isfinite().all())
+    assert not bool(y[1].isfinite().any())
+
+
 @pytest.mark.parametrize(
     "kernel",
     [
