@@ -10,7 +10,7 @@
 //  - Integers, 4 bits: a 16-bit word holds four codes, which are shifted and masked.
 //  - All others: as they are.
 //
-// Inputs in half precision are rounded to whole numbers of 15 bits and a sign in front of 4-bit
+// Inputs in half precision are rounded to whole numbers of 15 bits and a sign in front of 2 to 4-bit
 // codes, by the largest of each group: finer than the 8 or 11 bits that such numbers have, and twice
 // as many products at once as in float32. The few that are far larger than the others of their group
 // (massive activations) are multiplied as they are.
@@ -319,7 +319,7 @@ void product(const Weight& w, const std::vector<typename Kind<B>::Number>& x, fl
 constexpr float LARGEST = 32767;  // of a whole number with 15 bits and a sign
 constexpr float TINY = 1e-30f;    // whose inverse is still a number
 constexpr float MASSIVE = 32;     // times the mean of a group
-constexpr int64_t MOST = 32768;   // inputs of a group, whose products with 4-bit codes int32 can add up
+constexpr int64_t MOST = 32768;   // inputs of a group, whose products with such codes int32 can add up
 
 // Rounds the groups of rows; false where numbers are infinite or none.
 inline bool round_rows(const std::vector<float>& x, const Weight& w, Rounded& to) {
@@ -371,8 +371,11 @@ void qvlm_product(const void* codes, const void* scale, const void* zero_point, 
     std::vector<float> numbers(rows * inputs);
     for (int64_t i = 0; i < rows * inputs; ++i) numbers[i] = number_at(x, x_type, i);
     Rounded rounded;
-    if (bits == 4 && x_type != 0 && w.size() <= MOST && round_rows(numbers, w, rounded))
+    if (bits <= 4 && x_type != 0 && w.size() <= MOST && round_rows(numbers, w, rounded)) {
+      if (bits == 2) return product<Integers, 2>(w, rounded.whole, y, rows, &rounded);
+      if (bits == 3) return product<Integers, 3>(w, rounded.whole, y, rows, &rounded);
       return product<Integers, 4>(w, rounded.whole, y, rows, &rounded);
+    }
 #define FLOATS(B) return product<Floats, B>(w, numbers, y, rows)
     FOR_EVERY_WIDTH(FLOATS)
   }
