@@ -153,7 +153,7 @@ def test_a_result_folder_below_a_file(refused, tmp_path) -> None:
             "--variants=[magic w8a8]",
             "qvlm_plus_fast, rptq, rtn, sequential, signround, smoothquant, veo",
         ),
-        ("--variants=[rtn w3a3]", "allowed are w3a16, w4a16, w4a16_g128_sym"),
+        ("--variants=[rtn w3a3]", "allowed are w3a16, w3a16_language, w4a16, w4a16_g128_sym"),
         ("--variants=[]", "compares nothing"),
         ("--headline=qvlm w4a4", "allowed are the variants rtn w8a8"),
         ("--pairs=many", "pairs: expected int, got many"),

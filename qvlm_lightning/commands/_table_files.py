@@ -38,7 +38,8 @@ def evaluation_file(plan: TablePlan) -> Path:
 
 def planned_mode(plan: TablePlan, variant: PlannedVariant) -> str:
     """Return the activation mode of a row: its own, or that of its scheme's file."""
-    return variant.mode or str(_scheme_of_file(plan, variant)["activation_mode"])
+    own = _scheme_of_file(plan, variant).get("activation_mode", Scheme().activation_mode)
+    return variant.mode or str(own)
 
 
 def planned_scheme(plan: TablePlan, variant: PlannedVariant) -> Scheme:

@@ -9,13 +9,6 @@
 //    which multiplies them by 2^(k b); the input is divided by that, exactly.
 //  - Integers, 4 bits: a 16-bit word holds four codes, which are shifted and masked.
 //  - All others: as they are.
-//
-// Inputs in half precision are rounded to whole numbers of 15 bits and a sign in front of 2 to 4-bit
-// codes, by the largest of each group: finer than the 8 or 11 bits that such numbers have, and twice
-// as many products at once as in float32. The few that are far larger than the others of their group
-// (massive activations) are multiplied as they are.
-#include <algorithm>
-#include <cmath>
 #include <type_traits>
 
 #include "dense.h"
@@ -167,18 +160,6 @@ struct Integers {
   }
 };
 
-// An input in half precision as whole numbers.
-struct Rounded {
-  struct Large {
-    int64_t place;  // in its row
-    float value;
-  };
-  std::vector<int16_t> whole;  // [N, I]; 0 where a number is large
-  std::vector<float> steps;    // [N, G], what 1 stands for
-  std::vector<Large> large;    // those of a row's group behind each other
-  std::vector<size_t> first;   // [N G + 1], where they begin
-};
-
 // Rows of the input as a kind needs them.
 template <class Kind>
 struct Rows {
@@ -186,13 +167,8 @@ struct Rows {
   using Sum = std::conditional_t<std::is_same_v<Number, float>, float, int32_t>;
   std::vector<Number> plain, ordered;  // [M, I]
   std::vector<Sum> sums;               // [M, G, lanes], of what goes through the lanes
-  const Rounded* rounded;              // what they were, or null
-  int64_t row;                         // of the first of them there
 
-  float step(int64_t place) const { return rounded ? rounded->steps[row + place] : 1.0f; }
-
-  Rows(const Weight& w, std::vector<Number> x, int64_t rows, const Rounded* rounded, int64_t row)
-      : plain(std::move(x)), rounded(rounded), row(row * w.groups) {
+  Rows(const Weight& w, std::vector<Number> x, int64_t rows) : plain(std::move(x)) {
 #ifdef __AVX2__
     ordered = plain;
     sums.resize(rows * w.groups * LANES);
@@ -251,21 +227,12 @@ void outputs(const Weight& w, const Rows<Kind<B>>& x, const uint8_t* const* row,
 #ifdef __AVX2__
       for (int m = 0; m < M; ++m) {
         const auto steps = Kind<B>::minus(v[r][m], zero, x.sums.data() + (m * w.groups + g) * LANES);
-        const __m256 both = _mm256_set1_ps(scale * x.step(m * w.groups + g));
-        totals[r][m] = _mm256_fmadd_ps(both, Kind<B>::floats(steps), totals[r][m]);
+        totals[r][m] = _mm256_fmadd_ps(_mm256_set1_ps(scale), Kind<B>::floats(steps), totals[r][m]);
       }
 #endif
-      for (int m = 0; m < M && x.rounded; ++m) {
-        const size_t* first = &x.rounded->first[x.row + m * w.groups + g];
-        for (size_t k = first[0]; k < first[1]; ++k) {
-          const Rounded::Large& one = x.rounded->large[k];
-          rest[r][m] += scale * (code_at(row[r], one.place, B) - zero) * one.value;
-        }
-      }
       for (int64_t j = i; j < size; ++j) {
         const float step = scale * (code_at(row[r], g * size + j, B) - zero);
-        for (int m = 0; m < M; ++m)
-          rest[r][m] += step * x.step(m * w.groups + g) * x.plain[m * w.inputs + g * size + j];
+        for (int m = 0; m < M; ++m) rest[r][m] += step * x.plain[m * w.inputs + g * size + j];
       }
     }
   }
@@ -302,52 +269,16 @@ void product_rows(const Weight& w, const Rows<Kind<B>>& x, float* y) {
 }
 
 template <template <int> class Kind, int B, int R, int M>
-void product_rows(const Weight& w, const typename Kind<B>::Number* x, int64_t row, const Rounded* rounded, float* y) {
-  const auto from = x + row * w.inputs;
-  const std::vector<typename Kind<B>::Number> given(from, from + M * w.inputs);
-  product_rows<Kind, B, R, M>(w, Rows<Kind<B>>(w, given, M, rounded, row), y + row * w.outputs);
+void product_rows(const Weight& w, const typename Kind<B>::Number* x, float* y) {
+  const std::vector<typename Kind<B>::Number> given(x, x + M * w.inputs);
+  product_rows<Kind, B, R, M>(w, Rows<Kind<B>>(w, given, M), y);
 }
 
 template <template <int> class Kind, int B>
-void product(const Weight& w, const std::vector<typename Kind<B>::Number>& x, float* y, int64_t rows,
-             const Rounded* rounded = nullptr) {
+void product(const Weight& w, const std::vector<typename Kind<B>::Number>& x, float* y, int64_t rows) {
   int64_t n = 0;
-  for (; n + 4 <= rows; n += 4) product_rows<Kind, B, 2, 4>(w, x.data(), n, rounded, y);
-  for (; n < rows; ++n) product_rows<Kind, B, 4, 1>(w, x.data(), n, rounded, y);
-}
-
-constexpr float LARGEST = 32767;  // of a whole number with 15 bits and a sign
-constexpr float TINY = 1e-30f;    // whose inverse is still a number
-constexpr float MASSIVE = 32;     // times the mean of a group
-constexpr int64_t MOST = 32768;   // inputs of a group, whose products with such codes int32 can add up
-
-// Rounds the groups of rows; false where numbers are infinite or none.
-inline bool round_rows(const std::vector<float>& x, const Weight& w, Rounded& to) {
-  const int64_t size = w.size();
-  to.whole.assign(x.size(), 0);
-  to.first.push_back(0);
-  for (size_t group = 0; group < x.size() / size; ++group) {
-    const float* from = x.data() + group * size;
-    float total = 0, odd = 0, largest = 0;
-    for (int64_t i = 0; i < size; ++i) {
-      odd += from[i] * 0;
-      total += std::fabs(from[i]);
-    }
-    if (odd != 0) return false;  // NaN is not equal to 0
-    const float most = MASSIVE * (total / size);
-    for (int64_t i = 0; i < size; ++i) {
-      if (std::fabs(from[i]) > most)
-        to.large.push_back({int64_t(group) % w.groups * size + i, from[i]});
-      else
-        largest = std::max(largest, std::fabs(from[i]));
-    }
-    to.first.push_back(to.large.size());
-    to.steps.push_back(largest / LARGEST);
-    const float times = largest > TINY ? LARGEST / largest : 0;
-    for (int64_t i = 0; i < size; ++i)
-      if (std::fabs(from[i]) <= most) to.whole[group * size + i] = int16_t(std::nearbyint(from[i] * times));
-  }
-  return true;
+  for (; n + 4 <= rows; n += 4) product_rows<Kind, B, 2, 4>(w, x.data() + n * w.inputs, y + n * w.outputs);
+  for (; n < rows; ++n) product_rows<Kind, B, 4, 1>(w, x.data() + n * w.inputs, y + n * w.outputs);
 }
 
 }  // namespace
@@ -370,12 +301,6 @@ void qvlm_product(const void* codes, const void* scale, const void* zero_point, 
   } else {
     std::vector<float> numbers(rows * inputs);
     for (int64_t i = 0; i < rows * inputs; ++i) numbers[i] = number_at(x, x_type, i);
-    Rounded rounded;
-    if (bits <= 4 && x_type != 0 && w.size() <= MOST && round_rows(numbers, w, rounded)) {
-      if (bits == 2) return product<Integers, 2>(w, rounded.whole, y, rows, &rounded);
-      if (bits == 3) return product<Integers, 3>(w, rounded.whole, y, rows, &rounded);
-      return product<Integers, 4>(w, rounded.whole, y, rows, &rounded);
-    }
 #define FLOATS(B) return product<Floats, B>(w, numbers, y, rows)
     FOR_EVERY_WIDTH(FLOATS)
   }

@@ -17,6 +17,7 @@ from qvlm_lightning.models.family import Attention, Source
 from qvlm_lightning.nn.distributed import all_sum, world
 from qvlm_lightning.nn.replay import UnitInput, run_candidates, run_full_precision, run_unit
 from qvlm_lightning.nn.structure import Unit
+from qvlm_lightning.quant.scheme import OFF
 
 Objective = Literal["normalized", "plain"]
 """How outputs are compared: tokens brought to a mean square of 1, or as they are."""
@@ -28,12 +29,14 @@ class Judged:
 
     Attributes:
         tensors: what is decided, or given, each with its version.
+        widths: of all quantizers, as far as they are on.
         objective: how outputs are compared.
         token_weights: how much tokens count.
         error: J.
     """
 
     tensors: dict[str, tuple[Tensor, int]]
+    widths: list[int]
     objective: Objective
     token_weights: TokenWeights
     error: float = math.nan
@@ -44,7 +47,10 @@ class Judged:
         tensors = block.given.tensors | (decision.tensors if decision is not None else {})
         # tensors made in inference mode count no versions
         now = {n: (x, -1 if x.is_inference() else x._version) for n, x in tensors.items()}
-        return cls(now, block.objective, block.token_weights)
+        inputs = [s.quantizer.num_bits if s.quantizer.enabled else OFF for s in block.sites]
+        linears = [linear for site in block.sites for linear in site.linears.values()]
+        weights = [x.weight_quantizer.num_bits if x.enabled else OFF for x in linears]
+        return cls(now, inputs + weights, block.objective, block.token_weights)
 
     def __eq__(self, other: object) -> bool:
         """Whether J is the same: the very same tensors, unchanged, judged alike."""
@@ -55,7 +61,7 @@ class Judged:
             return False
         mine, its = self.token_weights, other.token_weights
         alike = type(mine) is type(its) and vars(mine) == vars(its)
-        return alike and self.objective == other.objective
+        return alike and (self.widths, self.objective) == (other.widths, other.objective)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from qvlm_lightning.calibration.decisions import Decided, Decisions, decide
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.samples import fingerprints
 from qvlm_lightning.methods.decision import Decision
+from qvlm_lightning.quant.scheme import Scheme
 from qvlm_lightning.vision.tower_loss import LossWeights, TowerLoss
 
 NAN, INF = float("nan"), float("inf")
@@ -47,7 +48,8 @@ def test_only_what_will_be_exported_must_be_saved(family_class) -> None:
             return 4
 
     model = Family().load_model()
-    kept, exported = (SimpleNamespace(exports=x, family=Family()) for x in (False, True))
+    told = {"family": Family(), "method": None, "scheme": Scheme()}
+    kept, exported = (SimpleNamespace(exports=x, **told) for x in (False, True))
     batches = [batch([2], 0)]
     check_before(kept, model, batches, ["a"])
     with pytest.raises(

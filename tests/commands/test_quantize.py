@@ -96,7 +96,7 @@ def test_everything_else_of_fit_is_reachable(own, tmp_path, capsys):
         (["--data", "nowhere.jsonl"], "'nowhere.jsonl' does not exist"),
         (["--scheme", "w1a4"], "weight_bits 1 is not allowed"),
         (["--scheme", "four"], "scheme 'four' cannot be read"),
-        (["--method", "magic"], "method 'magic' is not known; allowed: ablation/depth1"),
+        (["--method", "magic"], "method 'magic' is not known; allowed: ablation/aespa_mbq"),
         (["--mode", "per_tensor"], "activation_mode 'per_tensor' is not known"),
         (["--dtype", "int4"], "dtype 'int4' is not known"),
         (["--seed", "x"], "invalid int value"),

@@ -224,7 +224,7 @@ ROW = {"name": "per-layer", "method": "cdm", "scheme": "w4a4", "options": ["--se
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"variants": ["magic w4a4"]}, r"magic\.yaml'; allowed are ablation/depth1, .*cdm, "),
+        ({"variants": ["magic w4a4"]}, r"magic\.yaml'; allowed are ablation/aespa_mbq, .*cdm, "),
         ({"variants": ["rtn"]}, "variant 'rtn' is not a method and a scheme"),
         ({"variants": []}, "the plan compares nothing"),
         ({"variants": ["../rtn w4a4"]}, "name is '..'; allowed are letters"),

@@ -145,9 +145,7 @@ def few_rows_of(weight: PackedWeight, given: Tensor) -> Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize(("bits", "groups"), [(2, 4), (3, 1), (3, 4), (4, 1), (4, 4)])
 def test_inputs_in_half_precision_lose_nothing_that_they_have(dtype, bits, groups):
-    """In front of codes of up to 4 bits they become whole numbers; a product in their own type would lose
-    more, by the largest products that are added up.
-    """
+    """A product in their own type would lose more, by the largest products that are added up."""
     if built.extension() is None:
         pytest.skip(f"no extension here: {built.why_no_extension()}")
     weight = weight_of(bits, (24, 512), groups, dtype=dtype)
