@@ -276,6 +276,7 @@ def test_a_search_keeps_the_quantized_weights_of_no_block(calibrated) -> None:
     assert all(linear._weight_cache is None for linear in linears)
 
 
+@pytest.mark.slow
 def test_small_batches_find_what_a_batch_of_eight_finds(make: Callable, family_class: Any) -> None:
     """What a plan promises of smaller batches."""
     found = []

@@ -16,7 +16,14 @@ from qvlm_lightning.quant.scheme import Scheme
 TOWERS = ("vision", "projector", "language")
 
 
-@pytest.mark.parametrize("mode", ["static_tensor", "static_channel", "dynamic_token"])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "static_tensor",
+        pytest.param("static_channel", marks=pytest.mark.slow),
+        pytest.param("dynamic_token", marks=pytest.mark.slow),
+    ],
+)
 def test_x2_error_falls_with_width_on_average(calibrated, toy_batches, mode):
     inputs = model_inputs(toy_batches[0], torch.device("cpu"))
     mask = toy_batches[0]["attention_mask"].bool()

@@ -50,9 +50,11 @@ def rehearsal_of(family, method=None, scheme=W4A4):
     "named",
     [
         Named("rtn", MinMax()),
-        Named("gptq", GPTQ()),
+        pytest.param(Named("gptq", GPTQ()), marks=pytest.mark.slow),
         Named("folded", Chain([Rotation(), SmoothQuant(), GPTQ()])),
-        Named("layers", JointSearch([1.0, 0.98], per="layer"), depth=2),
+        pytest.param(
+            Named("layers", JointSearch([1.0, 0.98], per="layer"), depth=2), marks=pytest.mark.slow
+        ),
     ],
     ids=lambda named: named.name,
 )

@@ -158,6 +158,7 @@ def test_half_types_and_grouped_queries(toy_batches, dtype, kv_heads):
     assert all(o["adaround"] <= o["start"] for o in started.state.objective)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_is_the_same(calibrated, tmp_path):
     runs = []
     for _ in range(2):
