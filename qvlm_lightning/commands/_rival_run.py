@@ -1,5 +1,6 @@
 """The run of other tools beside a table: each in its own process, scored by our evaluation."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -91,6 +92,7 @@ class RivalsRun:
         inputs = self._of(row)
         return {
             "method": row.rival.method,
+            "program": _digest(row.rival.tool.program, "exchange.py"),
             "versions": self._versions(row),
             "model": inputs.base,
             "pairs": inputs.digest,
@@ -234,3 +236,9 @@ def _read(path: Path) -> dict[str, Any]:
         return dict(parse_json(path.read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError, TypeError, ValueError):
         return {}
+
+
+def _digest(*programs: str) -> str:
+    """Hash our own programs that run another tool: what they ask of it is part of a row."""
+    texts = b"".join((PROGRAMS / name).read_bytes() for name in programs)
+    return hashlib.sha256(texts).hexdigest()[:16]

@@ -1,7 +1,7 @@
 """The evaluation program."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from qvlm_lightning.lightning_parser import OneSentenceParser
 from qvlm_lightning.ranks import RankWatch, check_scheduler
 from qvlm_lightning.results.evaluation_facts import evaluation_facts
 from qvlm_lightning.results.next_steps import steps_after_evaluation
+from qvlm_lightning.results.predictions import Predictions
 from qvlm_lightning.results.render import grids, markdown, show
 from qvlm_lightning.results.report import (
     asked_differently,
@@ -140,7 +141,7 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         rows = report_rows(known)
         write_results(root / "results.json", rows)
         drawn = [*grids(rows), *score_grids(known)]
-        notes = [*asked_differently(known), *_computed_by(cli.model)]
+        notes = [*asked_differently(known), *_computed_by(cli.model, known)]
         tables = "\n\n".join([*map(markdown, drawn), *notes]) + "\n"
         write_whole(root / "results.md", tables)
         if cli.model.artifact is not None:
@@ -158,15 +159,22 @@ def _on_cpu(trainer: Trainer) -> bool:
     return bool(trainer.strategy.root_device.type == "cpu")
 
 
-def _computed_by(module: VQAEvaluation) -> list[str]:
-    """Return how an artifact was computed, by which kernels, and what its packed model says."""
+def _computed_by(module: VQAEvaluation, known: Mapping[str, Predictions]) -> list[str]:
+    """Return how an artifact was computed, by which kernels, and what its packed model says; and
+    which rows were computed otherwise.
+    """
     if module.artifact is None:
         return []
+    packed = module.kernels is not None
+    rows = [x for x in known.values() if not x.variant.is_fp]
+    odd = [x.variant.name for x in rows if bool(x.asked.get("packed")) != packed]
+    how = "fake-quantized" if packed else "computed with packed weights"
+    others = [f"{how}, unlike this one: {', '.join(odd)}"] if odd else []
     if module.kernels is None:
-        return ["computed by fake quantization"]
+        return ["computed by fake quantization", *others]
     used = ", ".join(f"{name} ({count} layers)" for name, count in module.kernels.used().items())
     what = f"computed with packed weights: {used}" if used else "all answers were stored"
-    return [what, *module.kernels.notes()]
+    return [what, *module.kernels.notes(), *others]
 
 
 @contextmanager

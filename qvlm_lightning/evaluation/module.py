@@ -14,7 +14,7 @@ from qvlm_lightning.artifact import load_artifact
 from qvlm_lightning.data.base import VQADataModule
 from qvlm_lightning.data.collate import Batch
 from qvlm_lightning.data.sample import Sample, check_disjoint_ids
-from qvlm_lightning.errors import InputError
+from qvlm_lightning.errors import InputError, parse_json
 from qvlm_lightning.evaluation.generate import (
     cut_at_stop,
     end_tokens_of,
@@ -30,7 +30,7 @@ from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.results.predictions import search_facts
 from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import Control, Variant, check_label
-from qvlm_lightning.weights.exported import located
+from qvlm_lightning.weights.exported import COMPRESSED, MANIFEST, located
 
 
 class VQAEvaluation(LightningModule):
@@ -249,8 +249,11 @@ def model_name(family: VLMFamily) -> str:
 def _digest(artifact: Path) -> str:
     """Hash an artifact's files, so that answers of an older one are not taken for its own."""
     digest = hashlib.sha256()
-    # of format 3 the manifest has hashes of the tensor files, compared when they are loaded
+    manifest = parse_json((artifact / MANIFEST).read_bytes())
+    # the manifest has hashes of the files of weights, compared when they are loaded
+    known = manifest.get("files", {}) if manifest.get("format") == COMPRESSED else {}
     for path in sorted(artifact.glob("*.json")) + sorted(artifact.glob("*.safetensors")):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
+        if path.name not in known:
+            digest.update(path.name.encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -49,6 +49,10 @@ class Extension:
         self._attend.argtypes = [pointer, pointer, pointer, number, pointer, size, size, size, size]
         self._attend.argtypes += [ctypes.c_float, number, pointer]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Let a copy of a model, in another process too, find the library there."""
+        return extension, ()
+
     def product(self, layer: PackedLinear, given: Given) -> Tensor:
         """Return ``x W^T`` [N, O] float32 of rows [N, I], read from the codes; of an input in codes
         without its scale.

@@ -70,6 +70,16 @@ class BufferedLayer(DynamicLayer):
         for buffer in self._buffers:
             buffer.rows(indices)
 
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Keep these texts."""
+        self.batch_select_indices(beam_idx)
+
+    def crop(self, *_: Any) -> None:
+        """Refuse what the buffers would not notice."""
+        raise NotImplementedError("buffered keys and values only grow; use transformers' cache")
+
+    reset = batch_repeat_interleave = offload = crop
+
     def nbytes(self) -> int:
         """Return the bytes of what is stored, room for more left out."""
         stored = [b.all[:, :, : b.tokens] for b in self._buffers if b.all is not None]

@@ -6,12 +6,16 @@ byte or in two that follow each other.
 Shapes: N rows (tokens), I inputs, O outputs, G groups of inputs, P bytes of a packed row.
 """
 
+import subprocess
+from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.errors import TritonError
 
 OUTPUTS_OF_A_PROGRAM, INPUTS_OF_A_STEP = 16, 128
 
@@ -92,7 +96,8 @@ def product(layer: Any, x: Tensor) -> Tensor:
     out = torch.empty(len(x), layer.out_features, device=x.device)
     step = min(INPUTS_OF_A_STEP, triton.next_power_of_2(layer.in_features // layer.groups))
     grid = (triton.cdiv(layer.out_features, OUTPUTS_OF_A_PROGRAM), len(x))
-    _product[grid](x, *_weight(layer, out), BLOCK_O=OUTPUTS_OF_A_PROGRAM, BLOCK_I=step)
+    with _on(x.device):
+        _product[grid](x, *_weight(layer, out), BLOCK_O=OUTPUTS_OF_A_PROGRAM, BLOCK_I=step)
     return out
 
 
@@ -107,8 +112,26 @@ def dequantized(layer: Any, dtype: torch.dtype) -> Tensor:
     out = torch.empty(features, dtype=dtype, device=layer.codes.device)
     tile = OUTPUTS_OF_A_PROGRAM, INPUTS_OF_A_STEP
     grid = tuple(triton.cdiv(size, of) for size, of in zip(features, tile, strict=True))
-    _dequantize[grid](*_weight(layer, out), BLOCK_O=tile[0], BLOCK_I=tile[1])
+    with _on(out.device):
+        _dequantize[grid](*_weight(layer, out), BLOCK_O=tile[0], BLOCK_I=tile[1])
     return out
+
+
+def runs() -> bool:
+    """Say whether a program compiles and runs on the GPU."""
+    codes = torch.zeros(1, 4, dtype=torch.uint8, device="cuda")
+    scale = torch.ones(1, 1, device="cuda")
+    sizes = {"out_features": 1, "in_features": 8, "groups": 1, "bits": 4}
+    layer = SimpleNamespace(codes=codes, scale=scale, zero_point=None, **sizes)
+    try:
+        return bool((dequantized(layer, torch.float32) == -8).all())
+    except (TritonError, subprocess.SubprocessError, OSError, RuntimeError):
+        return False
+
+
+def _on(device: torch.device) -> AbstractContextManager[Any]:
+    """Return a context in which programs start on a device; Triton takes the current one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def _weight(layer: Any, out: Tensor) -> list[Any]:

@@ -12,12 +12,15 @@ from qvlm_lightning.nn.packed_linear import Given, PackedLinear
 
 @cache
 def programs() -> ModuleType | None:
-    """Return the module of Triton programs; ``None`` where Triton is not installed."""
+    """Return the module of Triton programs; ``None`` where Triton is not installed, or does not
+    run on the GPU that is there.
+    """
     try:
         from qvlm_lightning.kernels import triton_dense
     except ImportError:
         return None
-    return triton_dense
+    # it can be imported where it finds no compiler
+    return triton_dense if not torch.cuda.is_available() or triton_dense.runs() else None
 
 
 def few_rows(layer: PackedLinear, given: Given) -> Tensor:
@@ -30,7 +33,7 @@ def few_rows(layer: PackedLinear, given: Given) -> Tensor:
 
 
 def dequantized(layer: PackedLinear, dtype: torch.dtype) -> Tensor | None:
-    """Return the weight [O, I] of a layer on a GPU; ``None`` where Triton is not installed."""
+    """Return the weight [O, I] of a layer on a GPU; ``None`` where Triton does not run."""
     found = programs() if layer.codes.device.type == "cuda" else None
     if found is None:
         return None

@@ -85,6 +85,9 @@ class AdaRound(Method):
         groups: list[dict[str, object]] = [{"params": list(learned.free.values()), "lr": self.lr}]
         if self.clip_lr:
             groups.append({"params": learned.activations.parameters, "lr": self.clip_lr})
+        if not any(group["params"] for group in groups):  # nothing here is quantized
+            scores = {"minmax": minmax, "start": before, self.name: before}
+            return Decision(near.tensors, scores)
         annealing = Annealing(self.steps, self.lr, self.weight * before)
         penalty = learned.penalty(annealing)
         with exact_weights(block.linear(name).weight_quantizer for name in learned.free):

@@ -36,7 +36,9 @@ def clusters(points_ND: Tensor, count: int, rounds: int = 100) -> Tensor:
     centers = _farthest_points(points, count)
     found = torch.full((len(points),), -1, dtype=torch.int64, device=points.device)
     for _ in range(rounds):
-        nearest = torch.cdist(points, centers).argmin(dim=1)
+        # matrix products would round otherwise on another machine
+        mode = "donot_use_mm_for_euclid_dist"
+        nearest = torch.cdist(points, centers, compute_mode=mode).argmin(dim=1)
         if torch.equal(nearest, found):
             break
         found = nearest

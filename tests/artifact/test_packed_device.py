@@ -1,5 +1,8 @@
 """A packed model on another device than the CPU."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 
@@ -34,6 +37,17 @@ def test_all_that_a_packed_layer_holds_is_where_its_weight_is(calibrate):
         held = [*layer.buffers(), *layer.parameters()]
         held += [] if layer.site is None else list(layer.site.buffers())
         assert {tensor.device.type for tensor in held} == {"meta"}
+
+
+def test_a_packed_model_can_be_copied(calibrate, questions):
+    """Whatever built its kernels."""
+    model, structure = calibrate(SCHEMES["w8a8"])
+    pack_model(model, structure)
+    copied = pickle.loads(pickle.dumps(copy.deepcopy(model.model.language_model.layers[0])))
+    assert isinstance(copied, torch.nn.Module)
+    layer = model.model.language_model.layers[0].mlp.down_proj
+    x = torch.randn(2, layer.in_features)
+    assert torch.equal(copied.mlp.down_proj(x), layer(x))
 
 
 @pytest.mark.gpu

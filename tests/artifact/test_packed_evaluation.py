@@ -66,6 +66,29 @@ def test_packed_weights_answer_unless_told_to_simulate(tmp_path, artifact, capsy
     assert "packed" not in asked(tmp_path)
 
 
+def test_rows_that_were_computed_otherwise_are_named():
+    """A run folder may hold rows of a GPU, where artifacts are fake-quantized."""
+    kernels = SimpleNamespace(used=lambda: {"onednn": 2}, notes=list)
+    module = SimpleNamespace(artifact="a", kernels=kernels)
+    known = {
+        name: SimpleNamespace(variant=SimpleNamespace(name=name, is_fp=fp), asked=asked)
+        for name, fp, asked in (
+            ("fp", True, {}),
+            ("mine", False, {"packed": True}),
+            ("older", False, {}),
+        )
+    }
+    notes = cli._computed_by(module, known)
+    assert notes == [
+        "computed with packed weights: onednn (2 layers)",
+        "fake-quantized, unlike this one: older",
+    ]
+    module.kernels = None
+    assert cli._computed_by(module, known)[1] == (
+        "computed with packed weights, unlike this one: mine"
+    )
+
+
 def test_a_gpu_gets_the_simulation():
     for device, packed in (("cpu", True), ("cuda", False)):
         strategy = SimpleNamespace(root_device=torch.device(device))

@@ -8,6 +8,7 @@ They run on a GPU, or without one in Triton's interpreter:
 import os
 import sys
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,5 +97,21 @@ def test_without_triton_there_are_no_programs(monkeypatch):
     monkeypatch.delattr("qvlm_lightning.kernels.triton_dense", raising=False)
     try:
         assert triton_kernels.programs() is None
+    finally:
+        triton_kernels.programs.cache_clear()
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_programs_that_do_not_run_are_none(monkeypatch, runs):
+    """As where Triton is installed and finds no compiler."""
+    import qvlm_lightning.kernels as room
+
+    stand_in = SimpleNamespace(runs=lambda: runs)
+    monkeypatch.setitem(sys.modules, "qvlm_lightning.kernels.triton_dense", stand_in)
+    monkeypatch.setattr(room, "triton_dense", stand_in, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    triton_kernels.programs.cache_clear()
+    try:
+        assert (triton_kernels.programs() is stand_in) == runs
     finally:
         triton_kernels.programs.cache_clear()
