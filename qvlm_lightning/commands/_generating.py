@@ -42,6 +42,8 @@ class Figures:
     """Codes, scales, zero points and biases of packed layers; 0 where everything is simulated."""
     kernels: dict[str, int]
     """Kernel -> number of layers in which it has run."""
+    layers: dict[str, Any]
+    """Every packed layer with its layout, bits and the kernels that have run."""
     key_value_bytes: int
     """Stored keys and values at the end."""
     attention: str
@@ -137,6 +139,7 @@ def answer(
         peak_bytes=host_peak(),
         packed_bytes=0 if packed is None else packed.nbytes(),
         kernels={} if packed is None else packed.used(),
+        layers={} if packed is None else packed.report()["layers"],
         key_value_bytes=stored_bytes(cache),
         attention="extension" if single else "torch",
         notes=[] if packed is None else packed.notes(),

@@ -21,7 +21,7 @@ from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.progress import QuestionBar
 from qvlm_lightning.evaluation.run import evaluate
 from qvlm_lightning.exits import user_faults
-from qvlm_lightning.files import write_whole, writing
+from qvlm_lightning.files import write_json, write_whole, writing
 from qvlm_lightning.foreign_notes import without_foreign_notes
 from qvlm_lightning.lightning_parser import OneSentenceParser
 from qvlm_lightning.ranks import RankWatch, check_scheduler
@@ -41,6 +41,7 @@ from qvlm_lightning.run_lock import run_lock
 from qvlm_lightning.weights.exported import located
 
 CONFIG = "eval.yaml"
+KERNELS = "kernels.json"
 """What was evaluated, in the run folder: ``compare`` finds the questions by it."""
 
 
@@ -144,6 +145,8 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         notes = [*asked_differently(known), *_computed_by(cli.model, known)]
         tables = "\n\n".join([*map(markdown, drawn), *notes]) + "\n"
         write_whole(root / "results.md", tables)
+        if cli.model.kernels is not None and cli.model.kernels.used():
+            write_json(root / KERNELS, cli.model.kernels.report())
         if cli.model.artifact is not None:
             put_results(located(cli.model.artifact), tables)
         for grid in drawn:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,6 +42,16 @@ class PackedModel:
     def used(self) -> dict[str, int]:
         """Return kernel -> number of layers in which it has run."""
         return dict(Counter(name for layer in self.layers.values() for name in layer.used))
+
+    def report(self) -> dict[str, Any]:
+        """Return what became of every layer, in plain values: ``layers``, name -> layout, bits and
+        the kernels that have run; ``simulated`` and ``refused`` as above.
+        """
+        layers = {
+            name: {"layout": layer.layout, "bits": layer.bits, "kernels": list(layer.used)}
+            for name, layer in self.layers.items()
+        }
+        return {"layers": layers, "simulated": self.simulated, "refused": self.refused}
 
     def nbytes(self) -> int:
         """Return the bytes that packed layers hold."""

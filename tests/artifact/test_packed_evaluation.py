@@ -1,13 +1,14 @@
 """The evaluation program computes with packed weights, unless it is told to simulate."""
 
 import json
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from qvlm_lightning.artifact import save_artifact
+from qvlm_lightning.artifact import load_artifact, save_artifact
 from qvlm_lightning.evaluation import cli
 from qvlm_lightning.models.tiny_family import Tiny
 from qvlm_lightning.quant.scheme import Scheme
@@ -60,6 +61,13 @@ def test_packed_weights_answer_unless_told_to_simulate(tmp_path, artifact, capsy
     results = (tmp_path / "results.md").read_text()
     assert "layers)" in results[results.index("computed with packed weights: ") :]
     assert asked(tmp_path)["packed"] is True
+    layers = json.loads((tmp_path / "kernels.json").read_text())["layers"]
+    assert layers.keys() == load_artifact(artifact, packed=True).packed.layers.keys()
+    ran = Counter(kernel for layer in layers.values() for kernel in layer["kernels"])
+    assert ran
+    for kernel, count in ran.items():
+        assert f"{kernel} ({count} layers)" in results
+    assert {layer["bits"] for layer in layers.values()} == {8}
 
     cli.eval_main(told(tmp_path, artifact, "--simulate=true"))
     assert "computed by fake quantization" in " ".join(capsys.readouterr().out.split())

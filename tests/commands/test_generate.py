@@ -45,6 +45,7 @@ def test_the_answer_is_streamed_with_its_figures(artifact, question, tmp_path, c
     assert sum(figures["kernels"].values()) >= quantized
     for kernel, count in figures["kernels"].items():
         assert f"{kernel} in {count} layers" in said
+        assert count == sum(kernel in x["kernels"] for x in figures["layers"].values())
     assert 0 < figures["packed_bytes"] < figures["peak_bytes"]
     assert f"{figures['prompt_tokens']} prompt tokens, {figures['tokens']} new ones" in said
 
