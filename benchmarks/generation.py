@@ -4,8 +4,10 @@
 
 Every variant runs in a process of its own; weights are never there in full precision. Speed does
 not depend on the values of weights. All variants attend and store keys and values in the same way,
-but ``bf16-transformers``, which does it as transformers does. It ends with an error where a packed
-layer writes its weight out for a single token although the extension is there.
+but ``bf16-transformers``, which does it as transformers does, ``bf16-compiled``, which is that with
+a cache of one size and new tokens compiled by torch, and ``bf16-frozen``, whose weights the compiler
+also packs as it likes. It ends with an error where a packed layer writes its weight out for a single
+token although the extension is there.
 """
 
 import argparse
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.config
 from _common import ROOT, clock, write
 from torch import Tensor, nn
 from transformers import (
@@ -24,6 +27,7 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    StaticCache,
 )
 
 from qvlm_lightning.calibration.phases import host_peak
@@ -54,6 +58,8 @@ SIZES = {
 VARIANTS = {
     "bf16": None,
     "bf16-transformers": None,
+    "bf16-compiled": None,
+    "bf16-frozen": None,
     "w8a8": Scheme.parse("w8a8", activation_mode="dynamic_token"),
     "w4a16": Scheme.parse("w4a16", group_size=128),
     "w3a16": Scheme.parse("w3a16", group_size=128),
@@ -162,8 +168,12 @@ def run(
     ids = torch.cat([torch.tensor([[1] + [IMAGE] * patches]), words], dim=1)
     pixels = torch.randn(1, 3, config.vision_config.image_size, config.vision_config.image_size)
     pixels = pixels.to(torch.bfloat16)
-    plain = variant == "bf16-transformers"
-    cache = DynamicCache(config=config) if plain else key_value_cache(config, kv_cache)
+    plain = variant.startswith("bf16-")
+    compiled = plain and variant != "bf16-transformers"
+    if compiled:
+        cache: Any = StaticCache(config=config, max_cache_len=ids.shape[1] + tokens)
+    else:
+        cache = DynamicCache(config=config) if plain else key_value_cache(config, kv_cache)
     token, seconds = torch.tensor([[11]]), {"vision s": "", "prefill s": ""}
     if prefilled:
         fill(cache, config.text_config, ids.shape[1])
@@ -171,7 +181,10 @@ def run(
         token, seconds = prefill(model, ids, pixels, cache)
     if plain:
         model.set_attn_implementation("eager")  # fused attention is slower for one query on a CPU
-        attention, decode = "eager", decode_seconds(model, token, cache, tokens)
+        attention = "eager"
+        torch._inductor.config.freezing = variant == "bf16-frozen"
+        step = torch.compile(model) if compiled else model
+        decode = decode_seconds(step, token, cache, tokens)
     else:
         with single_query_attention(model) as single:
             attention = "extension" if single else "sdpa"
