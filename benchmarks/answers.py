@@ -1,9 +1,10 @@
-"""Answers of packed artifacts of the embedded model, against those of the fake-quantized model.
+"""Answers of packed artifacts against those of the fake-quantized model.
 
     OMP_NUM_THREADS=1 python benchmarks/answers.py runs/demo/artifact --questions 2000
 
-Questions are those of the test split. Of every answer that differs the margin is printed: how far
-the simulation's best first token lies above its second best, in logits.
+Questions are those of the embedded model's test split, or with ``--easy-vqa FOLDER`` those of
+easy-VQA, for artifacts of the joined model (docs/joined.md). Of every answer that differs the
+margin is printed: how far the simulation's best first token lies above its second best, in logits.
 """
 
 import argparse
@@ -17,8 +18,12 @@ from _common import clock, write
 from qvlm_lightning.artifact import load_artifact
 from qvlm_lightning.data.collate import collate
 from qvlm_lightning.data.sample import Sample
+from qvlm_lightning.data.source import Source
 from qvlm_lightning.evaluation.generate import end_tokens_of, generate, image_token_of
+from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.models.tiny import generate as questions_of
+from qvlm_lightning.tasks import TaskData
+from qvlm_lightning.tasks.easy_vqa import EasyVQA
 
 BATCH, LONGEST = 50, 8
 Answer = tuple[list[int], float]
@@ -42,6 +47,12 @@ def answers(samples: Sequence[Sample], folder: Path, packed: bool) -> tuple[list
     return found, taken
 
 
+def easy_vqa(data: Path, artifact: Path, count: int) -> list[Sample]:
+    """Return the first test questions of easy-VQA, asked as the joined model was trained."""
+    task, source = EasyVQA(mode="exact", prompt="bare"), Source(str(data), split="test")
+    return TaskData(Llava(str(artifact)), task, source, evaluation_count=count).evaluation_samples()
+
+
 def row(folder: Path, samples: Sequence[Sample]) -> dict[str, Any]:
     """Return the row of an artifact."""
     expected, slow = answers(samples, folder, packed=False)
@@ -63,13 +74,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("artifacts", nargs="+", type=Path)
     parser.add_argument("--questions", type=int, default=2000)
+    parser.add_argument("--easy-vqa", type=Path, metavar="FOLDER", help="ask its test questions")
     parser.add_argument("--out", type=Path, default=Path("runs/answers"))
     options = parser.parse_args()
     torch.set_grad_enabled(False)
-    made = questions_of("test", options.questions)
-    samples = [Sample(s.id, s.image, s.question, s.choices, s.answer, s.family) for s in made]
+    if options.easy_vqa is None:
+        made, model = questions_of("test", options.questions), "Embedded"
+        samples = [Sample(s.id, s.image, s.question, s.choices, s.answer, s.family) for s in made]
+    else:
+        samples, model = (
+            easy_vqa(options.easy_vqa, options.artifacts[0], options.questions),
+            "Joined",
+        )
     rows = [row(folder, samples) for folder in options.artifacts]
-    write(rows, options.out, "answers", "Embedded model, test questions")
+    write(rows, options.out, "answers", f"{model} model, test questions")
 
 
 if __name__ == "__main__":
