@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from _common import clock, write
-from kernels import random_weight
 
 from qvlm_lightning.kernels.extension import extension
 from qvlm_lightning.kernels.packed_model import share_products
@@ -21,6 +20,7 @@ from qvlm_lightning.kernels.table import holding_of
 from qvlm_lightning.nn.packed_input import PackedInput
 from qvlm_lightning.nn.packed_linear import PackedLinear
 from qvlm_lightning.nn.packed_site import SharedProduct
+from qvlm_lightning.nn.packing import PackedWeight
 from qvlm_lightning.nn.quantizer import ActivationQuantizer
 
 # hidden, keys and values, MLP, layers, group size of W4A16 (576 is no multiple of 128)
@@ -34,7 +34,10 @@ def site(inputs: int, outputs: Sequence[int], scheme: str, group: int) -> Layers
     bits, given = (16, None) if scheme == "w4a16" else (4, quantized(len(outputs)))
     layers = []
     for size in outputs:
-        weight = random_weight((size, inputs), 4, group if bits == 16 else None)
+        groups = inputs // group if bits == 16 else 1
+        codes = torch.randint(0, 256, (size, inputs // 2), dtype=torch.uint8)
+        scale = (0.01 * torch.rand(size, groups) + 0.001).to(torch.bfloat16)
+        weight = PackedWeight(codes, scale, None, 4, (size, inputs))
         layers.append(PackedLinear(weight, holding_of(weight, bits)[0], None, given))
     share_products(layers)
     return layers

@@ -47,8 +47,8 @@ class SharedProduct:
         """
         if self._kept is None:
             return None
-        key, seen, outputs = self._kept
-        if seen is not x or key != version_key(x):
+        key, _, outputs = self._kept
+        if key != version_key(x):
             return None
         y = outputs.pop(place, None)
         if not outputs:
@@ -69,5 +69,6 @@ class SharedProduct:
             return self.together([self.weights[place]], given)[0]
         outputs = dict(enumerate(self.together(self.weights, given)))
         y = outputs.pop(place)
+        # x is kept too: as long as it lives, no other tensor has its identity
         self._kept = (key, x, outputs)
         return y
