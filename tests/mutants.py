@@ -1370,13 +1370,14 @@ _PACKING, _PACKED_INPUT = "qvlm_lightning/nn/packing.py", "qvlm_lightning/nn/pac
 _PACKED, _KERNELS = "qvlm_lightning/nn/packed_linear.py", "qvlm_lightning/kernels"
 _PACKING_TEST, _PACKED_TEST = "tests/nn/test_packing.py", "tests/nn/test_packed_linear.py"
 _DECODING = "tests/kernels/test_decoding.py"
+_PACKED_SITE, _SITE_TEST = "qvlm_lightning/nn/packed_site.py", "tests/nn/test_packed_site.py"
 _KERNEL_TEST, _PACKED_ARTIFACT = "tests/kernels/test_kernels.py", "tests/artifact/test_packed.py"
 PACKED = [
     (_PACKING, "codes[..., place::8].to(torch.int64) << (place * bits)", "codes[..., place::8].to(torch.int64) << (place * 8)", "packed codes have gaps", f"{_PACKING_TEST}::test_by_hand"),
     (_PACKING, "codes = codes + 2 ** (bits - 1)", "codes = codes + 2 ** (bits - 1) - 1", "symmetric codes are packed one step too low", f"{_PACKING_TEST}::test_a_packed_weight_has_the_values_of_the_fake_quantized_one"),
     (_PACKED_INPUT, "scale = symmetric_scale(absmax * self.clip, self.num_bits, x.dtype)", "scale = symmetric_scale(absmax, self.num_bits, x.dtype)", "packed layers do not clip tokens", f"{_PACKED_TEST}::test_codes_of_inputs_are_those_of_the_simulation"),
     (_PACKED_INPUT, "if bool(broken.any()):", "if False:", "NaN becomes a code", f"{_PACKED_TEST}::test_rows_of_nan_give_nan_and_no_others"),
-    (_PACKED_INPUT, "if key is not None and self._shared is not None and self._shared[0] == key:", "if key is not None and self._shared is not None:", "packed layers take the codes of another input", f"{_PACKED_TEST}::test_layers_of_a_site_quantize_their_input_once"),
+    (_PACKED_INPUT, "kept[0] == key and kept[1] is x:", "True:", "packed layers take the codes of another input", f"{_PACKED_TEST}::test_layers_of_a_site_quantize_their_input_once"),
     (_PACKED, "if moved.dtype != present.dtype or moved.device != present.device:", "if moved.device != present.device:", "scales of packed layers change their type", f"{_PACKED_TEST}::test_another_type_is_refused_and_the_present_one_is_none"),
     (_PACKED, "if quantizer.low.shape != ():", "if False:", "one range per channel is packed as if it were one", f"{_PACKED_TEST}::test_what_cannot_be_packed_says_why"),
     (_PACKED, "(sinks.tokens or not sinks.stored)", "False", "sink tokens that pass are quantized when packed", f"{_PACKED_ARTIFACT}::test_stored_sinks_are_packed_and_passing_ones_simulated"),
@@ -1405,6 +1406,18 @@ PACKED = [
     (f"{_KERNELS}/head.py", "model.set_submodule(name, _rounded(head, weight))", "head.weight.copy_(weight.dequantized())", "a tied embedding is rounded with the head", f"{_DECODING}::test_a_quantized_head_answers_as_its_simulation"),
     ("qvlm_lightning/evaluation/generate.py", 'first["past_key_values"] = cache', "pass", "keys and values are stored in full whatever was asked for", "tests/commands/test_generate.py::test_head_and_stored_keys_can_be_smaller"),
     ("qvlm_lightning/commands/_generating.py", "more / (last - first)", "len(self.times) / (last - first)", "the first token counts as generated", "tests/commands/test_generate.py::test_speed_is_that_behind_the_first_token"),
+    (_PACKED_INPUT, "kept[0] == key and kept[1] is x:", "kept[0] == key:", "a copy of packed layers takes codes that the original kept", f"{_PACKED_TEST}::test_a_copy_takes_none_of_the_codes_that_the_original_kept"),
+    (_PACKED_SITE, "if key != version_key(x):", "if key[0] != id(x):", "layers take the product of what their input was before", f"{_SITE_TEST}::test_another_input_is_not_taken_for_the_first[16]"),
+    (_PACKED_SITE, "self._kept = (key, x, outputs)", "self._kept = (key, x.clone(), outputs)", "another tensor can get the identity of an input whose product is kept", f"{_SITE_TEST}::test_inputs_and_outputs_are_let_go_when_all_layers_have_answered[16]"),
+    (_PACKED_SITE, "y = outputs.pop(place, None)", "y = outputs.get(place)", "a layer answers twice with one tensor", f"{_SITE_TEST}::test_any_layer_may_come_first_and_what_was_taken_is_computed_again"),
+    (_PACKED_SITE, "        if not outputs:\n", "        if False:\n", "inputs of shared products are never let go", f"{_SITE_TEST}::test_inputs_and_outputs_are_let_go_when_all_layers_have_answered[16]"),
+    (_PACKED_SITE, "if key is None:", "if False:", "a product is kept although nobody could tell whether it is right", f"{_SITE_TEST}::test_another_input_is_not_taken_for_the_first[16]"),
+    (_PACKED, "if shared is not None and self.site is not None and shared.takes_all_of(self.site):", "if False:", "codes that no layer will ask for stay", f"{_SITE_TEST}::test_inputs_and_outputs_are_let_go_when_all_layers_have_answered[4]"),
+    (_PACKED_SITE, "return len(self.weights) == site.consumers", "return True", "a layer of another width makes the codes of its site again", f"{_SITE_TEST}::test_a_layer_of_another_width_stays_alone_and_shares_the_codes"),
+    (_PACKED, 'held["codes"] is weight.codes and held["scale"] is weight.scale', "True", "a layer answers with the weight that was replaced", f"{_SITE_TEST}::test_a_layer_whose_weight_was_replaced_answers_with_the_new_one"),
+    (f"{_KERNELS}/packed_model.py", "form = (layer.kernels[0].together, layer.bits, layer.groups, layer.dtype)", "form = (layer.kernels[0].together, layer.groups, layer.dtype)", "weights of several widths are read as if they had one", f"{_SITE_TEST}::test_a_layer_of_another_width_stays_alone_and_shares_the_codes"),
+    (f"{_KERNELS}/packed_model.py", "    share_products(list(layers.values()))\n    return layers", "    return layers", "layers of a packed model answer one by one", f"{_PACKED_ARTIFACT}::test_layers_of_a_site_answer_few_rows_together"),
+    (f"{_KERNELS}/extension.py", "0 if scale is None else scale.numel()", "1", "all tokens get the scale of the first", f"{_KERNEL_TEST}::test_every_kernel_is_the_reference"),
 ]
 _LEADER, _LEADER_RUN = "qvlm_lightning/results/leaderboard.py", "qvlm_lightning/commands/_leaderboard_run.py"
 _LEADER_PLAN, _LEADER_ESTIMATE = "qvlm_lightning/commands/_leaderboard_plan.py", "qvlm_lightning/commands/_leaderboard_estimate.py"

@@ -18,11 +18,21 @@ from torch import Tensor
 from qvlm_lightning.errors import first_line
 from qvlm_lightning.nn.packed_input import InputCodes, PackedInput
 from qvlm_lightning.nn.packed_linear import Given, PackedLinear
+from qvlm_lightning.nn.packing import PackedWeight
 
 _FOLDER = Path(__file__).parent
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 _WIDE = (torch.float32, torch.bfloat16)
 _CODES = 3  # of an input
+
+
+class _Asked(ctypes.Structure):
+    """A weight and where its product goes, as ``product.cpp`` has it."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("codes", "scale", "zero_point", "y")),
+        ("outputs", ctypes.c_int64),
+    )
 
 
 class Extension:
@@ -36,10 +46,12 @@ class Extension:
         library = ctypes.CDLL(path)
         pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
         weight: list[Any] = [pointer, pointer, pointer, size, size, size, number, number, number]
+        rows: list[Any] = [pointer, number, number, pointer, size, size]
         self._product, self._dequantize = library.qvlm_product, library.qvlm_dequantize
         self._unpack, self._quantize = library.qvlm_unpack, library.qvlm_quantize
         self._attend = library.qvlm_attend
-        self._product.argtypes = [*weight, pointer, number, number, pointer, size]
+        self._product.argtypes = [ctypes.POINTER(_Asked), size, size, size, number, number, number]
+        self._product.argtypes += rows
         self._dequantize.argtypes = [*weight, pointer]
         self._unpack.argtypes = [pointer, size, size, number, number, pointer]
         for function in (self._product, self._dequantize, self._unpack, self._attend):
@@ -53,19 +65,28 @@ class Extension:
         """Let a copy of a model, in another process too, find the library there."""
         return extension, ()
 
-    def product(self, layer: PackedLinear, given: Given) -> Tensor:
-        """Return ``x W^T`` [N, O] float32 of rows [N, I], read from the codes; of an input in codes
-        without its scale.
+    def products(self, weights: Sequence[PackedWeight], given: Given) -> list[Tensor]:
+        """Return ``x W^T`` [N, O] float32 of rows [N, I] and every weight, read from the codes in
+        one call; the weights have the same inputs, groups, width and type.
         """
+        scale, zero_point = None, 0
         if isinstance(given, InputCodes):
-            x, kind, zero_point = given.codes.contiguous(), _CODES, given.zero_point
+            x, kind = given.codes.contiguous(), _CODES
+            scale, zero_point = given.scale.contiguous(), given.zero_point
+            assert scale.dtype == torch.float32
         else:
             x = given if given.dtype in _TYPES else given.to(torch.float32)
-            x, kind, zero_point = x.contiguous(), _TYPES[x.dtype], 0
-        out = torch.empty(len(x), layer.out_features)
-        place = x.data_ptr()
-        self._product(*_weight(layer), place, kind, zero_point, out.data_ptr(), len(x))
-        return out
+            x, kind = x.contiguous(), _TYPES[x.dtype]
+        rows, inputs = x.shape
+        outs = [torch.empty(rows, weight.features[0]) for weight in weights]
+        asked = (_Asked * len(weights))(*map(_asked, weights, outs))
+        first, threads = weights[0], torch.get_num_threads()
+        self._product(
+            *(asked, len(weights), inputs, first.scale.shape[1], first.bits),
+            *(_TYPES[first.scale.dtype], threads, x.data_ptr(), kind, zero_point),
+            *(_tensor(scale), 0 if scale is None else scale.numel(), rows),
+        )
+        return outs
 
     def dequantized(self, layer: PackedLinear) -> Tensor:
         """Return the weight [O, I] in float32."""
@@ -118,6 +139,11 @@ class Extension:
         return out.to(query.dtype)
 
 
+def _asked(weight: PackedWeight, out: Tensor) -> _Asked:
+    places = (_tensor(weight.codes), _tensor(weight.scale), _tensor(weight.zero_point))
+    return _Asked(*places, out.data_ptr(), weight.features[0])
+
+
 def _weight(layer: PackedLinear) -> list[Any]:
     scale: Any = layer.scale
     tensors = [_tensor(x) for x in (layer.codes, scale, layer.zero_point)]
@@ -130,7 +156,7 @@ def _tensor(tensor: Any) -> int | None:
     if tensor is None:
         return None
     assert tensor.is_contiguous()
-    assert tensor.device.type == "cpu"
+    assert tensor.is_cpu
     return int(tensor.data_ptr())
 
 

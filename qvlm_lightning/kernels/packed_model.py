@@ -1,7 +1,7 @@
 """A quantized model turned into a packed one, layer by layer."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 
 from qvlm_lightning.kernels.extension import extension
 from qvlm_lightning.kernels.table import holding_of
+from qvlm_lightning.kernels.torch_kernels import packed_of
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.packed_input import PackedInput
 from qvlm_lightning.nn.packed_linear import (
@@ -18,6 +19,7 @@ from qvlm_lightning.nn.packed_linear import (
     transform_input,
     why_simulated,
 )
+from qvlm_lightning.nn.packed_site import SharedProduct
 from qvlm_lightning.nn.packing import PackedWeight, packed_weight
 from qvlm_lightning.nn.structure import Site, Structure
 from qvlm_lightning.quant.scheme import OFF
@@ -128,4 +130,25 @@ def _pack_site(
         del linear, weight, holding
     if transform is not None:
         transform_input(list(layers.values()), transform.to(device))
+    share_products(list(layers.values()))
     return layers
+
+
+def share_products(layers: Sequence[PackedLinear]) -> None:
+    """Let layers that read one input compute few rows in one call, those together whose kernel does
+    that and whose formats are the same.
+
+    Args:
+        layers: packed; all are given the very same tensor in a forward pass.
+    """
+    alike: dict[tuple[object, ...], list[PackedLinear]] = {}
+    for layer in layers:
+        form = (layer.kernels[0].together, layer.bits, layer.groups, layer.dtype)
+        alike.setdefault(form, []).append(layer)
+    for found in alike.values():
+        together = found[0].kernels[0].together
+        if together is None or len(found) == 1:
+            continue
+        shared = SharedProduct([packed_of(layer) for layer in found], together)
+        for place, layer in enumerate(found):
+            layer.shared, layer.place = shared, place

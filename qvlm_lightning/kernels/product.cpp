@@ -1,5 +1,7 @@
-// Few rows times a weight in dense codes. Every code is read once for up to four rows; four outputs
-// are computed side by side, so that their sums do not wait for each other.
+// Few rows times weights in dense codes. Every code is read once for up to four rows; four outputs
+// are computed side by side, so that their sums do not wait for each other. Weights that are given
+// together share the rows, which are put in order once; every output is computed as if its weight
+// were the only one.
 //
 // Of inputs in full precision (`Floats`) sums are float32, of inputs in codes (`Integers`) they are
 // int32 within a group, and exact. Inputs are first put in the order in which codes leave the
@@ -167,9 +169,11 @@ struct Rows {
   using Sum = std::conditional_t<std::is_same_v<Number, float>, float, int32_t>;
   std::vector<Number> plain, ordered;  // [M, I]
   std::vector<Sum> sums;               // [M, G, lanes], of what goes through the lanes
+  std::vector<float> scale;            // [M], what outputs are multiplied with
 
-  Rows(const Weight& w, std::vector<Number> x, int64_t rows) : plain(std::move(x)) {
+  Rows(const Weight& w, std::vector<Number> x, std::vector<float> scales) : plain(std::move(x)), scale(std::move(scales)) {
 #ifdef __AVX2__
+    const int64_t rows = scale.size();
     ordered = plain;
     sums.resize(rows * w.groups * LANES);
     const int64_t last = in_lanes<Kind>(w), blocks = Kind::blocked ? last / BLOCK * BLOCK : 0;
@@ -241,67 +245,98 @@ void outputs(const Weight& w, const Rows<Kind<B>>& x, const uint8_t* const* row,
 #ifdef __AVX2__
       rest[r][m] += sum(totals[r][m]);
 #endif
-      y[m * w.outputs + output + r] = rest[r][m];
+      y[m * w.outputs + output + r] = rest[r][m] * x.scale[m];
     }
 }
 
-template <template <int> class Kind, int B, int R, int M>
-void product_rows(const Weight& w, const Rows<Kind<B>>& x, float* y) {
+// One of the weights, and where its outputs [N, O] go.
+struct Part {
+  Weight w;
+  float* y;
   // behind the last rows there is nothing that registers could read: they are copied
-  const int64_t full = w.outputs / R, copied = w.outputs < 2 * R ? w.outputs : R + w.outputs % R;
-  std::vector<uint8_t> end(copied * w.stride() + 32);
-  std::memcpy(end.data(), w.end() - copied * w.stride(), copied * w.stride());
-  const auto row_at = [&](int64_t o) {
+  int64_t copied;
+  std::vector<uint8_t> end;
+
+  Part(const Weight& weight, float* outputs) : w(weight), y(outputs), copied(w.outputs < 4 ? w.outputs : 4), end(copied * w.stride() + 32) {
+    std::memcpy(end.data(), w.end() - copied * w.stride(), copied * w.stride());
+  }
+  const uint8_t* row(int64_t o) const {
     const int64_t left = w.outputs - o;
     return left <= copied ? end.data() + (copied - left) * w.stride() : w.codes + o * w.stride();
-  };
-#pragma omp parallel for num_threads(w.threads) schedule(static)
-  for (int64_t block = 0; block < full + w.outputs % R; ++block) {
-    const uint8_t* row[R];
-    if (block < full) {
-      for (int r = 0; r < R; ++r) row[r] = row_at(block * R + r);
-      outputs<Kind, B, R, M>(w, x, row, block * R, y);
-    } else {
-      row[0] = row_at(full * R + block - full);
-      outputs<Kind, B, 1, M>(w, x, row, full * R + block - full, y);
+  }
+};
+
+// R outputs at a time of M rows, the first of which is row n of all.
+template <template <int> class Kind, int B, int R, int M>
+void product_rows(const std::vector<Part>& parts, const Rows<Kind<B>>& x, int64_t n) {
+#pragma omp parallel num_threads(parts[0].w.threads)
+  for (const Part& part : parts) {
+    const int64_t full = part.w.outputs / R;
+    float* y = part.y + n * part.w.outputs;
+#pragma omp for schedule(static) nowait
+    for (int64_t block = 0; block < full + part.w.outputs % R; ++block) {
+      const uint8_t* row[R];
+      if (block < full) {
+        for (int r = 0; r < R; ++r) row[r] = part.row(block * R + r);
+        outputs<Kind, B, R, M>(part.w, x, row, block * R, y);
+      } else {
+        const int64_t output = full * R + block - full;
+        row[0] = part.row(output);
+        outputs<Kind, B, 1, M>(part.w, x, row, output, y);
+      }
     }
   }
 }
 
-template <template <int> class Kind, int B, int R, int M>
-void product_rows(const Weight& w, const typename Kind<B>::Number* x, float* y) {
-  const std::vector<typename Kind<B>::Number> given(x, x + M * w.inputs);
-  product_rows<Kind, B, R, M>(w, Rows<Kind<B>>(w, given, M), y);
-}
-
+// Rows [N, I] of the input; each has its scale.
 template <template <int> class Kind, int B>
-void product(const Weight& w, const std::vector<typename Kind<B>::Number>& x, float* y, int64_t rows) {
+void product(const std::vector<Part>& parts, const std::vector<typename Kind<B>::Number>& x, const std::vector<float>& scale) {
+  const Weight& w = parts[0].w;
+  const int64_t count = scale.size();
+  const auto rows = [&](int64_t first, int64_t last) {
+    return Rows<Kind<B>>(w, {x.begin() + first * w.inputs, x.begin() + last * w.inputs},
+                         {scale.begin() + first, scale.begin() + last});
+  };
   int64_t n = 0;
-  for (; n + 4 <= rows; n += 4) product_rows<Kind, B, 2, 4>(w, x.data() + n * w.inputs, y + n * w.outputs);
-  for (; n < rows; ++n) product_rows<Kind, B, 4, 1>(w, x.data() + n * w.inputs, y + n * w.outputs);
+  for (; n + 4 <= count; n += 4) product_rows<Kind, B, 2, 4>(parts, rows(n, n + 4), n);
+  for (; n < count; ++n) product_rows<Kind, B, 4, 1>(parts, rows(n, n + 1), n);
 }
 
 }  // namespace
 
 extern "C" {
 
-// The product y [N, O] of x [N, I]. Of type 0 to 2 (float32, bfloat16, float16) these are numbers; of
-// type 3 uint8 codes, whose zero point is given.
-void qvlm_product(const void* codes, const void* scale, const void* zero_point, int64_t outputs,
-                  int64_t inputs, int64_t groups, int bits, int scale_type, int threads,
-                  const void* x, int x_type, int x_zero_point, float* y, int64_t rows) {
-  const Weight w{static_cast<const uint8_t*>(codes), scale, static_cast<const uint8_t*>(zero_point),
-                 outputs, inputs, groups, bits, scale_type, threads};
+// A weight and where its product goes (kernels/extension.py).
+struct Asked {
+  const void *codes, *scale, *zero_point;
+  float* y;
+  int64_t outputs;
+};
+
+// The products y [N, O] of x [N, I] and `count` weights of the same inputs, groups, bits and type. Of
+// type 0 to 2 (float32, bfloat16, float16) x are numbers; of type 3 uint8 codes, whose zero point is
+// given, and their scales: one, or one of every row.
+void qvlm_product(const Asked* asked, int64_t count, int64_t inputs, int64_t groups, int bits,
+                  int scale_type, int threads, const void* x, int x_type, int x_zero_point,
+                  const float* x_scale, int64_t x_scales, int64_t rows) {
+  std::vector<Part> parts;
+  for (int64_t k = 0; k < count; ++k) {
+    const Asked& a = asked[k];
+    parts.emplace_back(Weight{static_cast<const uint8_t*>(a.codes), a.scale, static_cast<const uint8_t*>(a.zero_point),
+                              a.outputs, inputs, groups, bits, scale_type, threads}, a.y);
+  }
+  std::vector<float> scale(rows, 1.0f);
   if (x_type == 3) {
     const uint8_t* from = static_cast<const uint8_t*>(x);
     std::vector<int16_t> steps(rows * inputs);
     for (int64_t i = 0; i < rows * inputs; ++i) steps[i] = int16_t(from[i] - x_zero_point);
-#define INTEGERS(B) return product<Integers, B>(w, steps, y, rows)
+    for (int64_t n = 0; n < rows; ++n) scale[n] = x_scale[x_scales == 1 ? 0 : n];
+#define INTEGERS(B) return product<Integers, B>(parts, steps, scale)
     FOR_EVERY_WIDTH(INTEGERS)
   } else {
     std::vector<float> numbers(rows * inputs);
     for (int64_t i = 0; i < rows * inputs; ++i) numbers[i] = number_at(x, x_type, i);
-#define FLOATS(B) return product<Floats, B>(w, numbers, y, rows)
+#define FLOATS(B) return product<Floats, B>(parts, numbers, scale)
     FOR_EVERY_WIDTH(FLOATS)
   }
 }

@@ -107,7 +107,10 @@ def _with_triton(case: Case) -> bool:
     return case.device == "cuda" and triton_kernels.programs() is not None
 
 
-_FEW_ROWS = Entry(Kernel("extension", FEW, torch_kernels.few_rows), _with_extension)
+_FEW_ROWS = Entry(
+    Kernel("extension", FEW, torch_kernels.few_rows, torch_kernels.few_rows_together),
+    _with_extension,
+)
 _ANY_ROWS = (
     Entry(Kernel("onednn", None, onednn.product), _integers_of_channels),
     Entry(Kernel("int_mm", None, torch_kernels.integer_product), _integers),

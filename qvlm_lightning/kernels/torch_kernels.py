@@ -3,6 +3,8 @@
 Shapes: N rows (tokens), I inputs, O outputs, G groups.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -114,7 +116,11 @@ def integer_product(layer: PackedLinear, given: Given) -> Tensor:
 
 def few_rows(layer: PackedLinear, given: Given) -> Tensor:
     """Return the product of the extension, which reads every code once for up to four rows."""
+    return few_rows_together([packed_of(layer)], given)[0]
+
+
+def few_rows_together(weights: Sequence[PackedWeight], given: Given) -> list[Tensor]:
+    """Return the products of the extension with every weight, which share the work on the input."""
     built = extension()
     assert built is not None
-    y = built.product(layer, given)
-    return y.mul_(given.scale) if isinstance(given, InputCodes) else y
+    return built.products(weights, given)

@@ -13,6 +13,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.online_transform import OnlineTransform
 from qvlm_lightning.nn.packed_input import InputCodes, PackedInput
+from qvlm_lightning.nn.packed_site import SharedProduct, Together
 from qvlm_lightning.nn.packing import PackedWeight
 from qvlm_lightning.nn.sinks import SinkOutput
 from qvlm_lightning.nn.structure import Site
@@ -31,6 +32,8 @@ class Kernel:
     """Rows up to which it is used; ``None`` for any number."""
     run: Callable[["PackedLinear", Given], Tensor]
     """(layer, input) -> output [N, O] without bias, float32 or in the type of the model."""
+    together: Together | None = None
+    """The same for several weights in one call, equal to the bit; ``None`` where it cannot."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class PackedLinear(nn.Module):
 
     Attributes:
         used: names of the kernels that have run.
+        shared: computes few rows for all layers of the site; ``None`` where each does so itself.
+        place: of the layer in ``shared``.
     """
 
     site: PackedInput | None
@@ -85,6 +90,8 @@ class PackedLinear(nn.Module):
         self.register_buffer("bias", None if bias is None else bias.detach())
         self.sink_output = sink_output
         self.used: dict[str, None] = {}
+        self.shared: SharedProduct | None = None
+        self.place = 0
         if leader and site is not None:
             self.input_codes = site
         object.__setattr__(self, "site", site)
@@ -101,14 +108,29 @@ class PackedLinear(nn.Module):
         rows = x.numel() // self.in_features
         if rows == 0:
             return x.new_empty(shape)
-        given = x.reshape(rows, -1) if self.site is None else self.site(x)
         kernel = self.kernel(rows)
         self.used[kernel.name] = None
-        y = kernel.run(self, given)
+        shared = self._shared(kernel)
+        y = None if shared is None else shared.take(self.place, x)
+        if y is None:
+            given = x.reshape(rows, -1) if self.site is None else self.site(x)
+            y = kernel.run(self, given) if shared is None else shared.compute(self.place, x, given)
+            if shared is not None and self.site is not None and shared.takes_all_of(self.site):
+                self.site.forget()  # the other layers will not ask for codes
         if self.bias is not None:
             y = y + self.bias
         y = y.to(x.dtype).reshape(shape)
         return y if self.sink_output is None else self.sink_output(y)
+
+    def _shared(self, kernel: Kernel) -> SharedProduct | None:
+        """Return what computes the product for all layers of the site; ``None`` where the kernel
+        does not, or tensors of this layer were replaced since.
+        """
+        if self.shared is None or kernel.together is None:
+            return None
+        weight, held = self.shared.weights[self.place], self._buffers
+        same = held["codes"] is weight.codes and held["scale"] is weight.scale
+        return self.shared if same and held["zero_point"] is weight.zero_point else None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
         """Refuse another device or type: layout and kernels are those of the present ones."""

@@ -12,6 +12,7 @@ import qvlm_lightning
 from qvlm_lightning.artifact import load_artifact, save_artifact, split_state
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.estimate.sizes import part_sizes
+from qvlm_lightning.kernels import pack_model
 from qvlm_lightning.kernels.extension import extension
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.models.tiny import WEIGHTS
@@ -144,6 +145,32 @@ def test_a_transform_of_the_input_runs_in_front_of_packed_layers(
     with torch.no_grad():
         logits = artifact.model(**questions).logits
     assert noise(logits, expected) < 0.03
+
+
+def test_layers_of_a_site_answer_few_rows_together(calibrate):
+    """q, k and v behind a transform, gate and up: as each of them alone, to the bit."""
+    if extension() is None:
+        pytest.skip("no extension here")
+    model, structure = calibrate(SCHEMES["w4a4"])
+    site = structure.towers["language"].sites[0]
+    size = site.leader.in_features // 4
+    site.put_transform(torch.eye(4), torch.linalg.qr(torch.randn(size, size))[0])
+    layers = pack_model(model, structure).layers
+    shared = {id(layer.shared): layer.shared for layer in layers.values() if layer.shared}
+    calls: list[int] = []
+    for product in shared.values():
+        own = product.together
+        product.together = lambda w, given, own=own: calls.append(len(w)) or own(w, given)
+    decoder = model.model.language_model
+    x = torch.randn(1, 3, decoder.config.hidden_size)
+    with torch.no_grad():
+        found = decoder(inputs_embeds=x).last_hidden_state
+        for layer in layers.values():
+            layer.shared = None
+        expected = decoder(inputs_embeds=x).last_hidden_state
+    assert torch.equal(found, expected)
+    assert calls == [3, 2] * len(decoder.layers)
+    assert all("extension" in x.used for n, x in layers.items() if "language_model.layers" in n)
 
 
 def test_a_packed_model_is_ready_to_be_used(folder, questions, tmp_path):

@@ -1,5 +1,7 @@
 """Codes of inputs are those of the fake quantizer; a packed layer answers as its quantized one."""
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -127,6 +129,15 @@ def test_layers_of_a_site_quantize_their_input_once():
     assert [n for n, _ in nn.Sequential(first, second).named_buffers() if "input" in n] == [
         "0.input_codes.scale"
     ]
+
+
+def test_a_copy_takes_none_of_the_codes_that_the_original_kept():
+    given = PackedInput(quantizer_of("static_tensor", 8, consumers=2), torch.float32)
+    x = tokens(torch.float32)
+    kept, copied = given(x), copy.deepcopy(given)
+    of_copy = copied._shared[2]
+    assert copied(x) is not of_copy
+    assert given(x) is kept
 
 
 @pytest.mark.parametrize("mode", ["static_tensor", "dynamic_token"])
