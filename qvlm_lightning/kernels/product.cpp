@@ -27,6 +27,8 @@ int64_t in_lanes(const Weight& w) {
 }
 
 #ifdef __AVX2__
+inline __m256i whole(const int* numbers) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(numbers)); }
+
 // Eight words of eight codes; reads 8 B bytes.
 template <int B>
 inline __m256i eight_words(const uint8_t* from) {
@@ -61,8 +63,8 @@ struct Floats {
   static constexpr int step = LANES;  // codes at a time
   static Lanes nothing() { return _mm256_setzero_ps(); }
   static __m256 floats(Lanes v) { return v; }
-  static Lanes minus(Lanes v, int zero, const Number* sums) {
-    return _mm256_fnmadd_ps(_mm256_set1_ps(zero), _mm256_loadu_ps(sums), v);
+  static Lanes minus(Lanes v, __m256i zeros, const Number* sums) {
+    return _mm256_fnmadd_ps(_mm256_cvtepi32_ps(zeros), _mm256_loadu_ps(sums), v);
   }
   static Lanes add(const uint8_t* from, const Number* x, Lanes v) {
     return _mm256_fmadd_ps(_mm256_cvtepi32_ps(eight_codes<B>(from)), _mm256_loadu_ps(x), v);
@@ -123,9 +125,8 @@ struct Integers {
   static constexpr int step = 2 * LANES;
   static Lanes nothing() { return _mm256_setzero_si256(); }
   static __m256 floats(Lanes v) { return _mm256_cvtepi32_ps(v); }
-  static Lanes minus(Lanes v, int zero, const int32_t* sums) {
-    const __m256i each = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(sums));
-    return _mm256_sub_epi32(v, _mm256_mullo_epi32(_mm256_set1_epi32(zero), each));
+  static Lanes minus(Lanes v, __m256i zeros, const int32_t* sums) {
+    return _mm256_sub_epi32(v, _mm256_mullo_epi32(zeros, whole(sums)));
   }
   static __m256i loaded(const Number* x) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x)); }
   static Lanes add(const uint8_t* from, const Number* x, Lanes v) {
@@ -188,15 +189,50 @@ struct Rows {
   }
 };
 
-// R outputs, whose codes begin at `row`, of M rows of the input.
+// Scales and zero points of the groups of an output, as numbers; registers read past their end.
+struct Groups {
+  std::vector<float> scale;
+  std::vector<int> zero;
+
+  explicit Groups(const Weight& w) : scale(w.groups + LANES), zero(w.groups + LANES, 1 << (w.bits - 1)) {}
+
+  template <int B>
+  void read(const Weight& w, int64_t output) {
+    const int64_t first = output * w.groups;
+    if (w.scale_type == 1) {
+      for (int64_t g = 0; g < w.groups; ++g) scale[g] = number_at(w.scale, 1, first + g);
+    } else {
+      for (int64_t g = 0; g < w.groups; ++g) scale[g] = scale_at(w, first + g);
+    }
+    if (!w.zero_point) return;
+    for (int64_t g = 0; g < w.groups; ++g) zero[g] = code_at(w.zero_point, first + g, B);
+  }
+};
+
+// A weight as it is added up: groups of 8, 16 or 32 codes lie in lanes of their own of a block.
+template <class Kind>
+Weight in_blocks(Weight w) {
+#ifdef __AVX2__
+  const bool fits = w.size() % 8 == 0 && BLOCK % w.size() == 0 && w.inputs % BLOCK == 0;
+  if (Kind::blocked && w.size() < BLOCK && fits) w.groups = w.inputs / BLOCK;
+#endif
+  return w;
+}
+
+// R outputs, whose codes begin at `row`, of M rows of the input; `groups` [R] is room to work in.
 template <template <int> class Kind, int B, int R, int M>
-void outputs(const Weight& w, const Rows<Kind<B>>& x, const uint8_t* const* row, int64_t output, float* y) {
+void outputs(const Weight& given_as, const Rows<Kind<B>>& x, const uint8_t* const* row, int64_t output, Groups* groups, float* y) {
+  const Weight w = in_blocks<Kind<B>>(given_as);
+  const int64_t narrow = given_as.groups / w.groups;  // groups that are added up together
   using Number = typename Kind<B>::Number;
   const int64_t size = w.size();
+  for (int r = 0; r < R; ++r) groups[r].template read<B>(given_as, output + r);
   float rest[R][M] = {};
 #ifdef __AVX2__
   // rows lie behind each other: what is fetched in advance belongs to the next R outputs
   const int64_t last = in_lanes<Kind<B>>(w), ahead = R * w.stride();
+  const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  const __m256i group_of = _mm256_srlv_epi32(_mm256_mullo_epi32(lanes, _mm256_set1_epi32(narrow)), _mm256_set1_epi32(3));
   __m256 totals[R][M];
   for (int r = 0; r < R; ++r)
     for (int m = 0; m < M; ++m) totals[r][m] = _mm256_setzero_ps();
@@ -226,16 +262,18 @@ void outputs(const Weight& w, const Rows<Kind<B>>& x, const uint8_t* const* row,
     }
 #endif
     for (int r = 0; r < R; ++r) {
-      const float scale = scale_at(w, (output + r) * w.groups + g);
-      const int zero = zero_at(w, (output + r) * w.groups + g);
+      const float* scales = groups[r].scale.data() + g * narrow;
+      const int* zeros = groups[r].zero.data() + g * narrow;
 #ifdef __AVX2__
+      const __m256 each = narrow > 1 ? _mm256_permutevar8x32_ps(_mm256_loadu_ps(scales), group_of) : _mm256_set1_ps(*scales);
+      const __m256i none = narrow > 1 ? _mm256_permutevar8x32_epi32(whole(zeros), group_of) : _mm256_set1_epi32(*zeros);
       for (int m = 0; m < M; ++m) {
-        const auto steps = Kind<B>::minus(v[r][m], zero, x.sums.data() + (m * w.groups + g) * LANES);
-        totals[r][m] = _mm256_fmadd_ps(_mm256_set1_ps(scale), Kind<B>::floats(steps), totals[r][m]);
+        const auto steps = Kind<B>::minus(v[r][m], none, x.sums.data() + (m * w.groups + g) * LANES);
+        totals[r][m] = _mm256_fmadd_ps(each, Kind<B>::floats(steps), totals[r][m]);
       }
 #endif
       for (int64_t j = i; j < size; ++j) {
-        const float step = scale * (code_at(row[r], g * size + j, B) - zero);
+        const float step = scales[0] * (code_at(row[r], g * size + j, B) - zeros[0]);
         for (int m = 0; m < M; ++m) rest[r][m] += step * x.plain[m * w.inputs + g * size + j];
       }
     }
@@ -273,16 +311,17 @@ void product_rows(const std::vector<Part>& parts, const Rows<Kind<B>>& x, int64_
   for (const Part& part : parts) {
     const int64_t full = part.w.outputs / R;
     float* y = part.y + n * part.w.outputs;
+    std::vector<Groups> groups(R, Groups(part.w));
 #pragma omp for schedule(static) nowait
     for (int64_t block = 0; block < full + part.w.outputs % R; ++block) {
       const uint8_t* row[R];
       if (block < full) {
         for (int r = 0; r < R; ++r) row[r] = part.row(block * R + r);
-        outputs<Kind, B, R, M>(part.w, x, row, block * R, y);
+        outputs<Kind, B, R, M>(part.w, x, row, block * R, groups.data(), y);
       } else {
         const int64_t output = full * R + block - full;
         row[0] = part.row(output);
-        outputs<Kind, B, 1, M>(part.w, x, row, output, y);
+        outputs<Kind, B, 1, M>(part.w, x, row, output, groups.data(), y);
       }
     }
   }
@@ -291,7 +330,7 @@ void product_rows(const std::vector<Part>& parts, const Rows<Kind<B>>& x, int64_
 // Rows [N, I] of the input; each has its scale.
 template <template <int> class Kind, int B>
 void product(const std::vector<Part>& parts, const std::vector<typename Kind<B>::Number>& x, const std::vector<float>& scale) {
-  const Weight& w = parts[0].w;
+  const Weight w = in_blocks<Kind<B>>(parts[0].w);
   const int64_t count = scale.size();
   const auto rows = [&](int64_t first, int64_t last) {
     return Rows<Kind<B>>(w, {x.begin() + first * w.inputs, x.begin() + last * w.inputs},

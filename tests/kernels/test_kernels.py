@@ -108,6 +108,20 @@ def test_every_kernel_is_the_reference(layout, held, entry):
     assert seen or (layout == "dense" and built.extension() is None)
 
 
+@pytest.mark.parametrize("size", [8, 16, 24, 32, 40])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_narrow_groups_keep_their_own_scales(bits, size):
+    """Groups that share a register in the extension, and such as do not fit in one."""
+    if built.extension() is None:
+        pytest.skip(f"no extension here: {built.why_no_extension()}")
+    weight = weight_of(bits, (6, 960), 960 // size)
+    kernel = Kernel("extension", None, torch_kernels.few_rows)
+    layer = layer_of(weight, self_test.dense, kernel)
+    for given in (input_of(5, 960, 16), input_of(5, 960, 8)):  # four rows and one
+        y, exact = kernel.run(layer, given).double(), exactly(weight, given)
+        assert float((y - exact).abs().max() / exact.abs().max()) < 1e-5
+
+
 @pytest.mark.parametrize(
     "features", [(3, 8), (1, 1), (7, 13), (65, 24), (2, 40), (5, 64), (9, 203), (4, 136)]
 )
