@@ -24,6 +24,7 @@ from qvlm_lightning.methods import (
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.models.wiring import Attention, Projection
 from qvlm_lightning.nn.head_rotation import heads_rotated
+from qvlm_lightning.nn.parameters import made
 from qvlm_lightning.quant.scheme import Scheme
 from tests.calibration.conftest import InFolder
 
@@ -174,7 +175,7 @@ def test_values_of_grouped_heads_are_rotated(rows):
     attention = Attention(
         Projection("q"), Projection("k"), Projection("v", rows), "o", heads, 2, size
     )
-    changed = heads_rotated(lambda _: module, weights.__getitem__, "l", attention, turn)
+    changed = made(heads_rotated(lambda _: module, weights.__getitem__, "l", attention, turn))
     x = torch.randn(inputs, generator=generator)
 
     def outputs(given):
