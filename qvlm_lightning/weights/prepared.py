@@ -128,7 +128,7 @@ class PreparedFile:
             nonlocal done
             done += 1
             if progress:
-                progress("rotating", done, len(self.kinds), name)
+                progress("rotating", done, len(self.kinds))
             return self.weights.read(name).to(self.kinds[name][0])
 
         with writing(self.path) as scratch:

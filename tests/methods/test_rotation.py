@@ -16,7 +16,6 @@ from qvlm_lightning.methods import (
     LearnedRounding,
     LearnedTransforms,
     LeastSquares,
-    MinMax,
     ObservedRanges,
     Rotation,
     SmoothQuant,
@@ -197,13 +196,6 @@ def test_values_of_grouped_heads_are_rotated(rows):
     )
 
 
-def test_a_streamed_model_is_refused(opened, folder):
-    calibrator = opened(folder, True)
-    with pytest.raises(InputError, match="give streaming: false"):
-        calibrator.prepare(Rotation())
-    calibrator.prepare(MinMax())
-
-
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
@@ -227,15 +219,6 @@ def test_schemes_that_leave_nothing_to_learn_are_refused():
         LearnedTransforms().check(Scheme.parse("w4a16"))
     with pytest.raises(InputError, match="signround decides quantized weights"):
         LearnedRounding().check(Scheme.parse("w16a4"))
-
-
-def test_a_module_refuses_to_stream_before_a_model_is_read():
-    from qvlm_lightning.calibration import QuantModule
-    from tests.calibration.conftest import ToyFamily
-
-    with pytest.raises(InputError, match="give streaming: false, or a method such as gptq"):
-        QuantModule(ToyFamily(), Scheme.parse("w4a4"), Chain([Rotation(), GPTQ()]), streaming=True)
-    QuantModule(ToyFamily(), Scheme.parse("w4a4"), GPTQ(), streaming=True)
 
 
 def test_percentiles_from_before_a_transform_are_refused():
