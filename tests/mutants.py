@@ -1303,7 +1303,7 @@ STREAMED_ROTATIONS = [
     (_PREPARED, "return as_stored({name: make()}, self.stored)[name]", "return make()", "streamed weights are finer than those that will be stored", f"{_STREAMED_ROTATION}::test_the_artifact_is_that_of_the_model_in_memory[plus_fast]"),
     (_PREPARED, '.get("key") == self.key', '.get("key") is not None', "a resumed run takes the weights of another", _OTHER_FILE),
     (_PREPARED, "if self.nbytes > free and not self.is_whole():", "if self.nbytes > free:", "a run whose weights are on the disk is refused for want of room", _ROOM),
-    (_PREPARED, "self.weights.ready = None\n        self.path.unlink(missing_ok=True)", "self.path.unlink(missing_ok=True)", "weights are read from a file that is gone", _IN_FILE),
+    (_PREPARED, "        self.weights.ready = None\n        with", "        with", "weights are read from a file that is gone", _IN_FILE),
     ("qvlm_lightning/calibration/calibrator.py", "            self.prepared.open()", "            pass", "weights are rotated in every pass", _IN_FILE),
     ("qvlm_lightning/calibration/calibrator.py", "            self.prepared.check_space()", "            pass", "a full disk shows in the middle of the work", _ROOM),
     ("qvlm_lightning/calibration/calibrator.py", "self.scheme.identity(), method.settings()]", "self.scheme.identity()]", "rotations of another seed are taken over", _OTHER_FILE),

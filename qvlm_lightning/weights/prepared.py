@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
-from qvlm_lightning.files import writing
+from qvlm_lightning.files import storage_faults, writing
 from qvlm_lightning.nn.changes import as_stored
 from qvlm_lightning.nn.parameters import Make, Parameters, TensorOf
 from qvlm_lightning.progress import Progress
@@ -141,4 +141,5 @@ class PreparedFile:
     def remove(self) -> None:
         """Let the weights be made again when they are read, and remove the file."""
         self.weights.ready = None
-        self.path.unlink(missing_ok=True)
+        with storage_faults(self.path.parent):
+            self.path.unlink(missing_ok=True)
