@@ -1278,19 +1278,41 @@ ROTATIONS = [
     (_ONLINE, "version_key(x, self.left, self.right)", "version_key(x)", "an output of other factors is taken", f"{_ONLINE_TEST}::test_another_input_or_factor_is_not_taken_for_the_kept_one"),
     ("qvlm_lightning/nn/structure.py", "linear.register_forward_pre_hook(transform.before)", "pass", "transforms do not run", f"{_ONLINE_TEST}::test_a_site_computes_what_it_did"),
     ("qvlm_lightning/nn/structure.py", "            self.leader.input_transform.forget()", "            pass", "a kept output survives other tensors", f"{_ONLINE_TEST}::test_another_input_or_factor_is_not_taken_for_the_kept_one"),
-    (_ROTATION, "change.put({name: transform.of_weight(change.tensor(name)) for name in names})", "pass", "weights are not those of rotated inputs", _ROTATED),
-    (_ROTATION, "return {s.name for s in change.structure.sites if readers.issuperset(s.linears)}", "return {s.name for s in change.structure.sites}", "sites that nothing reaches are left alone", f"{_ROTATION_TEST}::test_only_sites_that_nothing_reaches_get_an_online_rotation"),
+    (_ROTATION, "    parameters.replace({name: partial(_against, fixed, tensors, name) for name in names})\n", "", "weights are not those of rotated inputs", _ROTATED),
+    (_ROTATION, "return {s.name for s in structure.sites if readers.issuperset(s.linears)}", "return {s.name for s in structure.sites}", "sites that nothing reaches are left alone", f"{_ROTATION_TEST}::test_only_sites_that_nothing_reaches_get_an_online_rotation"),
     (_ROTATION, "active = site.quantizer.num_bits < OFF", "active = True", "inputs that are not quantized are rotated", f"{_ROTATION_TEST}::test_only_sites_that_nothing_reaches_get_an_online_rotation"),
-    ("qvlm_lightning/calibration/calibrator.py", "        method.prepare(self.passes.model, self.family, self.structure)", "        pass", "no method prepares a model", f"{_ROTATION_TEST}::test_only_sites_that_nothing_reaches_get_an_online_rotation"),
+    ("qvlm_lightning/calibration/calibrator.py", "            method.prepare(Parameters(self.model, stored), self.family, self.structure)", "            pass", "no method prepares a model", f"{_ROTATION_TEST}::test_only_sites_that_nothing_reaches_get_an_online_rotation"),
     ("qvlm_lightning/calibration/block_search.py", "            if not mixed.intersection(source.under(unit.name).readers)\n", "", "channels are scaled that a transform has mixed", f"{_ROTATION_TEST}::test_a_fold_leaves_a_site_alone_whose_channels_are_mixed"),
     ("qvlm_lightning/artifact/loading.py", "    put_transforms(structure, weights, folder)\n", "", "an artifact with transforms does not load", IN_ARTIFACT),
-    ("qvlm_lightning/methods/chain.py", "            step.prepare(model, family, structure)", "            pass", "a chain prepares nothing", IN_ARTIFACT),
+    ("qvlm_lightning/methods/chain.py", "            step.prepare(parameters, family, structure)", "            pass", "a chain prepares nothing", IN_ARTIFACT),
     (_LOOP, "stepper.step()", "pass", "nothing is learned", f"{_ROTATION_TEST}::test_learning_lowers_j_and_never_ends_above_its_start"),
     (_LOOP, "parameter -= group", "parameter += group", "rounding climbs", f"{_ROTATION_TEST}::test_learning_lowers_j_and_never_ends_above_its_start"),
     (_OBSERVED, "best = int(all_sum(errors[site.name]).argmin())", "best = int(all_sum(errors[site.name]).argmax())", "an observed range is that of the largest error", f"{_OBSERVED_TEST}::test_every_range_has_the_least_error_of_its_candidates"),
     (_OBSERVED, "tables = self._tables(block, sites, decision)", "tables = self._tables(block, sites, Decision())", "candidates are those of inputs in front of quantized sites", f"{_OBSERVED_TEST}::test_every_range_has_the_least_error_of_its_candidates"),
     (_ROTATION, 'quantized = widths(scheme, "activation_bits") != {OFF}', "quantized = False", "a target gets transforms that it cannot hold", f"{_ROTATION_TEST}::test_a_target_without_a_place_for_transforms_is_refused"),
     ("qvlm_lightning/exits.py", "        if not (isinstance(value, OSError) and value.errno in REASONS):\n            before(fault)", "        before(fault)", "a writer's thread prints a traceback", "tests/test_main.py::test_a_thread_that_cannot_write_prints_no_traceback"),
+]
+_PREPARED, _STREAMED_ROTATION = "qvlm_lightning/weights/prepared.py", "tests/methods/test_rotation_streamed.py"
+_IN_FILE = f"{_STREAMED_ROTATION}::test_a_file_has_the_weights_until_the_run_ends"
+_LEFT = f"{_STREAMED_ROTATION}::test_a_stopped_run_leaves_the_file_and_one_that_ends_does_not"
+_ROOM = f"{_STREAMED_ROTATION}::test_a_disk_without_room_is_refused_before_the_work"
+_OTHER_FILE = f"{_STREAMED_ROTATION}::test_a_resumed_run_takes_the_file_unless_it_is_of_another"
+_REPLACED = "tests/nn/test_streamed.py::test_a_replaced_parameter_is_made_and_tied_to_no_other"
+STREAMED_ROTATIONS = [
+    (_PREPARED, "partial(_made_or_read, dict(self.weights.makers), self.weights)", "partial(_made_or_read, {}, self.weights)", "a streamed weight is only rotated the last way", _IN_FILE),
+    (_PREPARED, "return as_stored({name: make()}, self.stored)[name]", "return make()", "streamed weights are finer than those that will be stored", f"{_STREAMED_ROTATION}::test_the_artifact_is_that_of_the_model_in_memory[plus_fast]"),
+    (_PREPARED, '.get("key") == self.key', '.get("key") is not None', "a resumed run takes the weights of another", _OTHER_FILE),
+    (_PREPARED, "if self.nbytes > free and not self.is_whole():", "if self.nbytes > free:", "a run whose weights are on the disk is refused for want of room", _ROOM),
+    (_PREPARED, "        self.weights.ready = None\n        with", "        with", "weights are read from a file that is gone", _IN_FILE),
+    ("qvlm_lightning/calibration/calibrator.py", "            self.prepared.open()", "            pass", "weights are rotated in every pass", _IN_FILE),
+    ("qvlm_lightning/calibration/calibrator.py", "            self.prepared.check_space()", "            pass", "a full disk shows in the middle of the work", _ROOM),
+    ("qvlm_lightning/calibration/calibrator.py", "self.scheme.identity(), method.settings()]", "self.scheme.identity()]", "rotations of another seed are taken over", _OTHER_FILE),
+    ("qvlm_lightning/calibration/module.py", "            self._built().finish()", "            pass", "a run that ended leaves its scratch file", _LEFT),
+    ("qvlm_lightning/calibration/module.py", "if self.trainer.current_epoch > self.epochs:", "if self.trainer.current_epoch > self.epochs + 1:", "the final epoch does not end a run", _LEFT),
+    (_PARAMETERS, "[o for o in names if o not in makers]", "names", "an untied head is that of the embeddings", _REPLACED),
+    (_PARAMETERS, "if n not in makers}", "}", "kept weights are those from before a rotation", _REPLACED),
+    (_CHANGES, "if own in owner._buffers and not isinstance(decided, Tensor):", "if False:", "a streamed transform stays where full precision is asked for", f"{_SWITCH}::test_a_buffer_of_a_model_without_weights_is_put_in_place_like_a_weight"),
+    (_ROTATION, "fixed = deepcopy(transform).cpu()", "fixed = transform", "weights follow a transform that is learned later", _IN_FILE),
 ]
 _ADAROUND, _ADAROUND_TEST = "qvlm_lightning/methods/adaround.py", "tests/methods/test_adaround.py"
 _PENALTY = f"{_ADAROUND_TEST}::test_the_penalty_is_that_of_a_loop"
@@ -1489,6 +1511,7 @@ MUTANTS = [
     *AESPA,
     *FOLDS,
     *ROTATIONS,
+    *STREAMED_ROTATIONS,
     *RPTQ,
     *ADAROUND,
     *BALANCES,

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from qvlm_lightning.calibration.block_search import BlockSearch
-from qvlm_lightning.calibration.checks import check_prepares
 from qvlm_lightning.calibration.decisions import Decisions
 from qvlm_lightning.calibration.dependency import dependency_counts
 from qvlm_lightning.calibration.massive import warning_lines
@@ -25,8 +24,9 @@ from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block
 from qvlm_lightning.methods.proxies import Evidence, Proxy
 from qvlm_lightning.models.family import VLMFamily
-from qvlm_lightning.nn.distributed import is_main
+from qvlm_lightning.nn.distributed import barrier, is_main
 from qvlm_lightning.nn.finite import check_bounds
+from qvlm_lightning.nn.parameters import Parameters
 from qvlm_lightning.nn.replay import run_unit
 from qvlm_lightning.nn.structure import Tower
 from qvlm_lightning.nn.surgery import quantize_model
@@ -40,6 +40,7 @@ from qvlm_lightning.quant.partition import (
     shuffled_blocks,
 )
 from qvlm_lightning.quant.scheme import Scheme
+from qvlm_lightning.weights.prepared import PreparedFile, StreamedParameters
 from qvlm_lightning.weights.streamed import StreamedWeights
 
 Algorithm = Literal["greedy", "dp", "fixed", "shuffled"]
@@ -108,6 +109,7 @@ class Calibrator:
         samples = sum(len(b["sample_index"]) for b in self.batches)
         self.statistics = Statistics(self.structure, samples, seed)
         self.progress = progress
+        self.prepared: PreparedFile | None = None
         self.blocks = BlockSearch(
             self.passes,
             (self.batches, self.search_batches),
@@ -127,14 +129,30 @@ class Calibrator:
         """Let a method change the model before anything is measured (:meth:`Method.prepare`).
 
         Raises:
-            InputError: the model cannot be prepared, or is streamed.
+            InputError: the model cannot be prepared, or the disk has no room for the changed
+                weights of a streamed one.
         """
-        check_prepares(method, self.blocks.streamed)
-        method.prepare(self.passes.model, self.family, self.structure)
+        passes, stored, folder = self.passes, self.structure.stored, self.blocks.decisions.folder
+        if not isinstance(passes, StreamedModel):
+            method.prepare(Parameters(self.model, stored), self.family, self.structure)
+            return
+        parameters = StreamedParameters(self.model, stored, passes.weights)
+        method.prepare(parameters, self.family, self.structure)
+        if passes.weights.makers and folder is not None:
+            identity = [self.fingerprint, self.scheme.identity(), method.settings()]
+            path = folder / "prepared.safetensors"
+            self.prepared = PreparedFile(path, passes.weights, stored, identity)
+            self.prepared.check_space()
+
+    def finish(self) -> None:
+        """Remove the file of prepared weights, which only a run needs that goes on."""
+        if self.prepared is not None and is_main():
+            self.prepared.remove()
 
     def collect(self, percentiles: Sequence[float] | None = None) -> None:
-        """Find the sink tokens and collect the full-precision statistics; on a fresh calibration
-        put every range on min-max. Says which sites have tokens that one range does not fit.
+        """Write the prepared weights of a streamed model, find the sink tokens and collect the
+        full-precision statistics; on a fresh calibration put every range on min-max. Says which
+        sites have tokens that one range does not fit.
 
         Args:
             percentiles: see :meth:`Statistics.collect`.
@@ -142,6 +160,11 @@ class Calibrator:
         Raises:
             InputError: an activation is NaN or infinite, or a range that a checkpoint restored is.
         """
+        if self.prepared is not None:
+            if is_main():
+                self.prepared.write(self.progress)
+            barrier()
+            self.prepared.open()
         if self.sink_search and not self.sink_search.sinks.found:
             self.sink_search.find(self.passes, self.search_batches, self.progress)
             for batches in (self.batches, self.search_batches):

@@ -9,7 +9,6 @@ from qvlm_lightning.calibration.modality_gradients import check_answers
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.export import check_model
 from qvlm_lightning.forward.samples import Batch
-from qvlm_lightning.methods.base import Method
 
 
 def check_before(
@@ -34,23 +33,6 @@ def check_before(
     check_context(batches, module.family.positions(model), ids)
     if module.method is not None and module.method.needs_gradients:
         check_answers(batches)
-
-
-def check_prepares(method: Method, streamed: object) -> None:
-    """Refuse a method that changes the whole model where the model is read layer by layer.
-
-    Args:
-        method: decides blocks.
-        streamed: whether the model is streamed.
-
-    Raises:
-        InputError: it is, and the method does.
-    """
-    if streamed and method.prepares:
-        raise InputError(
-            f"method {method.name} changes the whole model before it is measured, which a streamed "
-            "one does not allow; give streaming: false, or a method such as gptq"
-        )
 
 
 def check_context(batches: Sequence[Batch], positions: int | None, ids: Sequence[str]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.checkpoint import check_checkpoint
-from qvlm_lightning.calibration.checks import check_before, check_prepares
+from qvlm_lightning.calibration.checks import check_before
 from qvlm_lightning.calibration.schedule import PassSettings, kept_candidates, note_idle_search
 from qvlm_lightning.calibration.sensitivity import sensitivity_report
 from qvlm_lightning.calibration.state import CalibrationState
@@ -68,19 +68,16 @@ class QuantModule(WatchedModule):
         super().__init__()
         if every_n_epochs < 1:
             raise InputError(f"every_n_epochs {every_n_epochs} is not allowed; at least 1")
+        self.family, self.scheme = family, scheme or Scheme()
         self.every_n_epochs = every_n_epochs
-        self.family = family
-        self.scheme = scheme or Scheme()
         self.seed, self.method, self.sensitivity = seed, method, sensitivity
         if method is not None:
             method.check(self.scheme)
-            check_prepares(method, streaming)
             candidates = method.candidates(self.scheme.activation_mode)
             leaves_whole_tokens(method.name, candidates, self.scheme)
         self.name = name if name is None else checked_name(name)
         self.streaming: Streaming = streaming
-        self.automatic_optimization = False
-        self.strict_loading = False  # checkpoints hold quantizers, not the model
+        self.automatic_optimization = self.strict_loading = False  # checkpoints lack the model
         self.model: nn.Module | None = None
         self.passes_of: dict[str, PassSettings] = {}
         self.calibrator: Calibrator | None = None
@@ -212,12 +209,10 @@ class QuantModule(WatchedModule):
             self.calibrator.prepare(self.method)
         check_memory(self, trainer)
         note_idle_search(self.method, self.structure, trainer.is_global_zero)
-        self.percentiles = (
-            kept_candidates(self.method, self.passes_of.values(), self.scheme.activation_mode)
-            if self.streaming
-            else None
-        )
+        self.percentiles: list[float] | None = None
         if isinstance(self.calibrator.passes, StreamedModel):
+            mode, every = self.scheme.activation_mode, self.passes_of.values()
+            self.percentiles = kept_candidates(self.method, every, mode)
             prepare(self, self.calibrator.passes, trainer)
         self.structure.notes += getattr(data, "notes", [])
         self.calibration_ids = list(data.calibration_ids)
@@ -234,6 +229,11 @@ class QuantModule(WatchedModule):
         with self.phases("statistics"):
             self._built().collect(self.percentiles)
         self.structure.enable(True)
+
+    def on_fit_end(self) -> None:
+        """Remove what only a run needs that goes on."""
+        if self.trainer.current_epoch > self.epochs:
+            self._built().finish()
 
     def training_step(self, batch: Batch, batch_idx: int) -> None:
         """Nothing to train."""

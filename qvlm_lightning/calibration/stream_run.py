@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from qvlm_lightning.estimate.fits import ram_bytes
+from qvlm_lightning.estimate.sizes import format_bytes
 from qvlm_lightning.estimate.stream_plan import StreamPlan
 from qvlm_lightning.forward.stream import StreamedModel
 from qvlm_lightning.models.family import VLMFamily
@@ -72,4 +73,7 @@ def prepare(module: Any, passes: StreamedModel, trainer: Any) -> None:
         )
         for line in plan.lines():
             say(line)
+        if module.calibrator.prepared is not None:
+            held = format_bytes(module.calibrator.prepared.nbytes)
+            say(f"in the run folder: {held} of rotated weights, written once, until the run ends")
         passes.timed = plan.timed

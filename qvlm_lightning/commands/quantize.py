@@ -10,8 +10,6 @@ from qvlm_lightning.errors import InputError
 MANIFEST = "quantization.json"
 METHOD, SCHEME = "qvlm_plus_fast", "w4a8"
 """Defaults; why, is in docs/joined.md."""
-STREAMED = "gptq"
-"""Default for a model that is read layer by layer: rotations change it as a whole."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -64,9 +62,6 @@ def main(argv: Sequence[str]) -> int:
         *scheme,
     ]
     chosen = choose(family, data, [base, f"--config={method}", *options, *others])
-    if own.method is None and chosen.streaming:
-        name, method = STREAMED, config_file("methods", STREAMED)
-        chosen = choose(family, data, [base, f"--config={method}", *options, *others])
     print(f"{name}, {own.scheme}: {'; '.join(chosen.sentences)}")
     options = [base, f"--config={method}", *options, *chosen.options(own.model), *others]
     if own.print_command:
@@ -114,8 +109,7 @@ def _parser() -> PlainParser:
     )
     parser.add_argument(
         "--method",
-        help="a file in configs/methods, or the path of one of yours; default "
-        f"{METHOD}, or {STREAMED} where the model does not fit in memory",
+        help=f"a file in configs/methods, or the path of one of yours; default {METHOD}",
     )
     parser.add_argument(
         "--dtype",

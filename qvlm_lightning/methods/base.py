@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import is_dataclass
 from typing import Any, ClassVar, Literal
 
-from torch import nn
-
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.block import Block, Objective
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.token_weights import TokenWeights, Uniform
 from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.nn.parameters import Parameters
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.quant.scheme import Scheme
 
@@ -84,14 +83,16 @@ class Method(ABC):
         """
         return
 
-    def prepare(self, model: nn.Module, family: VLMFamily, structure: Structure) -> None:  # noqa: B027
-        """Change the full-precision model in place, before anything is measured.
+    def prepare(self, parameters: Parameters, family: VLMFamily, structure: Structure) -> None:  # noqa: B027
+        """Change the full-precision model, before anything is measured.
 
         The model then computes the same as before, up to rounding. A run that is resumed prepares
-        the model again, so the result depends on the model and the method's arguments only.
+        the model again, so the result depends on the model and the method's arguments only. A
+        streamed model has no weights: parameters are read and replaced through ``parameters`` and
+        in no other way.
 
         Args:
-            model: with quantized layers, quantizers off.
+            parameters: of the model, which has quantized layers, quantizers off.
             family: of the model.
             structure: of the model; takes notes.
 

@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 
-from torch import nn
-
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.methods.block import Block, Objective
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.token_weights import TokenWeights
 from qvlm_lightning.models.family import VLMFamily
+from qvlm_lightning.nn.parameters import Parameters
 from qvlm_lightning.nn.structure import Structure
 from qvlm_lightning.quant.scheme import Scheme
 
@@ -88,10 +87,10 @@ class Chain(Method):
         """Return those of the step that chooses among any."""
         return self._choosing(activation_mode)
 
-    def prepare(self, model: nn.Module, family: VLMFamily, structure: Structure) -> None:
+    def prepare(self, parameters: Parameters, family: VLMFamily, structure: Structure) -> None:
         """Let every step prepare the model, in order."""
         for step in self.steps:
-            step.prepare(model, family, structure)
+            step.prepare(parameters, family, structure)
 
     def solve(self, block: Block) -> Decision:
         """Return what all steps decide, and J behind each of them."""

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
@@ -19,6 +19,7 @@ from qvlm_lightning.methods.requirements import (
 from qvlm_lightning.methods.token_weights import TokenWeights
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.online_transform import inverse_in_weight, taken_out_of_weight
+from qvlm_lightning.nn.parameters import Parameters
 from qvlm_lightning.nn.structure import Site, Structure
 from qvlm_lightning.quant.hadamard import factors
 from qvlm_lightning.quant.scheme import OFF, Scheme
@@ -83,7 +84,7 @@ class LearnedTransforms(Method):
         check_ranges(self.ranges, scheme)
 
     @torch.no_grad()
-    def prepare(self, model: nn.Module, family: VLMFamily, structure: Structure) -> None:
+    def prepare(self, parameters: Parameters, family: VLMFamily, structure: Structure) -> None:
         """Put identities where no transform is yet."""
         for site in structure.sites:
             width = site.leader.in_features

@@ -1,9 +1,11 @@
 """Rotations that spread outliers over all channels (QuaRot, NeurIPS 2024, arXiv:2404.00456)."""
 
-from typing import Any, Literal, get_args
+from copy import deepcopy
+from functools import partial
+from typing import Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.methods.base import Method
@@ -11,11 +13,11 @@ from qvlm_lightning.methods.block import Block, Objective
 from qvlm_lightning.methods.decision import Decision
 from qvlm_lightning.methods.requirements import holds_transforms, widths
 from qvlm_lightning.methods.token_weights import TokenWeights
-from qvlm_lightning.models.family import Residual, VLMFamily
-from qvlm_lightning.nn.changes import as_stored
+from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.head_rotation import heads_rotated
 from qvlm_lightning.nn.online_transform import OnlineTransform
-from qvlm_lightning.nn.rotation import random_rotation, rotated, untie
+from qvlm_lightning.nn.parameters import Parameters, TensorOf
+from qvlm_lightning.nn.rotation import random_rotation, rotated
 from qvlm_lightning.nn.structure import Site, Structure, Unit
 from qvlm_lightning.quant.hadamard import spreading_factors, spreading_rotation
 from qvlm_lightning.quant.scheme import OFF, Scheme
@@ -72,18 +74,17 @@ class Rotation(Method):
             holds_transforms(self.name, scheme, "online: none")
 
     @torch.no_grad()
-    def prepare(self, model: nn.Module, family: VLMFamily, structure: Structure) -> None:
-        """Rotate the model in place (see :meth:`Method.prepare`)."""
+    def prepare(self, parameters: Parameters, family: VLMFamily, structure: Structure) -> None:
+        """Rotate the model (see :meth:`Method.prepare`)."""
         generator = torch.Generator().manual_seed(self.seed)
-        change = _InPlace(model, structure)
         reached: set[str] = set()
         if self.residual and structure.towers["language"].sites:
-            reached |= self._rotate_residual(change, family, generator)
+            reached |= self._rotate_residual(parameters, family, structure, generator)
         if self.heads:
             for unit in structure.units:
-                reached |= self._rotate_heads(change, family, unit, generator)
+                reached |= self._rotate_heads(parameters, family, unit, generator)
         transforms = [
-            _rotate_online(change, site, generator)
+            _rotate_online(parameters, site, generator)
             for site in structure.sites
             if self._is_online(site, reached)
         ]
@@ -104,32 +105,37 @@ class Rotation(Method):
         return self.online == "needed" and active and site.name not in reached
 
     def _rotate_residual(
-        self, change: "_InPlace", family: VLMFamily, generator: torch.Generator
+        self,
+        parameters: Parameters,
+        family: VLMFamily,
+        structure: Structure,
+        generator: torch.Generator,
     ) -> set[str]:
         """Rotate the decoder's stream, and return the sites whose input that rotates."""
         try:
-            stream = family.residual(change.model)
+            stream = family.residual(parameters.model)
         except InputError as error:
-            change.structure.notes.append(f"{error}; online rotations instead")
+            structure.notes.append(f"{error}; online rotations instead")
             return set()
-        change.untie(stream)
+        parameters.untie(stream)
         if stream.centred:
             turn = random_rotation(stream.width, self.seed, keeps_mean=True)
         else:
             turn = spreading_rotation(stream.width, generator)
-        change.put(rotated(change.module, change.tensor, stream, turn))
+        parameters.replace(rotated(parameters.module, parameters.tensors(), stream, turn))
         readers = {name for norm in stream.norms for name in norm.readers}
-        return {s.name for s in change.structure.sites if readers.issuperset(s.linears)}
+        return {s.name for s in structure.sites if readers.issuperset(s.linears)}
 
     def _rotate_heads(
-        self, change: "_InPlace", family: VLMFamily, unit: Unit, generator: torch.Generator
+        self, parameters: Parameters, family: VLMFamily, unit: Unit, generator: torch.Generator
     ) -> set[str]:
         """Rotate the values of a layer's heads, and return the site whose input that rotates."""
         attention = family.attention(unit.module) if unit.sites else None
         if attention is None:
             return set()
         turn = spreading_rotation(attention.head_dim, generator)
-        change.put(heads_rotated(change.module, change.tensor, unit.name, attention, turn))
+        tensors = parameters.tensors()
+        parameters.replace(heads_rotated(parameters.module, tensors, unit.name, attention, turn))
         output = f"{unit.name}.{attention.o}"
         return {site.name for site in unit.sites if output in site.linears}
 
@@ -139,44 +145,19 @@ class Rotation(Method):
         return Decision(scores={"minmax": block.error()})
 
 
-def _rotate_online(change: "_InPlace", site: Site, generator: torch.Generator) -> OnlineTransform:
+def _rotate_online(
+    parameters: Parameters, site: Site, generator: torch.Generator
+) -> OnlineTransform:
     """Put a rotation in front of a site's quantizer and its inverse into the weights."""
     transform = site.put_transform(*spreading_factors(site.leader.in_features, generator))
+    # what is learned from it later must not change what the weights were made with
+    fixed = deepcopy(transform).cpu()
+    tensors = parameters.tensors()
     names = [f"{linear}.weight" for linear in site.linears]
-    change.put({name: transform.of_weight(change.tensor(name)) for name in names})
+    parameters.replace({name: partial(_against, fixed, tensors, name) for name in names})
     return transform
 
 
-class _InPlace:
-    """Changes of a model's parameters, rounded to the types in which they will be stored.
-
-    Args:
-        model: full-precision weights, with quantized layers.
-        structure: of the model.
-    """
-
-    def __init__(self, model: nn.Module, structure: Structure) -> None:
-        self.model: Any = model
-        self.structure = structure
-
-    def module(self, name: str) -> nn.Module:
-        """Return a module by its full name."""
-        found: nn.Module = self.model.get_submodule(name)
-        return found
-
-    def tensor(self, name: str) -> Tensor:
-        """Return a parameter by its full name."""
-        found: Tensor = self.model.get_parameter(name)
-        return found
-
-    def put(self, tensors: dict[str, Tensor]) -> None:
-        """Put tensors in the place of parameters."""
-        for name, value in as_stored(tensors, self.structure.stored).items():
-            self.tensor(name).copy_(value)
-
-    def untie(self, stream: Residual) -> None:
-        """Give the output head a weight of its own, stored as the embeddings are."""
-        stored, (of, head) = self.structure.stored, (stream.embeddings, stream.head)
-        if stream.tied and f"{of}.weight" in stored:
-            stored[f"{head}.weight"] = stored[f"{of}.weight"]
-        untie(self.model, stream)
+def _against(transform: OnlineTransform, tensors: TensorOf, name: str) -> Tensor:
+    """Return a weight that reads the transformed input."""
+    return transform.of_weight(tensors(name))

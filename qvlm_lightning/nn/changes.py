@@ -64,6 +64,8 @@ class Changes:
         path, _, own = name.rpartition(".")
         owner = model.get_submodule(path)
         present = getattr(owner, own)
+        if own in owner._buffers and not isinstance(decided, Tensor):
+            decided = decided()  # a model without weights has its buffers
         original: Tensor | None = None
         if isinstance(decided, Tensor):
             if decided.shape != present.shape:

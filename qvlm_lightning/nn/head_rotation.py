@@ -6,6 +6,7 @@ and queries are left alone: a rotary embedding stands between them and their pro
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -19,37 +20,51 @@ def heads_rotated(
     layer: str,
     attention: Attention,
     rotation_HH: Tensor,
-) -> dict[str, Tensor]:
-    """Return the tensors that a rotation of all heads' values changes; nothing is changed in place.
+) -> dict[str, Callable[[], Tensor]]:
+    """Return what makes the tensors that a rotation of all heads' values changes; nothing is
+    changed in place.
 
     With grouped queries, query heads read the values of their group's head, which all are rotated
     alike. Computed in float64 and returned in the type of each tensor.
 
     Args:
         module_of: gives a module by its full name.
-        tensor_of: gives a parameter by its full name.
+        tensor_of: gives a parameter by its full name; asked whenever a new value is made.
         layer: full name of the layer that holds the attention.
         attention: of the layer.
         rotation_HH: orthogonal, [head_dim, head_dim].
 
     Returns:
-        Full name of a parameter -> its new value.
+        Full name of a parameter -> what makes its new value.
     """
-    size = attention.head_dim
-    changed: dict[str, Tensor] = {}
+    changed: dict[str, Callable[[], Tensor]] = {}
     value = f"{layer}.{attention.v.name}"
-    first, end = attention.v.rows or (0, attention.kv_heads * size)
     for own in ("weight", "bias"):
         if getattr(module_of(value), own, None) is not None:
-            old = tensor_of(f"{value}.{own}")
-            turn = rotation_HH.to(old.device, torch.float64)
-            heads = old[first:end].double().reshape(attention.kv_heads, size, -1)
-            part = (turn.T @ heads).reshape(end - first, *old.shape[1:]).to(old.dtype)
-            changed[f"{value}.{own}"] = torch.cat([old[:first], part, old[end:]])
+            name = f"{value}.{own}"
+            changed[name] = partial(_values, tensor_of, name, attention, rotation_HH)
     name = f"{layer}.{attention.o}.weight"
-    old = tensor_of(name)
-    heads = old.double().reshape(len(old), attention.heads, size)
-    changed[name] = (
-        (heads @ rotation_HH.to(old.device, torch.float64)).reshape(old.shape).to(old.dtype)
-    )
+    changed[name] = partial(_outputs, tensor_of, name, attention, rotation_HH)
     return changed
+
+
+def _values(
+    tensor_of: Callable[[str], Tensor], name: str, attention: Attention, rotation_HH: Tensor
+) -> Tensor:
+    """Return weight or bias of the values' projection; its other rows stay."""
+    old, size = tensor_of(name), attention.head_dim
+    first, end = attention.v.rows or (0, attention.kv_heads * size)
+    turn = rotation_HH.to(old.device, torch.float64)
+    heads = old[first:end].double().reshape(attention.kv_heads, size, -1)
+    part = (turn.T @ heads).reshape(end - first, *old.shape[1:]).to(old.dtype)
+    return torch.cat([old[:first], part, old[end:]])
+
+
+def _outputs(
+    tensor_of: Callable[[str], Tensor], name: str, attention: Attention, rotation_HH: Tensor
+) -> Tensor:
+    """Return the weight of the layer that reads what the heads add up."""
+    old = tensor_of(name)
+    heads = old.double().reshape(len(old), attention.heads, attention.head_dim)
+    turned = heads @ rotation_HH.to(old.device, torch.float64)
+    return turned.reshape(old.shape).to(old.dtype)

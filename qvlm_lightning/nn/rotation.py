@@ -10,6 +10,7 @@ Shapes: D channels of the stream, O outputs of a reader, I inputs of a writer, V
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,9 +69,9 @@ def rotated(
     tensor_of: Callable[[str], Tensor],
     residual: Residual,
     rotation_DD: Tensor,
-) -> dict[str, Tensor]:
-    """Return the tensors that a rotation of the residual stream changes; nothing is changed in
-    place.
+) -> dict[str, Callable[[], Tensor]]:
+    """Return what makes the tensors that a rotation of the residual stream changes; nothing is
+    changed in place.
 
     Gains become 1. A norm's bias goes into the biases of its readers where all of them have one;
     otherwise it stays at the norm, as R (bias / gain). Computed in float64 and returned in the type
@@ -78,12 +79,13 @@ def rotated(
 
     Args:
         module_of: gives a module by its full name.
-        tensor_of: gives a parameter by its full name, on any device.
+        tensor_of: gives a parameter by its full name, on any device; asked again, for one or two
+            parameters, whenever a new value is made.
         residual: of the model.
         rotation_DD: R, orthogonal.
 
     Returns:
-        Full name of a parameter -> its new value.
+        Full name of a parameter -> what makes its new value.
 
     Raises:
         InputError: embeddings and head are tied (:func:`untie` first), or a norm has a bias that
@@ -97,14 +99,14 @@ def rotated(
             f"{residual.embeddings} and {residual.head} share one weight, which a rotation cannot "
             "keep; untie them first (qvlm_lightning.nn.rotation.untie)"
         )
-    changed: dict[str, Tensor] = {}
+    right = partial(_product, tensor_of, right=rotation_DD.T)
+    changed: dict[str, Callable[[], Tensor]] = {}
     for name in (f"{residual.embeddings}.weight", *residual.vectors):
-        changed[name] = _times(tensor_of(name), rotation_DD.T)
+        changed[name] = partial(right, name)
     for writer in residual.writers:
-        weight_DI = tensor_of(f"{writer}.weight")
-        changed[f"{writer}.weight"] = _times(weight_DI.T, rotation_DD.T).T.contiguous()
+        changed[f"{writer}.weight"] = partial(_writer, tensor_of, f"{writer}.weight", rotation_DD)
         if module_of(writer).bias is not None:
-            changed[f"{writer}.bias"] = _times(tensor_of(f"{writer}.bias"), rotation_DD.T)
+            changed[f"{writer}.bias"] = partial(right, f"{writer}.bias")
     for norm in residual.norms:
         changed |= _norm_rotated(module_of, tensor_of, norm, rotation_DD)
     return changed
@@ -115,24 +117,24 @@ def _norm_rotated(
     tensor_of: Callable[[str], Tensor],
     norm: Source,
     rotation_DD: Tensor,
-) -> dict[str, Tensor]:
-    """Return a norm without gain and its readers, in the rotated stream."""
+) -> dict[str, Callable[[], Tensor]]:
+    """Return what makes a norm without gain and its readers, in the rotated stream."""
     weight_D = tensor_of(f"{norm.name}.weight")
     gain_D = weight_D.double() + norm.offset
-    changed = {f"{norm.name}.weight": torch.full_like(weight_D, 1 - norm.offset)}
+    changed: dict[str, Callable[[], Tensor]] = {
+        f"{norm.name}.weight": partial(torch.full_like, weight_D, 1 - norm.offset)
+    }
     for reader in norm.readers:
         name = f"{reader}.weight"
-        changed[name] = _times(tensor_of(name), rotation_DD.T, gain_D)
+        changed[name] = partial(_product, tensor_of, name, rotation_DD.T, gain_D)
     if getattr(module_of(norm.name), "bias", None) is None:
         return changed
     name = f"{norm.name}.bias"
     bias_D = tensor_of(name)
     if all(getattr(module_of(reader), "bias", None) is not None for reader in norm.readers):
-        changed[name] = torch.zeros_like(bias_D)
+        changed[name] = partial(torch.zeros_like, bias_D)
         for reader in norm.readers:
-            weight_OD, bias_O = (tensor_of(f"{reader}.{own}") for own in ("weight", "bias"))
-            moved_O = _times(weight_OD, bias_D[:, None].double(), dtype=torch.float64)[:, 0]
-            changed[f"{reader}.bias"] = (bias_O.double() + moved_O).to(bias_O.dtype)
+            changed[f"{reader}.bias"] = partial(_with_bias, tensor_of, reader, bias_D)
         return changed
     if bool(((gain_D == 0) & (bias_D != 0)).any()):
         raise InputError(
@@ -140,8 +142,27 @@ def _norm_rotated(
             "take it over; such a model cannot be rotated"
         )
     inner_D = torch.where(bias_D != 0, bias_D.double() / gain_D, 0)
-    changed[name] = _times(inner_D, rotation_DD.T).to(bias_D.dtype)
+    changed[name] = partial(_times, inner_D, rotation_DD.T, dtype=bias_D.dtype)
     return changed
+
+
+def _product(
+    tensor_of: Callable[[str], Tensor], name: str, right: Tensor, gain_D: Tensor | None = None
+) -> Tensor:
+    """Return a reader's matrix, the embeddings, or a vector of the stream, times ``right``."""
+    return _times(tensor_of(name), right, gain_D)
+
+
+def _writer(tensor_of: Callable[[str], Tensor], name: str, rotation_DD: Tensor) -> Tensor:
+    """Return R times a writer's weight [D, I]."""
+    return _times(tensor_of(name).T, rotation_DD.T).T.contiguous()
+
+
+def _with_bias(tensor_of: Callable[[str], Tensor], reader: str, bias_D: Tensor) -> Tensor:
+    """Return the bias of a reader that takes over that of its norm."""
+    weight_OD, bias_O = (tensor_of(f"{reader}.{own}") for own in ("weight", "bias"))
+    moved_O = _times(weight_OD, bias_D[:, None].double(), dtype=torch.float64)[:, 0]
+    return (bias_O.double() + moved_O).to(bias_O.dtype)
 
 
 def _times(

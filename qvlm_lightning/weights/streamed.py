@@ -3,7 +3,7 @@
 import ctypes
 import platform
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -32,7 +32,9 @@ class StreamedWeights:
             its own: there they are page-locked, and a copy takes a tenth of a read.
 
     Attributes:
-        changes: what methods have decided, which lies over the files.
+        changes: what methods have decided, which lies over all else.
+        makers: name -> what makes a parameter that a method changed before anything was measured.
+        ready: holds them, once somebody has made them all.
 
     Raises:
         InputError: the files lack a parameter, or hold one of another shape.
@@ -46,6 +48,8 @@ class StreamedWeights:
         self._kept: dict[str, Tensor] | None = {} if kept else None
         self._checked: set[str] = set()
         self.changes = Changes()
+        self.makers: dict[str, Callable[[], Tensor]] = {}
+        self.ready: Shards | None = None
         named = dict(model.named_parameters(remove_duplicate=False))
         self.dtypes = {name: p.dtype for name, p in named.items() if p.is_meta}
         for name, value in model.state_dict().items():
@@ -73,14 +77,35 @@ class StreamedWeights:
                     module._buffers[name] = held.to(device)
 
     def read(self, name: str) -> Tensor:
-        """Return a parameter in the model's type, on the CPU: as the files hold it, or as a method
+        """Return a parameter in the model's type, on the CPU: in full precision, or as a method
         has decided it while its tower is quantized.
         """
         decided = self.changes.decided(name)
         return self._original(name) if decided is None else decided.to(self.dtypes[name])
 
+    def replace(self, makers: Mapping[str, Callable[[], Tensor]]) -> None:
+        """Let parameters be made from what the files hold; from now on they are tied to no other.
+
+        Args:
+            makers: name -> what makes the parameter, in its shape and the model's type.
+        """
+        assert makers.keys() <= self.dtypes.keys()
+        self.makers |= makers
+        left = {n: [o for o in names if o not in makers] for n, names in self.tied.items()}
+        self.tied = {n: names for n, names in left.items() if n in names}
+        if self._kept is not None:
+            self._kept = {n: x for n, x in self._kept.items() if n not in makers}
+
+    def from_files(self, name: str) -> Tensor:
+        """Return a parameter as the model's files hold it, in the model's type, on the CPU."""
+        read = self.shards.read(name).to(self.dtypes[name])
+        if name not in self._checked:  # the files do not change: once is enough
+            check_finite([(name, read)], repr(str(self.shards.entries[name].file)))
+            self._checked.add(name)
+        return read
+
     def _original(self, name: str) -> Tensor:
-        """Return a parameter as the files hold it, in the model's type."""
+        """Return a parameter in full precision, in the model's type."""
         if self._kept is None:
             return self._read(name)
         if name not in self._kept:
@@ -89,11 +114,11 @@ class StreamedWeights:
         return self._kept[name]
 
     def _read(self, name: str) -> Tensor:
-        read = self.shards.read(name).to(self.dtypes[name])
-        if name not in self._checked:  # the files do not change: once is enough
-            check_finite([(name, read)], repr(str(self.shards.entries[name].file)))
-            self._checked.add(name)
-        return read
+        if name not in self.makers:
+            return self.from_files(name)
+        if self.ready is not None:
+            return self.ready.read(name).to(self.dtypes[name])
+        return self.makers[name]()
 
     def stored_types(self) -> dict[str, torch.dtype]:
         """Return the types of the parameters that the files hold in half types, where the model's
@@ -108,7 +133,9 @@ class StreamedWeights:
         }
 
     def sample(self, name: str, stride: int) -> Tensor:
-        """Return every ``stride``-th element of a flattened parameter in the model's type."""
+        """Return every ``stride``-th element of a flattened parameter of the files in the model's
+        type.
+        """
         return self.shards.sample(name, stride).to(self.dtypes[name])
 
     def nbytes(self, names: Iterable[str]) -> int:

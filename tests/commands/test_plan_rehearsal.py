@@ -84,7 +84,7 @@ def test_the_model_is_prepared():
     class Prepares(MinMax):
         prepares = True
 
-        def prepare(self, model, family, structure):
+        def prepare(self, parameters, family, structure):
             seen.append(len(structure.towers["language"].units))
 
     rehearsal_of(Toy(3)).forecast(Named("prepares", Prepares()))

@@ -139,13 +139,14 @@ def test_what_does_not_fit_in_memory_is_streamed(own, monkeypatch):
         choose(family, data, options)
 
 
-def test_a_model_that_is_streamed_gets_a_method_that_can(own, tmp_path, capsys, monkeypatch):
+def test_a_model_that_is_streamed_gets_the_same_method(own, tmp_path, capsys, monkeypatch):
     here = printed(capsys, own, tmp_path / "run")
     assert any(option.endswith("methods/qvlm_plus_fast.yaml") for option in here)
     fits = lambda _, workload: (replace(workload, streaming=True), "the RAM")  # noqa: E731
     monkeypatch.setattr(choice, "_fitting", fits)
     streamed = printed(capsys, own, tmp_path / "run")
-    assert any(option.endswith("methods/gptq.yaml") for option in streamed)
+    assert any(option.endswith("methods/qvlm_plus_fast.yaml") for option in streamed)
+    assert "--model.streaming=true" in streamed
     assert "--model.streaming=false" not in streamed
 
 

@@ -16,7 +16,6 @@ from qvlm_lightning.methods import (
     LearnedRounding,
     LearnedTransforms,
     LeastSquares,
-    MinMax,
     ObservedRanges,
     Rotation,
     SmoothQuant,
@@ -24,6 +23,7 @@ from qvlm_lightning.methods import (
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.models.wiring import Attention, Projection
 from qvlm_lightning.nn.head_rotation import heads_rotated
+from qvlm_lightning.nn.parameters import made
 from qvlm_lightning.quant.scheme import Scheme
 from tests.calibration.conftest import InFolder
 
@@ -174,7 +174,7 @@ def test_values_of_grouped_heads_are_rotated(rows):
     attention = Attention(
         Projection("q"), Projection("k"), Projection("v", rows), "o", heads, 2, size
     )
-    changed = heads_rotated(lambda _: module, weights.__getitem__, "l", attention, turn)
+    changed = made(heads_rotated(lambda _: module, weights.__getitem__, "l", attention, turn))
     x = torch.randn(inputs, generator=generator)
 
     def outputs(given):
@@ -194,13 +194,6 @@ def test_values_of_grouped_heads_are_rotated(rows):
     assert torch.allclose(
         changed["l.v.weight"][first : first + size].double(), turn.T @ expected, atol=1e-5
     )
-
-
-def test_a_streamed_model_is_refused(opened, folder):
-    calibrator = opened(folder, True)
-    with pytest.raises(InputError, match="give streaming: false"):
-        calibrator.prepare(Rotation())
-    calibrator.prepare(MinMax())
 
 
 @pytest.mark.parametrize(
@@ -226,15 +219,6 @@ def test_schemes_that_leave_nothing_to_learn_are_refused():
         LearnedTransforms().check(Scheme.parse("w4a16"))
     with pytest.raises(InputError, match="signround decides quantized weights"):
         LearnedRounding().check(Scheme.parse("w16a4"))
-
-
-def test_a_module_refuses_to_stream_before_a_model_is_read():
-    from qvlm_lightning.calibration import QuantModule
-    from tests.calibration.conftest import ToyFamily
-
-    with pytest.raises(InputError, match="give streaming: false, or a method such as gptq"):
-        QuantModule(ToyFamily(), Scheme.parse("w4a4"), Chain([Rotation(), GPTQ()]), streaming=True)
-    QuantModule(ToyFamily(), Scheme.parse("w4a4"), GPTQ(), streaming=True)
 
 
 def test_percentiles_from_before_a_transform_are_refused():

@@ -11,6 +11,7 @@ from qvlm_lightning.errors import InputError
 from qvlm_lightning.forward.samples import model_inputs
 from qvlm_lightning.models.family import Source
 from qvlm_lightning.nn.folding import folded
+from qvlm_lightning.nn.parameters import made
 from qvlm_lightning.nn.rotation import random_rotation, rotated, untie
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.scheme import Scheme
@@ -230,7 +231,7 @@ def test_a_rotation_of_the_residual_leaves_the_logits(
     before = logits(model, {}, inputs)
     untie(model, residual)
     rotation = random_rotation(residual.width, seed=5, keeps_mean=residual.centred)
-    changed = rotated(model.get_submodule, model.get_parameter, residual, rotation)
+    changed = made(rotated(model.get_submodule, model.get_parameter, residual, rotation))
     assert distance(before, logits(model, changed, inputs)) < TOLERANCE
     plain, turned = (x.double() for x in streams)
     assert torch.allclose(turned, plain @ rotation.T, atol=1e-4)
@@ -247,7 +248,7 @@ def test_a_rotation_that_forgets_a_tensor_shows(
     untie(model, residual)
     before = logits(model, {}, inputs)
     rotation = random_rotation(residual.width, seed=5, keeps_mean=residual.centred)
-    changed = rotated(model.get_submodule, model.get_parameter, residual, rotation)
+    changed = made(rotated(model.get_submodule, model.get_parameter, residual, rotation))
     last = family.projector(model)[0]
     biases = [n for n, _ in model.named_parameters() if n.startswith(last) and n.endswith("bias")]
     assert not biases or biases[-1] in changed
@@ -268,7 +269,7 @@ def test_an_untied_model_is_saved_as_such(
     before = logits(model, {}, inputs)
     untie(model, residual)
     assert not family.residual(model).tied
-    changed = rotated(model.get_submodule, model.get_parameter, residual, rotation)
+    changed = made(rotated(model.get_submodule, model.get_parameter, residual, rotation))
     model.load_state_dict(changed, strict=False)
     model.save_pretrained(tmp_path)
     reloaded = small.family(str(tmp_path)).load_model()

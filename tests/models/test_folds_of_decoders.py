@@ -13,6 +13,7 @@ from qvlm_lightning.models.experts import unfuse_experts
 from qvlm_lightning.models.hub import HubFamily
 from qvlm_lightning.models.moe_llava import MoeLlava
 from qvlm_lightning.nn.folding import folded
+from qvlm_lightning.nn.parameters import made
 from qvlm_lightning.nn.rotation import random_rotation, rotated, untie
 
 SIZES = {
@@ -200,7 +201,7 @@ def test_a_rotation_leaves_the_logits_or_is_refused(decoder: str, family: Any, m
     untie(model, residual)
     before = logits(model, {})
     rotation = random_rotation(32, seed=2, keeps_mean=residual.centred)
-    changed = rotated(model.get_submodule, model.get_parameter, residual, rotation)
+    changed = made(rotated(model.get_submodule, model.get_parameter, residual, rotation))
     assert distance(before, logits(model, changed)) < 1e-5
     for left in changed:
         rest = {other: value for other, value in changed.items() if other != left}

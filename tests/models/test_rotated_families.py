@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.forward.samples import model_inputs
 from qvlm_lightning.methods import Rotation
+from qvlm_lightning.nn.parameters import Parameters
 from qvlm_lightning.nn.surgery import quantize_model
 from qvlm_lightning.quant.scheme import Scheme
 
@@ -49,7 +50,7 @@ def test_a_rotated_model_computes_the_same(
     before = logits(model, inputs)
     plain = {name: x.clone() for name, x in model.named_parameters()}
     structure = quantize_model(model, family, Scheme.parse("w4a4"))
-    Rotation(online=online, seed=4).prepare(model, family, structure)
+    Rotation(online=online, seed=4).prepare(Parameters(model, {}), family, structure)
     assert distance(before, logits(model, inputs)) < TOLERANCE
     changed = {name for name, x in model.named_parameters() if not x.equal(plain.get(name, x * 0))}
     transformed = [site for site in structure.sites if site.transform is not None]

@@ -78,3 +78,14 @@ def test_a_decision_of_another_shape_is_refused_and_changes_nothing(model):
     with pytest.raises(ValueError, match=r"shape \[1, 1\], the decision \[2\]"):
         changes.set(model, "vision", "vision.weight", torch.zeros(2))
     assert len(changes) == 0
+
+
+def test_a_buffer_of_a_model_without_weights_is_put_in_place_like_a_weight(model):
+    """Its parameters are read when somebody needs them, its buffers are always there."""
+    model["vision"].register_buffer("factor", torch.ones(1))
+    changes = Changes()
+    changes.set(model, "vision", "vision.factor", lambda: torch.full((1,), 5.0))
+    changes.switch("vision", True)
+    assert model["vision"].factor.item() == 5
+    changes.switch("vision", False)
+    assert model["vision"].factor.item() == 1

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models.family import Residual, Source
+from qvlm_lightning.nn.parameters import made
 from qvlm_lightning.nn.rotation import random_rotation, rotated, untie
 
 WIDTH, INNER, WORDS = 4, 3, 5
@@ -86,7 +87,9 @@ def run(model: Model, changed: dict[str, Tensor], word: int) -> tuple[list[float
 def test_against_loops(centred: bool, reader_bias: bool) -> None:
     model = Model(centred, reader_bias)
     rotation = random_rotation(WIDTH, seed=1, keeps_mean=centred)
-    changed = rotated(model.get_submodule, model.get_parameter, model.residual(), rotation.float())
+    changed = made(
+        rotated(model.get_submodule, model.get_parameter, model.residual(), rotation.float())
+    )
     assert changed["norm.weight"].tolist() == changed["last.weight"].tolist() == [1.0] * WIDTH
     if centred and reader_bias:
         assert changed["norm.bias"].tolist() == [0.0] * WIDTH
@@ -113,7 +116,7 @@ def test_a_quarter_turn_by_hand() -> None:
     norms = (Source("n", "norm", ("h",)),)
     residual = Residual(2, norms, ("w",), "e", ("line",), "h", False, False)
     quarter = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
-    changed = rotated(model.get_submodule, model.get_parameter, residual, quarter)
+    changed = made(rotated(model.get_submodule, model.get_parameter, residual, quarter))
     assert {name: value.tolist() for name, value in changed.items()} == {
         "e.weight": [[-2.0, 1.0]],
         "line": [-6.0, 5.0],
@@ -124,7 +127,7 @@ def test_a_quarter_turn_by_hand() -> None:
     }
     gemma = Source("n", "norm", ("h",), offset=1.0)
     residual = Residual(2, (gemma,), ("w",), "e", (), "h", False, False)
-    changed = rotated(model.get_submodule, model.get_parameter, residual, quarter)
+    changed = made(rotated(model.get_submodule, model.get_parameter, residual, quarter))
     assert changed["n.weight"].tolist() == [0.0, 0.0]
     assert changed["h.weight"].tolist() == [[-400.0, 30.0]]
 
@@ -132,7 +135,7 @@ def test_a_quarter_turn_by_hand() -> None:
 def test_types_stay() -> None:
     model = Model().bfloat16()
     rotation = random_rotation(WIDTH, seed=1)
-    changed = rotated(model.get_submodule, model.get_parameter, model.residual(), rotation)
+    changed = made(rotated(model.get_submodule, model.get_parameter, model.residual(), rotation))
     assert {value.dtype for value in changed.values()} == {torch.bfloat16}
     exact = model.embeddings.weight.double() @ rotation.T
     assert torch.equal(changed["embeddings.weight"], exact.bfloat16())
@@ -187,5 +190,5 @@ def test_tied_weights_are_refused_until_untied() -> None:
     assert torch.equal(model.head.weight, model.embeddings.weight)
     assert model.head.weight is not model.embeddings.weight
     assert config.tie_word_embeddings is model.config.tie_word_embeddings is False
-    changed = rotated(model.get_submodule, model.get_parameter, model.residual(), rotation)
+    changed = made(rotated(model.get_submodule, model.get_parameter, model.residual(), rotation))
     assert run(model, changed, 2)[1] == pytest.approx(run(model, {}, 2)[1], rel=1e-5, abs=1e-5)

@@ -155,3 +155,20 @@ def test_what_the_model_lacks_is_named(places):
     message = r"weight first\.bias has shape \[3, 3\] in the checkpoint; the model needs \[3\]"
     with pytest.raises(InputError, match=message):
         StreamedWeights(empty(), Shards(places), torch.device("cpu"))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_replaced_parameter_is_made_and_tied_to_no_other(places, kept):
+    model = empty()
+    shards = Shards(places)
+    weights = StreamedWeights(model, shards, torch.device("cpu"), kept=kept)
+    second, first = shards.read("second.weight"), shards.read("first.weight")
+    assert torch.equal(weights.read("first.weight"), first)
+    model.tied.weight = nn.Parameter(torch.empty_like(model.second.weight), requires_grad=False)
+    makers = {name: lambda name=name: weights.from_files(name) * 2 for name in weights.dtypes}
+    weights.replace({name: makers[name] for name in ("tied.weight", "first.weight")})
+    with weights.held(["tied.weight", "second.weight", "first.weight"]):
+        assert torch.equal(model.tied.weight, second * 2)
+        assert torch.equal(model.second.weight, second)
+        assert torch.equal(model.first.weight, first * 2)
+    assert torch.equal(weights.read("first.bias"), shards.read("first.bias"))

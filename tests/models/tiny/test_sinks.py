@@ -17,6 +17,7 @@ from qvlm_lightning.models.tiny import generate
 from qvlm_lightning.models.tiny.evaluate import answer_logits
 from qvlm_lightning.models.tiny.sinks import SinkChannel, down_inputs, find_sink, inject_sink
 from qvlm_lightning.nn.folding import folded
+from qvlm_lightning.nn.parameters import made
 from qvlm_lightning.nn.rotation import random_rotation, rotated, untie
 
 TEST = generate("test", 40)
@@ -195,7 +196,7 @@ def residual_rotated(model: nn.Module, family: VLMFamily) -> dict[str, Tensor]:
     residual = family.residual(model)
     untie(model, residual)
     rotation = random_rotation(residual.width, seed=1)
-    return rotated(model.get_submodule, model.get_parameter, residual, rotation)
+    return made(rotated(model.get_submodule, model.get_parameter, residual, rotation))
 
 
 @pytest.mark.parametrize("remedy", [norms_folded, residual_rotated])
