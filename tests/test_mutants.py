@@ -31,7 +31,7 @@ def test_every_old_text_is_found_exactly_once():
         changed = source.replace(old, new)
         if source.count(old) != 1:
             found[f"{file}: {breaks}"] = f"{old!r} occurs {source.count(old)} times"
-        elif ast.dump(ast.parse(changed)) == ast.dump(ast.parse(source)):
+        elif file.endswith(".py") and ast.dump(ast.parse(changed)) == ast.dump(ast.parse(source)):
             found[f"{file}: {breaks}"] = "changes nothing"
     assert found == {}
 
