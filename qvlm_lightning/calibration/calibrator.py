@@ -146,7 +146,11 @@ class Calibrator:
 
     def finish(self) -> None:
         """Remove the file of prepared weights, which only a run needs that goes on."""
-        if self.prepared is not None and is_main():
+        if self.prepared is None:
+            return
+        self.prepared.close()
+        barrier()
+        if is_main():
             self.prepared.remove()
 
     def collect(self, percentiles: Sequence[float] | None = None) -> None:

@@ -40,8 +40,8 @@ from qvlm_lightning.results.scores import score_grids
 from qvlm_lightning.run_lock import run_lock
 from qvlm_lightning.weights.exported import located
 
-CONFIG = "eval.yaml"
 KERNELS = "kernels.json"
+CONFIG = "eval.yaml"
 """What was evaluated, in the run folder: ``compare`` finds the questions by it."""
 
 
@@ -145,8 +145,7 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         notes = [*asked_differently(known), *_computed_by(cli.model, known)]
         tables = "\n\n".join([*map(markdown, drawn), *notes]) + "\n"
         write_whole(root / "results.md", tables)
-        if cli.model.kernels is not None and cli.model.kernels.used():
-            write_json(root / KERNELS, cli.model.kernels.report())
+        _write_kernels(root / KERNELS, cli.model)
         if cli.model.artifact is not None:
             put_results(located(cli.model.artifact), tables)
         for grid in drawn:
@@ -156,6 +155,16 @@ def eval_main(args: ArgsType = None) -> EvaluationCLI:
         facts = evaluation_facts(answered, known, root)
         show_lines(facts, steps_after_evaluation(root))
     return cli
+
+
+def _write_kernels(path: Path, module: VQAEvaluation) -> None:
+    """Write which kernels have answered; those of an earlier evaluation stay where the answers of
+    the same artifact were all stored, and go where it was fake-quantized.
+    """
+    if module.artifact is not None and module.kernels is None:
+        path.unlink(missing_ok=True)
+    if module.kernels is not None and module.kernels.used():
+        write_json(path, {"artifact": module.artifact, **module.kernels.report()})
 
 
 def _on_cpu(trainer: Trainer) -> bool:

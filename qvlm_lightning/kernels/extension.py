@@ -78,7 +78,7 @@ class Extension:
             x = given if given.dtype in _TYPES else given.to(torch.float32)
             x, kind = x.contiguous(), _TYPES[x.dtype]
         rows, inputs = x.shape
-        outs = [torch.empty(rows, weight.features[0]) for weight in weights]
+        outs = [_empty(rows, weight.features[0]) for weight in weights]
         asked = (_Asked * len(weights))(*map(_asked, weights, outs))
         first, threads = weights[0], torch.get_num_threads()
         self._product(
@@ -90,13 +90,13 @@ class Extension:
 
     def dequantized(self, layer: PackedLinear) -> Tensor:
         """Return the weight [O, I] in float32."""
-        out = torch.empty(layer.out_features, layer.in_features)
+        out = _empty(layer.out_features, layer.in_features)
         self._dequantize(*_weight(layer), out.data_ptr())
         return out
 
     def signed(self, layer: PackedLinear) -> Tensor:
         """Return the codes minus 2^(b-1), int8 [O, I]."""
-        out = torch.empty(layer.out_features, layer.in_features, dtype=torch.int8)
+        out = _empty(layer.out_features, layer.in_features, dtype=torch.int8)
         place, threads = _tensor(layer.codes), torch.get_num_threads()
         sizes = layer.out_features, layer.in_features
         self._unpack(place, *sizes, layer.bits, threads, out.data_ptr())
@@ -108,10 +108,10 @@ class Extension:
         """
         if x.dtype not in _WIDE or x.device.type != "cpu":
             return None
-        x, codes = x.contiguous(), torch.empty(x.shape, dtype=torch.uint8)
+        x, codes = x.contiguous(), _empty(*x.shape, dtype=torch.uint8)
         rows, inputs = x.shape
         stored = site.scale
-        scale = torch.empty(rows, 1) if stored is None else stored
+        scale = _empty(rows, 1) if stored is None else stored
         given = (x.data_ptr(), _TYPES[x.dtype], rows, inputs, site.num_bits, site.zero_point)
         place = None if stored is None else stored.data_ptr()
         done = self._quantize(*given, site.clip, place, codes.data_ptr(), scale.data_ptr())
@@ -128,7 +128,7 @@ class Extension:
             return None
         if keys.stride(2) != 1 or values.stride(2) != 1:
             return None
-        query, out = query.contiguous(), torch.empty(query.shape)
+        query, out = query.contiguous(), _empty(*query.shape)
         steps = (ctypes.c_int64 * 4)(*keys.stride()[:2], *values.stride()[:2])
         heads, (stored, tokens, channels) = len(query), keys.shape
         self._attend(
@@ -137,6 +137,11 @@ class Extension:
             *(torch.get_num_threads(), out.data_ptr()),
         )
         return out.to(query.dtype)
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return memory for the C++ code to write in, whatever torch's default type and device are."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def _asked(weight: PackedWeight, out: Tensor) -> _Asked:

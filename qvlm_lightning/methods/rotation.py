@@ -159,5 +159,6 @@ def _rotate_online(
 
 
 def _against(transform: OnlineTransform, tensors: TensorOf, name: str) -> Tensor:
-    """Return a weight that reads the transformed input."""
-    return transform.of_weight(tensors(name))
+    """Return a weight that reads the transformed input; the transform is moved to it."""
+    weight = tensors(name)
+    return transform.to(weight.device).of_weight(weight)

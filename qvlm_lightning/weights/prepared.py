@@ -88,13 +88,15 @@ class PreparedFile:
         return sum(prod(shape) * kind.itemsize for kind, shape in self.kinds.values())
 
     def check_space(self) -> None:
-        """Refuse a disk without room for the file, unless it lies there already.
+        """Refuse a disk without room for the file, unless it lies there already. What an earlier
+        run left in its place is written over and counts as room.
 
         Raises:
             InputError: says how much is needed, how much is free, and what to do.
         """
         folder = next(p for p in self.path.absolute().parents if p.exists())
-        free = shutil.disk_usage(folder).free
+        left = (self.path, self.path.with_name(f".{self.path.name}.part"))
+        free = shutil.disk_usage(folder).free + sum(x.stat().st_size for x in left if x.is_file())
         if self.nbytes > free and not self.is_whole():
             needed, there = (f"{nbytes / 2**30:.2f} GiB" for nbytes in (self.nbytes, free))
             raise InputError(
@@ -126,11 +128,13 @@ class PreparedFile:
 
         def read(name: str) -> Tensor:
             nonlocal done
+            made = self.weights.read(name).to(self.kinds[name][0])
             done += 1
             if progress:
                 progress("rotating", done, len(self.kinds))
-            return self.weights.read(name).to(self.kinds[name][0])
+            return made
 
+        self.remove()  # of another run
         with writing(self.path) as scratch:
             write_shard(scratch, self.kinds, read, {"key": self.key})
 
@@ -138,8 +142,11 @@ class PreparedFile:
         """Let the weights be read from the file."""
         self.weights.ready = Shards.of_file(self.path)
 
-    def remove(self) -> None:
-        """Let the weights be made again when they are read, and remove the file."""
+    def close(self) -> None:
+        """Let the weights be made again when they are read."""
         self.weights.ready = None
+
+    def remove(self) -> None:
+        """Remove the file, which nobody reads any more."""
         with storage_faults(self.path.parent):
             self.path.unlink(missing_ok=True)

@@ -61,7 +61,9 @@ def test_packed_weights_answer_unless_told_to_simulate(tmp_path, artifact, capsy
     results = (tmp_path / "results.md").read_text()
     assert "layers)" in results[results.index("computed with packed weights: ") :]
     assert asked(tmp_path)["packed"] is True
-    layers = json.loads((tmp_path / "kernels.json").read_text())["layers"]
+    told_of = json.loads((tmp_path / "kernels.json").read_text())
+    assert told_of["artifact"] == str(artifact)
+    layers = told_of["layers"]
     assert layers.keys() == load_artifact(artifact, packed=True).packed.layers.keys()
     ran = Counter(kernel for layer in layers.values() for kernel in layer["kernels"])
     assert ran
@@ -72,6 +74,7 @@ def test_packed_weights_answer_unless_told_to_simulate(tmp_path, artifact, capsy
     cli.eval_main(told(tmp_path, artifact, "--simulate=true"))
     assert "computed by fake quantization" in " ".join(capsys.readouterr().out.split())
     assert "packed" not in asked(tmp_path)
+    assert not (tmp_path / "kernels.json").exists()
 
 
 def test_rows_that_were_computed_otherwise_are_named():

@@ -108,6 +108,24 @@ def test_every_kernel_is_the_reference(layout, held, entry):
     assert seen or (layout == "dense" and built.extension() is None)
 
 
+def test_the_default_type_does_not_matter():
+    """C++ writes float32, whatever torch would make an empty tensor of."""
+    if built.extension() is None:
+        pytest.skip(f"no extension here: {built.why_no_extension()}")
+    weight = weight_of(4, (6, 64), 2)
+    layer = layer_of(weight, self_test.dense, Kernel("extension", None, torch_kernels.few_rows))
+    given = [input_of(1, 64, 16), input_of(1, 64, 8)]
+    expected = [torch_kernels.few_rows(layer, x) for x in given]
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = [torch_kernels.few_rows(layer, x) for x in given]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    for a, b in zip(found, expected, strict=True):
+        assert a.dtype == torch.float32
+        assert torch.equal(a, b)
+
+
 @pytest.mark.parametrize("size", [8, 16, 24, 32, 40])
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_narrow_groups_keep_their_own_scales(bits, size):

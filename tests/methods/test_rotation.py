@@ -21,8 +21,10 @@ from qvlm_lightning.methods import (
     SmoothQuant,
 )
 from qvlm_lightning.methods.base import Method
+from qvlm_lightning.methods.rotation import _against
 from qvlm_lightning.models.wiring import Attention, Projection
 from qvlm_lightning.nn.head_rotation import heads_rotated
+from qvlm_lightning.nn.online_transform import OnlineTransform
 from qvlm_lightning.nn.parameters import made
 from qvlm_lightning.quant.scheme import Scheme
 from tests.calibration.conftest import InFolder
@@ -244,3 +246,10 @@ def test_a_target_without_a_place_for_transforms_is_refused():
     Rotation().check(weights)
     with pytest.raises(InputError, match="online: none"):
         Rotation(online="all").check(weights)
+
+
+def test_an_online_rotation_goes_where_the_weight_is():
+    """A device without values stands for a GPU."""
+    transform = OnlineTransform(torch.eye(2), torch.eye(4))
+    weight = torch.ones(3, 8, device="meta")
+    assert _against(transform, lambda name: {"a.weight": weight}[name], "a.weight").is_meta

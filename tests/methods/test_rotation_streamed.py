@@ -152,6 +152,15 @@ def test_a_disk_without_room_is_refused_before_the_work(begun, tmp_path, monkeyp
     begun()  # the file lies there already
 
 
+def test_what_a_killed_run_left_counts_as_room(begun, tmp_path, monkeypatch):
+    begun().prepared.write()
+    (tmp_path / "search" / FILE).rename(tmp_path / "search" / f".{FILE}.part")
+    free = namedtuple("Usage", "free")
+    monkeypatch.setattr(prepared.shutil, "disk_usage", lambda _: free(10_000))
+    begun().prepared.write()
+    assert [x.name for x in (tmp_path / "search").iterdir()] == [FILE]
+
+
 class Stops(LeastSquares):
     """Stops the run in the middle of its search."""
 
