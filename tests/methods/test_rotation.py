@@ -253,3 +253,5 @@ def test_an_online_rotation_goes_where_the_weight_is():
     transform = OnlineTransform(torch.eye(2), torch.eye(4))
     weight = torch.ones(3, 8, device="meta")
     assert _against(transform, lambda name: {"a.weight": weight}[name], "a.weight").is_meta
+    assert transform.left.is_meta
+    assert transform.right.is_meta
