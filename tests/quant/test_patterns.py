@@ -24,5 +24,5 @@ def test_a_pattern_that_takes_years_is_stopped(monkeypatch):
     monkeypatch.setattr(patterns, "SECONDS", 0.1)
     start = time.perf_counter()
     with pytest.raises(InputError, match="takes too long on the name"):
-        matches("^(([a-z])+.)+[A-Z]([a-z])+$", "a" * 200)
+        matches("(a|aa)+$", "a" * 200 + "b")
     assert time.perf_counter() - start < 2
