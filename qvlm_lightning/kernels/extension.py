@@ -6,6 +6,7 @@ computing.
 
 import ctypes
 import hashlib
+import sys
 import tempfile
 from collections.abc import Sequence
 from functools import cache
@@ -200,6 +201,7 @@ def library(name: str, sources: Sequence[Path], flags: Sequence[str]) -> Path:
 
     built = Path(cpp_extension._get_build_directory(name, verbose=False)) / f"{name}.so"
     if not built.is_file():
+        print("building the C++ extension, once: about half a minute", file=sys.stderr)
         with tempfile.TemporaryDirectory(dir=built.parent) as scratch:
             cpp_extension.load(
                 name,

@@ -20,7 +20,9 @@ print(ctypes.CDLL(str(built)).answer())
 
 @pytest.fixture
 def built(tmp_path, monkeypatch):
-    """Build in a process with a cache of its own, and return what the library answers."""
+    """Build in a process with a cache of its own, and return what the library answers and what was
+    said.
+    """
     if under_test.extension() is None:
         pytest.skip(f"no extension here: {under_test.why_no_extension()}")
     source = tmp_path / "answer.cpp"
@@ -28,9 +30,10 @@ def built(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "cache"))
     monkeypatch.chdir(Path(__file__).parents[2])
 
-    def run(answer: int) -> int:
+    def run(answer: int) -> tuple[int, str]:
         told = [sys.executable, "-c", BUILD, "answer", str(source), str(answer)]
-        return int(subprocess.run(told, check=True, capture_output=True, timeout=60).stdout)
+        done = subprocess.run(told, check=True, capture_output=True, text=True, timeout=60)
+        return int(done.stdout), done.stderr
 
     return run
 
@@ -40,6 +43,8 @@ def test_a_build_that_was_killed_holds_nobody_up(built, tmp_path):
     left = tmp_path / "cache" / "answer"
     left.mkdir(parents=True)
     (left / "lock").touch()
-    assert built(41) == 41
-    assert built(42) == 41  # nothing is built again
+    answer, said = built(41)
+    assert answer == 41
+    assert "building the C++ extension" in said
+    assert built(42) == (41, "")  # nothing is built again
     assert [file.name for file in left.iterdir() if file.is_dir()] == []
