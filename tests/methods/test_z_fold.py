@@ -52,8 +52,9 @@ def test_factors_are_those_that_the_form_asks_for(calibrated):
         for x in group.sites[0].linears.values()
     ]
     assert len(layers) == 3
-    errors = [sum(x.error(x.rounded(z), z) for x in layers) for z in (1 / ones, 1 / factor)]
-    assert errors[1] < errors[0]
+    tried = (1 / ones, 1 / factor, factor)  # any change may happen to help a little
+    errors = [sum(x.error(x.rounded(z), z) for x in layers) for z in tried]
+    assert errors[1] < min(errors[0], errors[2])
 
 
 def test_rounding_behind_it_is_better_than_without(calibrated):
