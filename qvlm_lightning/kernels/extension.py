@@ -18,7 +18,7 @@ from torch import Tensor
 
 from qvlm_lightning.errors import first_line
 from qvlm_lightning.nn.packed_input import InputCodes, PackedInput
-from qvlm_lightning.nn.packed_linear import Given, PackedLinear
+from qvlm_lightning.nn.packed_linear import Given
 from qvlm_lightning.nn.packing import PackedWeight
 
 _FOLDER = Path(__file__).parent
@@ -89,18 +89,19 @@ class Extension:
         )
         return outs
 
-    def dequantized(self, layer: PackedLinear) -> Tensor:
+    def dequantized(self, weight: PackedWeight) -> Tensor:
         """Return the weight [O, I] in float32."""
-        out = _empty(layer.out_features, layer.in_features)
-        self._dequantize(*_weight(layer), out.data_ptr())
+        out = _empty(*weight.features)
+        places = [_tensor(x) for x in (weight.codes, weight.scale, weight.zero_point)]
+        sizes = [*weight.features, weight.scale.shape[1], weight.bits, _TYPES[weight.scale.dtype]]
+        self._dequantize(*places, *sizes, torch.get_num_threads(), out.data_ptr())
         return out
 
-    def signed(self, layer: PackedLinear) -> Tensor:
+    def signed(self, weight: PackedWeight) -> Tensor:
         """Return the codes minus 2^(b-1), int8 [O, I]."""
-        out = _empty(layer.out_features, layer.in_features, dtype=torch.int8)
-        place, threads = _tensor(layer.codes), torch.get_num_threads()
-        sizes = layer.out_features, layer.in_features
-        self._unpack(place, *sizes, layer.bits, threads, out.data_ptr())
+        out = _empty(*weight.features, dtype=torch.int8)
+        sizes = *weight.features, weight.bits, torch.get_num_threads()
+        self._unpack(_tensor(weight.codes), *sizes, out.data_ptr())
         return out
 
     def quantized(self, site: PackedInput, x: Tensor) -> InputCodes | None:
@@ -148,13 +149,6 @@ def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 def _asked(weight: PackedWeight, out: Tensor) -> _Asked:
     places = (_tensor(weight.codes), _tensor(weight.scale), _tensor(weight.zero_point))
     return _Asked(*places, out.data_ptr(), weight.features[0])
-
-
-def _weight(layer: PackedLinear) -> list[Any]:
-    scale: Any = layer.scale
-    tensors = [_tensor(x) for x in (layer.codes, scale, layer.zero_point)]
-    sizes = [layer.out_features, layer.in_features, layer.groups, layer.bits]
-    return [*tensors, *sizes, _TYPES[scale.dtype], torch.get_num_threads()]
 
 
 def _tensor(tensor: Any) -> int | None:

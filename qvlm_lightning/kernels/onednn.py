@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from qvlm_lightning.kernels.torch_kernels import signed_codes, signed_zeros
+from qvlm_lightning.kernels.torch_kernels import packed_of, signed_codes, signed_zeros
 from qvlm_lightning.nn.packed_input import InputCodes
 from qvlm_lightning.nn.packed_linear import Given, PackedLinear
 from qvlm_lightning.nn.packing import PackedWeight
@@ -36,7 +36,8 @@ def held_product(layer: PackedLinear, given: Given) -> Tensor:
 
 def product(layer: PackedLinear, given: Given) -> Tensor:
     """Return the product with a weight in the ``dense`` layout, put in order for this call."""
-    return _product(_ordered(signed_codes(layer)), layer.scale, signed_zeros(layer), given)
+    weight = packed_of(layer)
+    return _product(_ordered(signed_codes(weight)), weight.scale, signed_zeros(weight), given)
 
 
 def _ordered(signed: Tensor) -> Tensor:

@@ -15,6 +15,10 @@ from qvlm_lightning.nn.packed_input import InputCodes
 from qvlm_lightning.nn.packed_linear import Given, PackedLinear
 from qvlm_lightning.nn.packing import PackedWeight
 
+WRITTEN_AT_ONCE = 2**20
+"""Numbers of a weight that a CPU writes out at once, 4 MiB: they stay in its caches until they are
+multiplied, and memory of the system, which costs as much as the product, is not asked for."""
+
 
 def packed_of(layer: PackedLinear) -> PackedWeight:
     """Return the weight of a layer in the ``dense`` layout."""
@@ -35,13 +39,35 @@ def reference(layer: PackedLinear, given: Given) -> Tensor:
 
 
 def dequantize(layer: PackedLinear, given: Given) -> Tensor:
-    """Return ``x W^T`` of the dequantized weight, which exists while it is multiplied with.
+    """Return ``x W^T`` of the dequantized weight, a part of which exists while it is multiplied.
 
     Of an input in codes the whole numbers are multiplied, and their scale comes last.
     """
     rows = len(given.codes) if isinstance(given, InputCodes) else len(given)
     kind = multiplied_in(layer.dtype, rows, layer.codes.device)
-    return floating_product(given, dequantized(layer, kind))
+    x = given.steps(kind) if isinstance(given, InputCodes) else given.to(kind)
+    if layer.codes.device.type == "cpu":
+        y = in_parts(layer, x)
+    else:
+        y = F.linear(x, dequantized(layer, kind))
+    return y.to(torch.float32) * given.scale if isinstance(given, InputCodes) else y
+
+
+def in_parts(layer: PackedLinear, x: Tensor) -> Tensor:
+    """Return the product [N, O] with a weight of which some outputs are written out at a time.
+
+    Args:
+        layer: in the ``dense`` layout.
+        x: [N, I], in the type that is multiplied in.
+    """
+    weight = packed_of(layer)
+    outputs, inputs = weight.features
+    step = max(8, WRITTEN_AT_ONCE // inputs // 8 * 8)
+    parts = [
+        F.linear(x, dequantized_part(weight.outputs(first, min(first + step, outputs)), x.dtype))
+        for first in range(0, outputs, step)
+    ]
+    return torch.cat(parts, dim=1)
 
 
 def floating_product(given: Given, weight: Tensor) -> Tensor:
@@ -54,11 +80,14 @@ def floating_product(given: Given, weight: Tensor) -> Tensor:
 
 def dequantized(layer: PackedLinear, dtype: torch.dtype) -> Tensor:
     """Return the weight [O, I] of a layer in the ``dense`` layout."""
-    built = extension() if layer.codes.device.type == "cpu" else None
-    if built is not None:
-        return built.dequantized(layer).to(dtype)
     made = triton_kernels.dequantized(layer, dtype)
-    return packed_of(layer).dequantized(dtype) if made is None else made
+    return dequantized_part(packed_of(layer), dtype) if made is None else made
+
+
+def dequantized_part(weight: PackedWeight, dtype: torch.dtype) -> Tensor:
+    """Return a weight [O, I] written out."""
+    built = extension() if weight.codes.device.type == "cpu" else None
+    return weight.dequantized(dtype) if built is None else built.dequantized(weight).to(dtype)
 
 
 def multiplied_in(dtype: torch.dtype, rows: int, device: torch.device) -> torch.dtype:
@@ -76,25 +105,26 @@ def multiplied_in(dtype: torch.dtype, rows: int, device: torch.device) -> torch.
     return torch.float32 if slow else dtype
 
 
-def signed_codes(layer: PackedLinear) -> Tensor:
-    """Return the codes minus 2^(b-1), int8 [O, I], of a layer in the ``dense`` layout."""
-    built = extension() if layer.codes.device.type == "cpu" else None
+def signed_codes(weight: PackedWeight) -> Tensor:
+    """Return the codes minus 2^(b-1), int8 [O, I]."""
+    built = extension() if weight.codes.device.type == "cpu" else None
     if built is not None:
-        return built.signed(layer)
-    return (packed_of(layer).levels() - 2 ** (layer.bits - 1)).view(torch.int8)
+        return built.signed(weight)
+    return (weight.levels() - 2 ** (weight.bits - 1)).view(torch.int8)
 
 
-def signed_zeros(layer: PackedLinear) -> Tensor | None:
+def signed_zeros(weight: PackedWeight) -> Tensor | None:
     """Return zero points minus 2^(b-1), float32 [O, G]; ``None`` where all are 0."""
-    if layer.zero_point is None:
+    if weight.zero_point is None:
         return None
-    return packed_of(layer).zeros().to(torch.float32) - 2 ** (layer.bits - 1)
+    return weight.zeros().to(torch.float32) - 2 ** (weight.bits - 1)
 
 
 def integer_product(layer: PackedLinear, given: Given) -> Tensor:
     """Return the product by ``torch._int_mm``: int8 codes, int32 sums per group, scales last."""
     assert isinstance(given, InputCodes)
-    weight, zeros = signed_codes(layer), signed_zeros(layer)
+    packed = packed_of(layer)
+    weight, zeros = signed_codes(packed), signed_zeros(packed)
     scale = layer.scale.to(torch.float32)
     # int8 cannot hold codes minus zero point: both are taken from 128, what that leaves is added
     codes = (given.codes ^ 128).view(torch.int8)

@@ -130,6 +130,25 @@ class PackedWeight:
         codes, scale = self.codes.to(device), self.scale.to(device)
         return replace(self, codes=codes, scale=scale, zero_point=zeros)
 
+    def outputs(self, first: int, last: int) -> "PackedWeight":
+        """Return the weight of the outputs ``first`` to ``last - 1``, which shares memory with
+        this one.
+
+        Args:
+            first: a multiple of 8, so that zero points start with a byte.
+            last: at most O.
+        """
+        assert first % 8 == 0
+        zeros = self.zero_point
+        if zeros is not None:
+            groups = self.scale.shape[1]
+            ends = (packed_bytes(place * groups, self.bits) for place in (first, last))
+            zeros = zeros[slice(*ends)]
+        features = (last - first, self.features[1])
+        return PackedWeight(
+            self.codes[first:last], self.scale[first:last], zeros, self.bits, features
+        )
+
     def levels(self) -> Tensor:
         """Return the codes, uint8 [O, I]."""
         return unpack_codes(self.codes, self.bits, self.features[1])

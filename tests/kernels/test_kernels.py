@@ -158,7 +158,7 @@ def test_odd_shapes_are_right_to_the_last_byte(bits, features):
     assert float((y - exact).abs().max()) <= 1e-6 * float(exact.abs().max())
     assert torch.equal(torch_kernels.dequantized(layer, torch.float32), weight.dequantized())
     signed = weight.levels().int() - 2 ** (bits - 1)
-    assert torch.equal(torch_kernels.signed_codes(layer).int(), signed)
+    assert torch.equal(torch_kernels.signed_codes(weight).int(), signed)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -167,6 +167,25 @@ def test_scales_of_every_type_are_read(dtype):
     layer = layer_of(weight, self_test.dense, Kernel("x", None, torch_kernels.dequantize))
     expected = weight.dequantized(torch.float32)
     assert torch.equal(torch_kernels.dequantized(layer, torch.float32), expected)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize(("bits", "groups"), [(3, 1), (3, 3), (4, 3), (7, 1), (8, 3)])
+def test_a_weight_written_in_parts_gives_the_same(bits, groups, symmetric, monkeypatch):
+    """Eight outputs at a time, the last part smaller, with scales and zero points of their own."""
+    weight = weight_of(bits, (21, 24), groups, symmetric)
+    written = []
+    whole = torch_kernels.dequantized_part
+    monkeypatch.setattr(torch_kernels, "WRITTEN_AT_ONCE", 8 * 24 + 23)
+    monkeypatch.setattr(
+        torch_kernels, "dequantized_part", lambda w, kind: written.append(w) or whole(w, kind)
+    )
+    layer = layer_of(weight, self_test.dense, Kernel("x", None, torch_kernels.dequantize))
+    for given in (input_of(5, 24, 16), input_of(5, 24, 8)):
+        y, exact = torch_kernels.dequantize(layer, given).double(), exactly(weight, given)
+        assert float((y - exact).abs().max() / exact.abs().max()) < 1e-5
+    assert [part.features for part in written] == 2 * [(8, 24), (8, 24), (5, 24)]
+    assert torch.equal(torch.cat([part.zeros() for part in written[:3]]), weight.zeros())
 
 
 def few_rows_of(weight: PackedWeight, given: Tensor) -> Tensor:
