@@ -1393,6 +1393,7 @@ _PACKED, _KERNELS = "qvlm_lightning/nn/packed_linear.py", "qvlm_lightning/kernel
 _PACKING_TEST, _PACKED_TEST = "tests/nn/test_packing.py", "tests/nn/test_packed_linear.py"
 _DECODING = "tests/kernels/test_decoding.py"
 _PACKED_SITE, _SITE_TEST = "qvlm_lightning/nn/packed_site.py", "tests/nn/test_packed_site.py"
+_ROUNDED = "tests/kernels/test_rounded.py"
 _KERNEL_TEST, _PACKED_ARTIFACT = "tests/kernels/test_kernels.py", "tests/artifact/test_packed.py"
 PACKED = [
     (_PACKING, "codes[..., place::8].to(torch.int64) << (place * bits)", "codes[..., place::8].to(torch.int64) << (place * 8)", "packed codes have gaps", f"{_PACKING_TEST}::test_by_hand"),
@@ -1417,6 +1418,13 @@ PACKED = [
     (f"{_KERNELS}/packed_model.py", "transform_input(list(layers.values()), transform.to(device))", "transform_input(list(layers.values()), transform)", "a transform stays on the CPU", "tests/artifact/test_packed_device.py::test_all_that_a_packed_layer_holds_is_where_its_weight_is"),
     ("qvlm_lightning/nn/packed_linear.py", "bias = None if linear.bias is None else linear.bias.to(device)", "bias = linear.bias", "biases of packed layers stay on the CPU", "tests/artifact/test_packed_device.py::test_all_that_a_packed_layer_holds_is_where_its_weight_is"),
     (f"{_KERNELS}/product.cpp", "_mm256_srlv_epi32(_mm256_mullo_epi32(lanes, _mm256_set1_epi32(narrow)), _mm256_set1_epi32(3))", "lanes", "narrow groups get scales of their neighbours", f"{_KERNEL_TEST}::test_narrow_groups_keep_their_own_scales"),
+    (f"{_KERNELS}/product.cpp", "x_type == 1 && Sums::fit(parts[0].w)", "Sums::fit(parts[0].w)", "inputs in float32 are rounded", f"{_ROUNDED}::test_other_types_are_not_rounded"),
+    (f"{_KERNELS}/rounded.h", "return usual ? most / LARGEST : 0;", "return most / LARGEST;", "a massive number takes the others their digits", f"{_ROUNDED}::test_a_row_with_a_massive_number_stays_in_full_precision"),
+    (f"{_KERNELS}/rounded.h", "MASSIVE * (all - most)", "MASSIVE * all", "a massive number hides in the mean of its sum", f"{_ROUNDED}::test_what_is_massive_is_told_by_the_others"),
+    (f"{_KERNELS}/rounded.h", "totals[first + place] += number;", "totals[first + place] = number;", "zero points take off the last number of a sum only", f"{_ROUNDED}::test_rounding_is_finer_than_bfloat16"),
+    (f"{_KERNELS}/rounded.h", "if (!sums.narrow) groups[r].repeat(sums.count, sums.count / sums.groups);", "", "sums of a long group get the scales of other groups", f"{_ROUNDED}::test_rounding_is_finer_than_bfloat16"),
+    (f"{_KERNELS}/rounded.h", "four.meet(begin + r, steps, totals)", "four.meet(r, steps, totals)", "the last outputs get the scales of the first of them", f"{_ROUNDED}::test_rounding_is_finer_than_bfloat16"),
+    (f"{_KERNELS}/parts.h", "part.y += n * part.w.outputs;", "part.y += 0;", "rows behind a massive one are written over the first ones", f"{_ROUNDED}::test_a_row_with_a_massive_number_stays_in_full_precision"),
     (f"{_KERNELS}/product.cpp", "BLOCK % w.size() == 0 && ", "", "groups whose borders lie within a block of codes are read as if they did not", f"{_KERNEL_TEST}::test_narrow_groups_keep_their_own_scales"),
     (f"{_KERNELS}/extension.py", 'print("building the C++ extension, once: about half a minute", file=sys.stderr)', "pass", "half a minute of building passes in silence", "tests/kernels/test_building.py"),
     (f"{_KERNELS}/extension.py", "build_directory=scratch,", "", "a build that was killed holds every later one up", "tests/kernels/test_building.py"),

@@ -163,16 +163,30 @@ def _tensor(tensor: Any) -> int | None:
 @cache
 def _built() -> tuple[Extension | None, str]:
     """Return the extension, or the reason why there is none."""
+    try:
+        return from_sources(_FOLDER), ""
+    except (OSError, RuntimeError, ImportError) as error:
+        return None, first_line(error)
+
+
+def from_sources(folder: Path) -> Extension:
+    """Return the extension of the C++ files in a folder, built unless it has been before.
+
+    Args:
+        folder: with sources whose functions take what those here take.
+
+    Raises:
+        OSError: no compiler, or a folder that cannot be written.
+        RuntimeError: the compiler refuses.
+        ImportError: torch finds no compiler.
+    """
     avx2 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     flags = ["-O3", "-std=c++17", "-fopenmp", *(["-mavx2", "-mfma", "-mbmi2"] if avx2 else [])]
-    sources = [*sorted(_FOLDER.glob("*.h")), *sorted(_FOLDER.glob("*.cpp"))]
+    sources = [*sorted(folder.glob("*.h")), *sorted(folder.glob("*.cpp"))]
     # another version of the project has another library
     version = hashlib.sha256(b"".join(x.read_bytes() for x in sources)).hexdigest()[:8]
     name = f"qvlm_{'avx2' if avx2 else 'plain'}_{version}"
-    try:
-        return Extension(str(library(name, sources, flags))), ""
-    except (OSError, RuntimeError, ImportError) as error:
-        return None, first_line(error)
+    return Extension(str(library(name, sources, flags)))
 
 
 def library(name: str, sources: Sequence[Path], flags: Sequence[str]) -> Path:

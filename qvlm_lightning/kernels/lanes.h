@@ -6,6 +6,7 @@ namespace {
 
 constexpr int BLOCK = 64;  // codes
 constexpr int LANES = 8;
+constexpr int LINE = 64;   // bytes that memory gives at once
 
 #ifdef __AVX2__
 inline __m256i whole(const int* numbers) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(numbers)); }

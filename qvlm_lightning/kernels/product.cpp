@@ -11,9 +11,13 @@
 //    which multiplies them by 2^(k b); the input is divided by that, exactly.
 //  - Integers, 4 bits: a 16-bit word holds four codes, which are shifted and masked.
 //  - All others: as they are.
+//
+// Inputs in bfloat16 in front of 3- and 4-bit codes are rounded to whole numbers (rounded.h), which takes half
+// the time; rows with massive numbers stay in full precision.
 #include <type_traits>
 
 #include "lanes.h"
+#include "rounded.h"
 
 namespace {
 
@@ -49,26 +53,6 @@ struct Rows {
   }
 };
 
-// Scales and zero points of the groups of an output, as numbers; registers read past their end.
-struct Groups {
-  std::vector<float> scale;
-  std::vector<int> zero;
-
-  explicit Groups(const Weight& w) : scale(w.groups + LANES), zero(w.groups + LANES, 1 << (w.bits - 1)) {}
-
-  template <int B>
-  void read(const Weight& w, int64_t output) {
-    const int64_t first = output * w.groups;
-    if (w.scale_type == 1) {
-      for (int64_t g = 0; g < w.groups; ++g) scale[g] = number_at(w.scale, 1, first + g);
-    } else {
-      for (int64_t g = 0; g < w.groups; ++g) scale[g] = scale_at(w, first + g);
-    }
-    if (!w.zero_point) return;
-    for (int64_t g = 0; g < w.groups; ++g) zero[g] = code_at(w.zero_point, first + g, B);
-  }
-};
-
 // A weight as it is added up: groups of 8, 16 or 32 codes lie in lanes of their own of a block.
 template <class Kind>
 Weight in_blocks(Weight w) {
@@ -89,8 +73,8 @@ void outputs(const Weight& given_as, const Rows<Kind<B>>& x, const uint8_t* cons
   for (int r = 0; r < R; ++r) groups[r].template read<B>(given_as, output + r);
   float rest[R][M] = {};
 #ifdef __AVX2__
-  // rows lie behind each other: what is fetched in advance belongs to the next R outputs
-  const int64_t last = in_lanes<Kind<B>>(w), ahead = R * w.stride();
+  const int64_t last = in_lanes<Kind<B>>(w);
+  const uint8_t* ahead = row[0] + R * w.stride();
   const __m256i lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   const __m256i group_of = _mm256_srlv_epi32(_mm256_mullo_epi32(lanes, _mm256_set1_epi32(narrow)), _mm256_set1_epi32(3));
   __m256 totals[R][M];
@@ -108,7 +92,7 @@ void outputs(const Weight& given_as, const Rows<Kind<B>>& x, const uint8_t* cons
     for (int r = 0; r < R; ++r) from[r] = row[r] + g * size * B / 8;
     for (int m = 0; m < M; ++m) given[m] = x.ordered.data() + m * w.inputs + g * size;
     for (; i + BLOCK <= last; i += BLOCK) {
-      for (int r = 0; r < R; ++r) _mm_prefetch(reinterpret_cast<const char*>(from[r] + ahead), _MM_HINT_T0);
+      ahead = fetched<R * BLOCK / 8 * B>(ahead);
       Kind<B>::template add_block<R, M>(from, given, v);
       for (int r = 0; r < R; ++r) from[r] += BLOCK / 8 * B;
       for (int m = 0; m < M; ++m) given[m] += BLOCK;
@@ -147,23 +131,6 @@ void outputs(const Weight& given_as, const Rows<Kind<B>>& x, const uint8_t* cons
     }
 }
 
-// One of the weights, and where its outputs [N, O] go.
-struct Part {
-  Weight w;
-  float* y;
-  // behind the last rows there is nothing that registers could read: they are copied
-  int64_t copied;
-  std::vector<uint8_t> end;
-
-  Part(const Weight& weight, float* outputs) : w(weight), y(outputs), copied(w.outputs < 4 ? w.outputs : 4), end(copied * w.stride() + 32) {
-    std::memcpy(end.data(), w.end() - copied * w.stride(), copied * w.stride());
-  }
-  const uint8_t* row(int64_t o) const {
-    const int64_t left = w.outputs - o;
-    return left <= copied ? end.data() + (copied - left) * w.stride() : w.codes + o * w.stride();
-  }
-};
-
 // R outputs at a time of M rows, the first of which is row n of all.
 template <template <int> class Kind, int B, int R, int M>
 void product_rows(const std::vector<Part>& parts, const Rows<Kind<B>>& x, int64_t n) {
@@ -201,6 +168,30 @@ void product(const std::vector<Part>& parts, const std::vector<typename Kind<B>:
   for (; n < count; ++n) product_rows<Kind, B, 4, 1>(parts, rows(n, n + 1), n);
 }
 
+// Rows [N, I] of numbers.
+template <int B>
+void floating_product(const std::vector<Part>& parts, const float* x, int64_t rows) {
+  const Weight& w = parts[0].w;
+  product<Floats, B>(parts, {x, x + rows * w.inputs}, std::vector<float>(rows, 1.0f));
+}
+
+#ifdef __AVX2__
+// Rows [N, I] of numbers that were bfloat16: those without massive ones are rounded.
+template <int B>
+void rounded_product(const std::vector<Part>& parts, const float* x, int64_t rows) {
+  const Sums sums(parts[0].w);
+  for (int64_t n = 0; n < rows;) {
+    const int64_t first = n;
+    RoundedRows<B> rounded(sums);
+    while (n < rows && rounded.append(x + n * sums.inputs)) ++n;
+    if (n > first) products_of(from_row(parts, first), rounded);
+    const int64_t massive = n;
+    while (n < rows && !RoundedRows<B>(sums).append(x + n * sums.inputs)) ++n;
+    if (n > massive) floating_product<B>(from_row(parts, massive), x + massive * sums.inputs, n - massive);
+  }
+}
+#endif
+
 }  // namespace
 
 extern "C" {
@@ -235,7 +226,13 @@ void qvlm_product(const Asked* asked, int64_t count, int64_t inputs, int64_t gro
   } else {
     std::vector<float> numbers(rows * inputs);
     for (int64_t i = 0; i < rows * inputs; ++i) numbers[i] = number_at(x, x_type, i);
-#define FLOATS(B) return product<Floats, B>(parts, numbers, scale)
+#ifdef __AVX2__
+    if (x_type == 1 && Sums::fit(parts[0].w)) {
+      if (bits == 3) return rounded_product<3>(parts, numbers.data(), rows);
+      if (bits == 4) return rounded_product<4>(parts, numbers.data(), rows);
+    }
+#endif
+#define FLOATS(B) return floating_product<B>(parts, numbers.data(), rows)
     FOR_EVERY_WIDTH(FLOATS)
   }
 }
