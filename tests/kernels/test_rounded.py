@@ -8,7 +8,7 @@ from qvlm_lightning.kernels import extension as built
 from qvlm_lightning.nn.packing import PackedWeight, pack_codes
 
 FINE = (
-    3e-4  # of the size of terms; inputs that were rounded to bfloat16 are off by ten times as much
+    3e-4  # of the size of terms; rounding inputs to bfloat16 costs ten times as much
 )
 EXACT = 5e-6  # sums in float32, of which zero points take off as much again
 
@@ -87,7 +87,7 @@ def test_a_row_with_a_massive_number_stays_in_full_precision(product, groups):
 
 
 def test_what_is_massive_is_told_by_the_others(product):
-    """65 times their mean is, 60 times is not; in a sum of 64 too, whose largest is a part of the mean."""
+    """65 times their mean is, 60 times is not, in a sum of 64 numbers."""
     weight = weight_of(4, 8, 128, 2)
     x = torch.ones(2, 128).bfloat16()
     x[:, 1::2] = -1
