@@ -5,6 +5,8 @@
 Questions are those of the embedded model's test split, or with ``--easy-vqa FOLDER`` those of
 easy-VQA, for artifacts of the joined model (docs/joined.md). Of every answer that differs the
 margin is printed: how far the simulation's best first token lies above its second best, in logits.
+``--noise 6e-8`` also compares the simulation with itself while the output of every quantized layer
+is multiplied by 1 + 6e-8 z, z normal: what another order of float32 sums does.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from typing import Any
 
 import torch
 from _common import clock, write
+from torch import nn
 
 from qvlm_lightning.artifact import load_artifact
 from qvlm_lightning.data.collate import collate
@@ -22,6 +25,7 @@ from qvlm_lightning.data.source import Source
 from qvlm_lightning.evaluation.generate import end_tokens_of, generate, image_token_of
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.models.tiny import generate as questions_of
+from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.tasks import TaskData
 from qvlm_lightning.tasks.easy_vqa import EasyVQA
 
@@ -29,10 +33,14 @@ BATCH, LONGEST = 50, 8
 Answer = tuple[list[int], float]
 
 
-def answers(samples: Sequence[Sample], folder: Path, packed: bool) -> tuple[list[Answer], float]:
+def answers(
+    samples: Sequence[Sample], folder: Path, packed: bool, noise: float = 0.0
+) -> tuple[list[Answer], float]:
     """Return the tokens of every answer with the margin of its first one, and seconds."""
     artifact = load_artifact(folder, packed=packed)
     artifact.structure.keep_only_quantized()
+    if noise:
+        disturb(artifact.model, noise)
     processor: Any = artifact.processor
     ends, image = end_tokens_of(artifact.model, processor), image_token_of(processor)
     found: list[Answer] = []
@@ -47,25 +55,48 @@ def answers(samples: Sequence[Sample], folder: Path, packed: bool) -> tuple[list
     return found, taken
 
 
+def disturb(model: nn.Module, noise: float) -> None:
+    """Multiply outputs of fake-quantized layers by 1 + noise z from now on, z normal, seed 0."""
+    draw = torch.Generator().manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, QuantLinear):
+            module.register_forward_hook(
+                lambda _, __, y: y * (1 + noise * torch.randn(y.shape, generator=draw))
+            )
+
+
 def easy_vqa(data: Path, artifact: Path, count: int) -> list[Sample]:
     """Return the first test questions of easy-VQA, asked as the joined model was trained."""
     task, source = EasyVQA(mode="exact", prompt="bare"), Source(str(data), split="test")
     return TaskData(Llava(str(artifact)), task, source, evaluation_count=count).evaluation_samples()
 
 
-def row(folder: Path, samples: Sequence[Sample]) -> dict[str, Any]:
+def row(folder: Path, samples: Sequence[Sample], noise: float = 0.0) -> dict[str, Any]:
     """Return the row of an artifact."""
     expected, slow = answers(samples, folder, packed=False)
     found, fast = answers(samples, folder, packed=True)
-    pairs = zip(expected, found, strict=True)
-    margins = sorted(margin for (a, margin), (b, _) in pairs if a != b)
-    return {
+    made = {
         "artifact": folder.parent.name if folder.name == "artifact" else folder.name,
         "questions": len(samples),
-        "equal answers %": round(100 - 100 * len(margins) / len(samples), 2),
-        "margins of the others": ", ".join(f"{x:.3f}" for x in margins) or "none",
+        **compared(expected, found),
         "seconds simulated": round(slow, 1),
         "seconds packed": round(fast, 1),
+    }
+    if noise:
+        disturbed, _ = answers(samples, folder, packed=False, noise=noise)
+        made |= {f"{k}, noise": v for k, v in compared(expected, disturbed).items()}
+    return made
+
+
+def compared(expected: Sequence[Answer], found: Sequence[Answer]) -> dict[str, Any]:
+    """Return how many answers are equal, the margins of the others, and how far margins moved."""
+    pairs = list(zip(expected, found, strict=True))
+    margins = sorted(margin for (a, margin), (b, _) in pairs if a != b)
+    moved = sum(abs(margin - other) for (_, margin), (_, other) in pairs) / len(pairs)
+    return {
+        "equal answers %": round(100 - 100 * len(margins) / len(pairs), 2),
+        "margins of the others": ", ".join(f"{x:.3f}" for x in margins) or "none",
+        "margins move by": round(moved, 4),
     }
 
 
@@ -75,6 +106,7 @@ def main() -> None:
     parser.add_argument("artifacts", nargs="+", type=Path)
     parser.add_argument("--questions", type=int, default=2000)
     parser.add_argument("--easy-vqa", type=Path, metavar="FOLDER", help="ask its test questions")
+    parser.add_argument("--noise", type=float, default=0.0, help="relative, of layers' outputs")
     parser.add_argument("--out", type=Path, default=Path("runs/answers"))
     options = parser.parse_args()
     torch.set_grad_enabled(False)
@@ -86,7 +118,7 @@ def main() -> None:
             easy_vqa(options.easy_vqa, options.artifacts[0], options.questions),
             "Joined",
         )
-    rows = [row(folder, samples) for folder in options.artifacts]
+    rows = [row(folder, samples, options.noise) for folder in options.artifacts]
     write(rows, options.out, "answers", f"{model} model, test questions")
 
 

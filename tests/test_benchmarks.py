@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from qvlm_lightning.kernels import PackedModel
 from qvlm_lightning.kernels.extension import extension
+from qvlm_lightning.nn.linear import QuantLinear
+from qvlm_lightning.nn.quantizer import ActivationQuantizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -56,6 +59,42 @@ def test_layers_that_write_their_weight_out_are_named(generation, monkeypatch):
     assert generation.few_rows_written_out(packed) == []
 
 
+def test_noise_moves_quantized_layers_and_no_others(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import answers as benchmark
+
+    site = ActivationQuantizer(16, "dynamic_token", (), 1)
+    mine = QuantLinear.from_linear(nn.Linear(4, 4), site, True, 4, None, False)
+    model = nn.ModuleDict({"plain": nn.Linear(4, 4), "mine": mine})
+    x = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    before = {name: layer(x) for name, layer in model.items()}
+    benchmark.disturb(model, 1e-3)
+    assert torch.equal(model["plain"](x), before["plain"])
+    moved = ((model["mine"](x) - before["mine"]) / before["mine"]).abs()
+    assert 1e-4 < float(moved.mean()) < 2e-3
+    for name in ("answers", "_common"):
+        sys.modules.pop(name, None)
+
+
+def test_two_versions_of_the_extension_take_turns(monkeypatch):
+    """This one against itself: no difference, and a ratio of times."""
+    if extension() is None:
+        pytest.skip("no extension here")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import sources as benchmark
+
+    from qvlm_lightning.kernels.extension import from_sources
+
+    monkeypatch.setattr(benchmark, "BEYOND_CACHES", 2**16)
+    same = from_sources(ROOT / "qvlm_lightning" / "kernels")
+    for name in benchmark.FORMATS:
+        row = benchmark.measured(name, (64, 256), same, 4, 1e10)
+        assert row["difference"] == "0e+00"
+        assert 0.1 < row["times faster"] < 10
+    for name in ("sources", "_common"):
+        sys.modules.pop(name, None)
+
+
 def test_answers_that_differ_are_counted_with_their_margins(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import answers as benchmark
@@ -70,5 +109,6 @@ def test_answers_that_differ_are_counted_with_their_margins(monkeypatch, tmp_pat
     assert row["equal answers %"] == 50
     assert row["margins of the others"] == "0.125, 0.250"
     assert (row["seconds simulated"], row["seconds packed"]) == (1.0, 2.0)
+    assert row["margins move by"] == pytest.approx((0.1 + 0.05 + 0 + 0.115) / 4, abs=1e-4)
     for name in ("answers", "_common"):
         sys.modules.pop(name, None)

@@ -7,9 +7,7 @@ from torch import Tensor
 from qvlm_lightning.kernels import extension as built
 from qvlm_lightning.nn.packing import PackedWeight, pack_codes
 
-FINE = (
-    3e-4  # of the size of terms; rounding inputs to bfloat16 costs ten times as much
-)
+FINE = 3e-4  # of the size of terms; rounding inputs to bfloat16 costs ten times as much
 EXACT = 5e-6  # sums in float32, of which zero points take off as much again
 
 
