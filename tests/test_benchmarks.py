@@ -41,6 +41,25 @@ def test_a_packed_model_is_measured(generation):
     assert (row["attention"] == "extension") == (extension() is not None)
 
 
+@torch.no_grad()
+def test_parts_of_a_token_add_up(generation, monkeypatch):
+    if extension() is None:
+        pytest.skip("no extension here")
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import parts as benchmark
+
+    from qvlm_lightning.kernels.extension import Extension
+
+    before = Extension.products
+    row = benchmark.measured("tiny", "w4a4", 2, 5)
+    assert min(row[name] for name in benchmark.PARTS) > 0
+    assert sum(row[name] for name in (*benchmark.PARTS, "all else")) == pytest.approx(
+        row["token ms"], abs=0.3
+    )
+    assert Extension.products is before
+    sys.modules.pop("parts", None)
+
+
 def test_layers_that_write_their_weight_out_are_named(generation, monkeypatch):
     monkeypatch.setattr(generation, "extension", lambda: object())
     kernels = {"a": "dequantize", "b": "extension"}
