@@ -61,7 +61,7 @@ def disturb(model: nn.Module, noise: float) -> None:
     for module in model.modules():
         if isinstance(module, QuantLinear):
             module.register_forward_hook(
-                lambda _, __, y: y * (1 + noise * torch.randn(y.shape, generator=draw))
+                lambda _, __, y: y + (noise * torch.randn(y.shape, generator=draw) * y).to(y.dtype)
             )
 
 
