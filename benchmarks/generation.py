@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/generation.py --size small
 
 Every variant runs in a process of its own; weights are never there in full precision. Speed does
-not depend on their values; massive inputs, as real models have some, would make W4A16 slower. All variants attend and store keys and values in the same way,
-but ``bf16-transformers``, which does it as transformers does, ``bf16-compiled``, which is that with
-a cache of one size and new tokens compiled by torch, and ``bf16-frozen``, of which the compiler may
-also pack the weights. It ends with an error where a packed layer writes its weight out for a single
-token although the extension is there.
+not depend on their values; massive inputs, as real models have some, would make W4A16 slower. All
+variants attend and store keys and values in the same way, but ``bf16-transformers``, which does it
+as transformers does, ``bf16-compiled``, which is that with a cache of one size and new tokens
+compiled by torch, and ``bf16-frozen``, of which the compiler may also pack the weights. It ends
+with an error where a packed layer writes its weight out for a single token although the extension
+is there.
 """
 
 import argparse
