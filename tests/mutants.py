@@ -821,6 +821,13 @@ FIDELITY = [
     ),
     (
         "qvlm_lightning/commands/_table_plan.py",
+        'return method.replace("-", "_").endswith',
+        "return method.endswith",
+        "a row whose preset has a hyphen in its name is refused when it is scored",
+        "tests/test_configs.py::test_a_row_of_a_table_knows_its_artifact",
+    ),
+    (
+        "qvlm_lightning/commands/_table_plan.py",
         'options = [f"--model.init_args.scheme.activation_mode={mode}", *options]',
         "options = [*options]",
         "the activation mode of a row does not reach its calibration",

@@ -12,6 +12,7 @@ import yaml
 
 from qvlm_lightning.__main__ import main
 from qvlm_lightning.cli import train_main
+from qvlm_lightning.commands._table_plan import PlannedVariant
 from qvlm_lightning.evaluation.cli import eval_main
 from qvlm_lightning.models.find import class_at
 
@@ -106,6 +107,17 @@ def slow_but(first: str, names: list[str]) -> list[Any]:
     """Return parameters of which only that of ``first`` runs with the quick tests."""
     quick = [name for name in names if Path(name).stem == first]
     return [*quick, *(pytest.param(n, marks=pytest.mark.slow) for n in names if n not in quick)]
+
+
+@pytest.mark.parametrize(
+    "file", sorted((CONFIGS / "methods").rglob("*.yaml")), ids=lambda f: f.stem
+)
+def test_a_row_of_a_table_knows_its_artifact(file: Path) -> None:
+    """By the name that the preset gives its method."""
+    named = yaml.safe_load(file.read_text(encoding="utf-8"))["model"]["init_args"]["name"]
+    method = str(file.relative_to(CONFIGS / "methods").with_suffix(""))
+    assert PlannedVariant(method, "w4a4", "mine").calls_itself(named)
+    assert not PlannedVariant(method + "_else", "w4a4", "mine").calls_itself(named)
 
 
 @pytest.mark.parametrize("names", combinations(), ids=lambda names: "+".join(names[1:]))

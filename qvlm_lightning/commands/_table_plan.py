@@ -102,6 +102,16 @@ class PlannedVariant:
         """Name of its run folders."""
         return self.title.replace(" ", "-")
 
+    def calls_itself(self, method: str) -> bool:
+        """Return whether an artifact whose method calls itself so can be of this row: names of
+        presets end as their files do, with hyphens for underscores where they like.
+
+        Example:
+            >>> PlannedVariant("ablation/plus_veo", "w4a4", "mine").calls_itself("plus-veo")
+            True
+        """
+        return method.replace("-", "_").endswith(self.method.rpartition("/")[2])
+
     def may_be(self, scheme_name: str, activation_mode: str) -> bool:
         """Return whether an artifact can be of this row.
 

@@ -239,7 +239,7 @@ class TableRun:
         manifest = _manifest(calibration.artifact)
         method, seed = str(manifest.get("method")), manifest.get("seed")
         scheme, planned = str(manifest.get("scheme_name")), calibration.variant
-        same_method = method.endswith(planned.method.rpartition("/")[2])
+        same_method = planned.calls_itself(method)
         same_scheme = planned.may_be(scheme, str(manifest.get("activation_mode")))
         if seed != calibration.seed or not same_method or not same_scheme:
             raise InputError(
