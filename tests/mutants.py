@@ -813,9 +813,9 @@ FIDELITY = [
         f"{_READ}::test_a_stored_result_is_taken_for_its_own_key_only",
     ),
     (
-        "qvlm_lightning/commands/_table_run.py",
-        "if there and not measured:",
-        "if there:",
+        "qvlm_lightning/commands/_table_row.py",
+        "not there or measured)",
+        "not there)",
         "a measurement counts as nothing to do",
         f"{_TABLE}::test_a_row_that_lacks_fidelity_alone_is_no_skipped_step",
     ),
@@ -952,8 +952,8 @@ STRESS = [
         SINK_TABLE,
     ),
     (
-        "qvlm_lightning/commands/_table_run.py",
-        "                *stress_options(stress),\n",
+        "qvlm_lightning/commands/_table_row.py",
+        "                    *stress_options(stress),\n",
         "",
         "a table evaluates the model as trained",
         SINK_TABLE,

@@ -155,19 +155,26 @@ def estimated(
             found.rows += 1
             if not calibration.finished:
                 method = calibration.variant.method
-                found.add(f"calibrate {method}", known.calibration(table, calibration))
-                found.add("evaluate", known.answers(table))
+                known_seconds = known.calibration(table, calibration)
+                found.add(f"calibrate {method}", _shared(table, known_seconds))
+                found.add("evaluate", _shared(table, known.answers(table)))
                 continue
             found.calibrated += 1
             if _count(_answers(table, _variant(table, calibration))) == table.questions:
                 found.finished += 1
             else:
-                found.add("evaluate", known.answers(table))
+                found.add("evaluate", _shared(table, known.answers(table)))
     _add_rivals(found, known, rivals)
     for tool in tools:
         found.add(f"environment of {tool.name}", (tool.seconds, False))
         found.gigabytes += tool.gigabytes
     return found
+
+
+def _shared(table: TablePlan, each: tuple[float | None, bool]) -> tuple[float | None, bool]:
+    """Return the share of the time that a row takes while others are made beside it."""
+    seconds, measured = each
+    return (None if seconds is None else seconds / table.processes), measured
 
 
 def _add_rivals(found: Estimate, known: "_Known", rivals: Sequence[RivalRow]) -> None:

@@ -53,6 +53,8 @@ class LeaderboardPlan:
     """Further options of train.py for every calibration."""
     sources: list[str] = field(default_factory=list)
     """Further options of train.py and eval.py alike: where model and data lie."""
+    processes: int = 1
+    """Rows made at once, each by a process with its share of the cores."""
     fidelity: FidelityPlan | None = None
     """Also compare each row's text with full precision's on these photographs and this passage."""
     rivals: RivalsPlan | bool = False

@@ -78,7 +78,7 @@ class RivalsRun:
                         step.skip()
                 with progress.step(f"evaluate {row.label}"):
                     if row.stress not in programs:
-                        programs[row.stress] = table.evaluation(row.stress)
+                        programs[row.stress] = table.maker.program(row.stress)
                     self._evaluate(row, table, programs[row.stress])
 
     def _of(self, row: RivalRow) -> RivalInputs:
@@ -155,7 +155,7 @@ class RivalsRun:
         table.known[answered.name] = answered
         self.rows += variant_rows(answered, table.known)
         head = row_head(answered) | {"task": OVERALL}
-        found = [*_costs(known, table.plan.pairs), *table.text_rows(program, module)[0]]
+        found = [*_costs(known, table.plan.pairs), *table.maker.text_rows(program, module)[0]]
         self.rows += [head | own for own in found]
 
 

@@ -67,6 +67,8 @@ class TablePlan:
     """Further options of train.py for every calibration."""
     sources: list[str] = field(default_factory=list)
     """Further options of train.py and eval.py alike: where model and data lie."""
+    processes: int = 1
+    """Rows made at once, each by a process with its share of the cores."""
     fidelity: FidelityPlan | None = None
     """Also compare each row's text with full precision's on these photographs and this passage."""
     results: str | None = None
@@ -279,7 +281,8 @@ def checked_plan(values: dict[str, Any]) -> TablePlan:
     if values["fidelity"] is not None:
         values["fidelity"] = FidelityPlan(**values["fidelity"])
     plan = TablePlan(**values)
-    check_numbers(1, pairs=plan.pairs, search_pairs=plan.search_pairs, questions=plan.questions)
+    for name in ("pairs", "search_pairs", "questions", "processes"):
+        check_numbers(1, **{name: getattr(plan, name)})
     for scale in plan.outlier_scales:
         check_numbers(1, outlier_scale=scale)
     for scale in plan.sink_scales:
@@ -289,11 +292,6 @@ def checked_plan(values: dict[str, Any]) -> TablePlan:
             f"search_pairs is {plan.search_pairs}; allowed are 1 to pairs, which is {plan.pairs}"
         )
     if plan.fidelity is not None:
-        given = plan.fidelity
-        check_numbers(
-            1,
-            count=given.count,
-            max_new_tokens=given.max_new_tokens,
-            batch_size=given.batch_size,
-        )
+        for name in ("count", "max_new_tokens", "batch_size"):
+            check_numbers(1, **{name: getattr(plan.fidelity, name)})
     return plan

@@ -1,19 +1,14 @@
-"""The run of a table: calibrations, evaluations, files of results; it resumes."""
+"""The run of a table: rows one after another or several at once, then files of results; resumes."""
 
-import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from qvlm_lightning.cli import train_main
-from qvlm_lightning.commands._peak_memory import peak_bytes, reset_peak
-from qvlm_lightning.commands._progress import Progress
+from qvlm_lightning.commands import _progress
 from qvlm_lightning.commands._table_calibrations import (
-    SECONDS,
     Calibration,
     planned_calibrations,
     planned_stresses,
     results_folder,
-    stress_folder,
 )
 from qvlm_lightning.commands._table_configs import (
     TableConfigs,
@@ -22,24 +17,20 @@ from qvlm_lightning.commands._table_configs import (
     write_identity,
 )
 from qvlm_lightning.commands._table_costs import calibration_costs
-from qvlm_lightning.commands._table_disk import share_weights
-from qvlm_lightning.commands._table_fidelity import TableFidelity
 from qvlm_lightning.commands._table_plan import (
     PlannedVariant,
     TablePlan,
     planned_steps,
     planned_variants,
-    stress_options,
 )
-from qvlm_lightning.errors import InputError, parse_json
-from qvlm_lightning.evaluation.cli import EvaluationCLI, quiet
-from qvlm_lightning.evaluation.module import VQAEvaluation
-from qvlm_lightning.evaluation.run import evaluate
-from qvlm_lightning.files import write_json, write_whole, writing
+from qvlm_lightning.commands._table_processes import made_at_once
+from qvlm_lightning.commands._table_row import Answered, RowMaker
+from qvlm_lightning.evaluation.cli import quiet
+from qvlm_lightning.files import write_whole, writing
 from qvlm_lightning.metrics.grouped import OVERALL
 from qvlm_lightning.results.fidelity_tables import fidelity_grids
 from qvlm_lightning.results.figure import results_figure
-from qvlm_lightning.results.predictions import Predictions, is_stored
+from qvlm_lightning.results.predictions import Predictions
 from qvlm_lightning.results.render import grids, markdown, show
 from qvlm_lightning.results.report import (
     load_answers,
@@ -52,7 +43,6 @@ from qvlm_lightning.results.steps import Step, step_grid, step_rows
 from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import file_name
 from qvlm_lightning.run_lock import run_lock
-from qvlm_lightning.weights.exported import MANIFEST
 
 
 def run(plan: TablePlan) -> None:
@@ -83,11 +73,11 @@ class TableRun:
         self.stresses = planned_stresses(plan)
         self.calibrations = planned_calibrations(plan)
         self._check_options()
-        self.fidelity = None if plan.fidelity is None else TableFidelity(plan.fidelity)
+        self.maker = RowMaker(plan)
         self.known: dict[str, Predictions] = {}
         self.answers: dict[tuple[str, int, Stress], Predictions] = {}
         self.rows: list[Row] = []
-        self.progress = Progress(self._kinds())
+        self.progress = _progress.Progress(self._kinds())
 
     def run(self, alone: bool = True) -> None:
         """Calibrate, evaluate, write and print.
@@ -107,19 +97,42 @@ class TableRun:
 
     def _make(self) -> None:
         for stress in self.stresses:
-            program = self.evaluation(stress)
-            self._evaluate(program, None)
-            for calibration in self.calibrations:
-                if calibration.stress == stress:
-                    self._calibrate(calibration)
-                    self._evaluate(program, calibration)
+            with self.progress.step("evaluate full precision") as step:
+                self._book(step, None, self.maker.answer(stress))
+            planned = [c for c in self.calibrations if c.stress == stress]
+            if self.plan.processes > 1:
+                self._make_at_once(planned)
+            else:
+                self._make_in_turn(planned)
+
+    def _make_in_turn(self, planned: Sequence[Calibration]) -> None:
+        for calibration in planned:
+            with self.progress.step(f"calibrate {calibration.label}") as step:
+                if not self.maker.calibrate(calibration):
+                    step.skip()
+            with self.progress.step(f"evaluate {calibration.label}") as step:
+                answered = self.maker.answer(calibration.stress, calibration)
+                self._book(step, calibration, answered)
+
+    def _make_at_once(self, planned: Sequence[Calibration]) -> None:
+        for calibration in planned:
+            if calibration.folder == self.root:  # whose lock this process has
+                self.maker.calibrate(calibration)
+        with made_at_once(self.plan, planned) as made:
+            for calibration in planned:
+                with self.progress.step(f"make {calibration.label}") as step:
+                    self._book(step, calibration, next(made))
 
     def _kinds(self) -> list[str]:
         kinds = []
         for stress in self.stresses:
             kinds.append("full precision")
             for calibration in self.calibrations:
-                if calibration.stress == stress:
+                if calibration.stress != stress:
+                    continue
+                if self.plan.processes > 1:
+                    kinds.append("row")  # a row is waited for while others are made
+                else:
                     kinds += [calibration.variant.method, "evaluation"]
         return kinds
 
@@ -142,117 +155,33 @@ class TableRun:
                 self.configs.check(calibration)
 
     def _lock(self) -> None:
-        """Refuse a folder whose calibrations another plan identity."""
+        """Refuse a folder whose calibrations are of another plan."""
         theirs, mine = stored_identity(self.root), self.configs.identity(self.variants)
         write_identity(self.root, joined_identity(self.root, theirs, mine))
 
-    def _calibrate(self, calibration: Calibration) -> None:
-        with self.progress.step(f"calibrate {calibration.label}") as step:
-            if calibration.finished:
-                step.skip()
-                return
-            began, computing = time.monotonic(), time.process_time()
-            begun = (calibration.folder / "config.yaml").is_file()
-            resume = ["--ckpt_path=last"] if begun else []
-            counted = reset_peak()
-            train_main(["fit", *self.configs.options(calibration), *resume], summary=False)
-            costs = {
-                "seconds": round(time.monotonic() - began, 3),
-                "cpu_seconds": round(time.process_time() - computing, 3),
-            }
-            self._calibrated(calibration, costs | ({"peak_bytes": peak_bytes()} if counted else {}))
-
-    def _calibrated(self, calibration: Calibration, costs: dict[str, Any]) -> None:
-        """Note what a calibration cost: an interrupted one, since it was resumed."""
-        if not calibration.finished:
-            raise InputError(
-                f"the calibration in {str(calibration.folder)!r} stopped before its end; "
-                "give the same command again to resume"
-            )
-        write_json(calibration.folder / SECONDS, costs)
-        share_weights(calibration.artifact, [other.artifact for other in self.calibrations])
-
-    def evaluation(self, stress: Stress) -> EvaluationCLI:
-        """Return the program that answers the questions of a stress variant."""
-        root = stress_folder(self.plan, stress, self.results_folder)
-        return EvaluationCLI(
-            [
-                f"--config={self.configs.evaluation()}",
-                f"--trainer.default_root_dir={root}",
-                f"--data.init_args.evaluation_count={self.plan.questions}",
-                *self.configs.split,
-                *stress_options(stress),
-                *self.plan.sources,
-            ]
-        )
-
-    def _evaluate(self, program: EvaluationCLI, calibration: Calibration | None) -> None:
-        label = "full precision" if calibration is None else calibration.label
-        with self.progress.step(f"evaluate {label}") as step:
-            module, data, trainer = program.model, program.datamodule, program.trainer
-            if calibration is not None:
-                module = self._module(program, calibration)
-            module.build(data)
-            if calibration is not None and module.base != program.model.base:
-                raise InputError(
-                    f"{str(calibration.folder)!r} was calibrated from other weights than the model "
-                    "has now; remove the folder"
-                )
-            folder = Path(trainer.default_root_dir) / "predictions"
-            name, key = file_name(module.variant, split=data.split), module.key(data.evaluation)
-            there = is_stored(folder, name, module.source, data.evaluation_ids, key)
-            answered = evaluate(trainer, module, data, reference=False, again=False)
-            # from the disk: a vocabulary times all questions of all rows is gigabytes
-            answered = Predictions.load(folder, answered.name)
-            if calibration is None:
-                program.save()
-                self.known |= load_answers(folder)
-            else:
-                place = calibration.variant.title, calibration.seed, calibration.stress
-                self.answers[place] = answered
-            self.known[answered.name] = answered
-            self.rows += variant_rows(answered, self.known)
-            found, measured = self.text_rows(program, module)
-            costs = calibration_costs(calibration, self.plan.pairs)
-            head = row_head(answered) | {"task": OVERALL}
-            self.rows += [head | row for row in (*costs, *found)]
-            if there and not measured:
-                step.skip()
-            write_results(self._file("results.json"), self.rows)
-
-    def text_rows(self, program: EvaluationCLI, module: VQAEvaluation) -> tuple[list[Row], bool]:
-        """Return how far a variant's text is from full precision's, and whether it was measured
-        now; nothing where the plan does not ask.
+    def _book(self, step: _progress.Step, calibration: Calibration | None, made: Answered) -> None:
+        """Take what a row left on disk into the results.
 
         Args:
-            program: of the evaluation.
-            module: the variant, built.
+            step: under way.
+            calibration: of the row; None for full precision.
+            made: what its evaluation left.
         """
-        if self.fidelity is None:
-            return [], False
-        folder = stress_folder(self.plan, module.variant.stress) / "fidelity"
-        processor, device = program.datamodule.processor, program.trainer.strategy.root_device
-        return self.fidelity.rows(folder, module, processor, device)
-
-    def _module(self, program: EvaluationCLI, calibration: Calibration) -> VQAEvaluation:
-        """Return the evaluation of an artifact; refuse one that something else put there."""
-        manifest = _manifest(calibration.artifact)
-        method, seed = str(manifest.get("method")), manifest.get("seed")
-        scheme, planned = str(manifest.get("scheme_name")), calibration.variant
-        same_method = planned.calls_itself(method)
-        same_scheme = planned.may_be(scheme, str(manifest.get("activation_mode")))
-        if seed != calibration.seed or not same_method or not same_scheme:
-            raise InputError(
-                f"{str(calibration.folder)!r} holds {scheme} {method}, seed {seed}, the plan has "
-                f"{calibration.label}; choose another root or remove the folder"
-            )
-        full = program.model
-        return VQAEvaluation(
-            full.family,
-            str(calibration.artifact),
-            full.max_new_tokens,
-            name=planned.label(scheme),
-        )
+        # from the disk: a vocabulary times all questions of all rows is gigabytes
+        answered = Predictions.load(made.folder, made.name)
+        if calibration is None:
+            self.known |= load_answers(made.folder)
+        else:
+            place = calibration.variant.title, calibration.seed, calibration.stress
+            self.answers[place] = answered
+        self.known[answered.name] = answered
+        self.rows += variant_rows(answered, self.known)
+        costs = calibration_costs(calibration, self.plan.pairs)
+        head = row_head(answered) | {"task": OVERALL}
+        self.rows += [head | row for row in (*costs, *made.text)]
+        if not made.fresh:
+            step.skip()
+        write_results(self._file("results.json"), self.rows)
 
     def _steps(self) -> list[Row]:
         rows = []
@@ -287,12 +216,3 @@ class TableRun:
         split = self.plan.split
         path = self.results_folder / name
         return path if split in (None, "test") else path.with_stem(f"{path.stem}-{split}")
-
-
-def _manifest(artifact: Path) -> dict[str, Any]:
-    try:
-        return dict(parse_json((artifact / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise InputError(
-            f"artifact {str(artifact)!r} cannot be read ({error}); remove its run folder"
-        ) from error

@@ -105,6 +105,16 @@ def test_what_is_wrong_with_a_plan_is_one_sentence(tmp_path, tables, changes, se
         plans(tmp_path / "run", *tables, **changes)
 
 
+def test_rows_made_at_once_share_the_time(tmp_path):
+    table = {"variants": ["rtn w4a4"], "seeds": [0, 1]}
+    (one,) = plans(tmp_path, table, questions=100)
+    (two,) = plans(tmp_path, table, questions=100, processes=2)
+    assert two.processes == 2
+    full = estimated([one]).kinds["full precision"].seconds
+    alone, shared = estimated([one]).seconds - full, estimated([two]).seconds - full
+    assert shared == pytest.approx(alone / 2)
+
+
 def test_the_estimate_is_the_sum_of_what_is_left(tmp_path):
     table = {"variants": ["rtn w4a4", "gptq w4a4"], "seeds": [0, 1]}
     found = estimated(plans(tmp_path, table, pairs=32, questions=100))

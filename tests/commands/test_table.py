@@ -10,6 +10,7 @@ import torch
 
 import qvlm_lightning.evaluation.module as evaluation_module
 from qvlm_lightning.__main__ import main as program
+from qvlm_lightning.commands import _table_row as table_row
 from qvlm_lightning.commands import _table_run as table_run
 from qvlm_lightning.commands import table
 from qvlm_lightning.commands._table_configs import TableConfigs
@@ -80,7 +81,7 @@ class Calibrations:
 @pytest.fixture
 def calibrations(monkeypatch) -> Calibrations:
     made = Calibrations()
-    monkeypatch.setattr(table_run, "train_main", made.train_main)
+    monkeypatch.setattr(table_row, "train_main", made.train_main)
     # a second each; test_an_option_that_is_refused does it
     monkeypatch.setattr(TableConfigs, "check", lambda self, calibration: None)
     monkeypatch.setattr(evaluation_module, "load_artifact", made.load_artifact)

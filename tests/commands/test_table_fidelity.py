@@ -170,7 +170,7 @@ def test_a_mode_that_does_not_exist_is_refused(calibrations, tmp_path):  # noqa:
 def test_sources_reach_calibration_and_evaluation(calibrations, tmp_path):  # noqa: F811
     batch = "--data.init_args.evaluation_batch_size=5"
     run = table_run.TableRun(table.parse_plan(options(tmp_path, sources=[batch])))
-    assert run.evaluation(Stress()).datamodule.evaluation_batch_size == 5
+    assert run.maker.program(Stress()).datamodule.evaluation_batch_size == 5
     run.run()
     assert all(batch in call for call in calibrations.calls)
     identity = json.loads((tmp_path / "plan.json").read_text())

@@ -1,6 +1,7 @@
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from tests.models.small.llava import llava_dinov2
 from tools.joined import estimate
@@ -43,3 +44,11 @@ def test_every_cost_is_known():
 def test_the_pilot_measures_the_model():
     model = llava_dinov2().model().eval()
     assert 0 < estimate.seconds_per_token(model) < 1
+
+
+def test_the_pilot_reads_with_the_threads_of_one_process(monkeypatch):
+    model, seen = llava_dinov2().model().eval(), []
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    estimate.seconds_per_token(model, processes=3)
+    assert seen == [2, 6]

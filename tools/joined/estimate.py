@@ -24,17 +24,22 @@ AMD EPYC, 2026-11-28; cdm extrapolated from a third of its blocks)."""
 
 
 @torch.no_grad()
-def seconds_per_token(model: Any) -> float:
+def seconds_per_token(model: Any, processes: int = 1) -> float:
     """Return how long the model takes to read a token of a batch, in seconds.
 
     Args:
         model: in full precision.
+        processes: that will share the cores; it reads with the threads of one of them.
     """
     ids = torch.arange(PILOT[0] * PILOT[1]).reshape(PILOT) % model.config.text_config.vocab_size
     model(input_ids=ids[:1, :8])  # the first call prepares what the others find
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // processes))
     began = time.monotonic()
     model(input_ids=ids)
-    return (time.monotonic() - began) / ids.numel()
+    seconds = (time.monotonic() - began) / ids.numel()
+    torch.set_num_threads(threads)
+    return seconds
 
 
 def tokens_left(run: TableRun) -> int:
