@@ -1131,6 +1131,12 @@ STOPPING = [
     (_LOCK, 'if owner and owner.get("host") != me["host"]:', 'if not me["host"]:', "the run folder of another host is taken over", f"{HELD}::test_what_another_host_left_is_refused"),
     (_LOCK, "if (owner := _owner(path)) == me:", "if not (owner := _owner(path)):", "a table cannot calibrate in its own folder", f"{HELD}::test_the_same_process_may_take_it_again"),
     ("qvlm_lightning/evaluation/cli.py", "held.enter_context(run_lock(Path(cli.trainer.default_root_dir)))", "pass", "two evaluations write into one folder", f"{STOPPED}::test_a_folder_in_use_is_refused[eval]"),
+    ("qvlm_lightning/commands/_table_run.py", "if calibration.folder == self.root:", "if False:", "a headline is made by a process that has not the lock of the root", "tests/commands/test_table_processes.py::test_several_processes_make_the_same_table"),
+    ("qvlm_lightning/commands/_table_processes.py", "process.kill()", "pass", "a table whose row failed waits for the others", "tests/commands/test_table_processes.py::test_a_row_that_fails_ends_the_others"),
+    ("qvlm_lightning/commands/_table_processes.py", "except BrokenProcessPool as fault:", "except ZeroDivisionError as fault:", "a killed process of a table is a traceback", "tests/commands/test_table_processes.py::test_a_process_that_is_killed_is_a_sentence"),
+    ("qvlm_lightning/commands/_table_processes.py", "wait([parent.sentinel])", "threading.Event().wait()", "processes of a killed table go on", "tests/commands/test_table_processes.py::test_processes_end_with_the_one_that_started_them"),
+    ("qvlm_lightning/commands/_leaderboard_estimate.py", "seconds / table.processes", "seconds", "the estimate takes rows made at once for rows in turn", "tests/commands/test_leaderboard.py::test_rows_made_at_once_share_the_time"),
+    ("tools/joined/estimate.py", "torch.set_num_threads(max(1, threads // processes))", "pass", "the pilot reads with more threads than a row will have", "tests/joined/test_estimate.py::test_the_pilot_reads_with_the_threads_of_one_process"),
     ("qvlm_lightning/commands/_table_run.py", "with run_lock(self.root):", "if True:", "two processes make one table", "tests/commands/test_table.py::test_a_table_that_another_process_makes_is_left_alone"),
     (_STOPPING, "raise SystemExit(128 + stop.signum) from None", "raise SystemExit(0) from None", "a stopped program returns 0", f"{SIGNALS}::test_every_signal_is_one_sentence_and_its_exit_code"),
     (_STOPPING, "os._exit(128 + signum)", "os._exit(0)", "a program that had to be ended returns 0", f"{SIGNALS}::test_a_main_thread_that_does_not_get_out_is_ended"),
@@ -1402,7 +1408,17 @@ _DECODING = "tests/kernels/test_decoding.py"
 _PACKED_SITE, _SITE_TEST = "qvlm_lightning/nn/packed_site.py", "tests/nn/test_packed_site.py"
 _ROUNDED = "tests/kernels/test_rounded.py"
 _KERNEL_TEST, _PACKED_ARTIFACT = "tests/kernels/test_kernels.py", "tests/artifact/test_packed.py"
+_BYTES, _BYTE_TEST = f"{_KERNELS}/bytes.cpp", "tests/kernels/test_bytes.py"
+_EXACT_BYTES = f"{_BYTE_TEST}::test_bytes_are_multiplied_exactly"
 PACKED = [
+    (_BYTES, "_mm512_set1_epi32(-zero)", "_mm512_set1_epi32(zero)", "the zero point of an input is added to a product of bytes", _EXACT_BYTES),
+    (_BYTES, "shift[r] = half - zero_at(w, o);", "shift[r] = 0;", "a product of bytes forgets zero points of weights", _EXACT_BYTES),
+    (_BYTES, "shifted |= c != 0;", "", "a product of bytes forgets zero points of groups", _EXACT_BYTES),
+    (_BYTES, "codes.scale[codes.each ? n + m : 0]", "codes.scale[0]", "all rows get the scale of the first", _EXACT_BYTES),
+    (_BYTES, "(g + 1) * w.size() / 4; ++lane", "g * w.size() / 4 + 1; ++lane", "groups of bytes lose the scales of some lanes", _EXACT_BYTES),
+    (_BYTES, "begin < codes.rows; begin += at_once", "begin < 1; begin += at_once", "rows beyond those that the caches hold are left out", f"{_BYTE_TEST}::test_more_rows_than_the_caches_hold"),
+    (f"{_KERNELS}/table.py", "size <= MOST_SUMMED and", "", "sums of products of bytes overflow", f"{_BYTE_TEST}::test_what_bytes_are_for"),
+    (f"{_KERNELS}/table.py", "and not _with_vnni(case)", "", "a weight of 8 bits is held in oneDNN's order where it need not be", f"{_BYTE_TEST}::test_what_bytes_are_for"),
     (_PACKING, "codes[..., place::8].to(torch.int64) << (place * bits)", "codes[..., place::8].to(torch.int64) << (place * 8)", "packed codes have gaps", f"{_PACKING_TEST}::test_by_hand"),
     (_PACKING, "codes = codes + 2 ** (bits - 1)", "codes = codes + 2 ** (bits - 1) - 1", "symmetric codes are packed one step too low", f"{_PACKING_TEST}::test_a_packed_weight_has_the_values_of_the_fake_quantized_one"),
     (_PACKED_INPUT, "scale = symmetric_scale(absmax * self.clip, self.num_bits, x.dtype)", "scale = symmetric_scale(absmax, self.num_bits, x.dtype)", "packed layers do not clip tokens", f"{_PACKED_TEST}::test_codes_of_inputs_are_those_of_the_simulation"),

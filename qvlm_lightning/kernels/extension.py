@@ -51,6 +51,7 @@ class Extension:
         self._product, self._dequantize = library.qvlm_product, library.qvlm_dequantize
         self._unpack, self._quantize = library.qvlm_unpack, library.qvlm_quantize
         self._attend = library.qvlm_attend
+        self.has_byte_products = bool(library.qvlm_has_byte_products())
         self._product.argtypes = [ctypes.POINTER(_Asked), size, size, size, number, number, number]
         self._product.argtypes += rows
         self._dequantize.argtypes = [*weight, pointer]
@@ -61,6 +62,10 @@ class Extension:
         self._quantize.argtypes += [pointer, pointer, pointer]
         self._attend.argtypes = [pointer, pointer, pointer, number, pointer, size, size, size, size]
         self._attend.argtypes += [ctypes.c_float, number, pointer]
+        if self.has_byte_products:
+            self._byte_products = library.qvlm_byte_products
+            self._byte_products.restype = None
+            self._byte_products.argtypes = [*weight, pointer, number, pointer, size, size, pointer]
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Let a copy of a model, in another process too, find the library there."""
@@ -89,12 +94,24 @@ class Extension:
         )
         return outs
 
+    def byte_product(self, weight: PackedWeight, given: InputCodes) -> Tensor:
+        """Return ``x W^T`` [N, O] float32 of rows [N, I], with the instructions of AVX-512 VNNI;
+        asked for where ``has_byte_products``.
+        """
+        codes, scale = given.codes.contiguous(), given.scale.contiguous()
+        assert scale.dtype == torch.float32
+        out = _empty(len(codes), weight.features[0])
+        self._byte_products(
+            *_places(weight),
+            *(codes.data_ptr(), given.zero_point, _tensor(scale), scale.numel(), len(codes)),
+            out.data_ptr(),
+        )
+        return out
+
     def dequantized(self, weight: PackedWeight) -> Tensor:
         """Return the weight [O, I] in float32."""
         out = _empty(*weight.features)
-        places = [_tensor(x) for x in (weight.codes, weight.scale, weight.zero_point)]
-        sizes = [*weight.features, weight.scale.shape[1], weight.bits, _TYPES[weight.scale.dtype]]
-        self._dequantize(*places, *sizes, torch.get_num_threads(), out.data_ptr())
+        self._dequantize(*_places(weight), out.data_ptr())
         return out
 
     def signed(self, weight: PackedWeight) -> Tensor:
@@ -144,6 +161,13 @@ class Extension:
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return memory for the C++ code to write in, whatever torch's default type and device are."""
     return torch.empty(shape, dtype=dtype, device="cpu")
+
+
+def _places(weight: PackedWeight) -> list[Any]:
+    """Return how the C++ code takes a weight, the number of threads last."""
+    places = [_tensor(x) for x in (weight.codes, weight.scale, weight.zero_point)]
+    sizes = [*weight.features, weight.scale.shape[1], weight.bits, _TYPES[weight.scale.dtype]]
+    return [*places, *sizes, torch.get_num_threads()]
 
 
 def _asked(weight: PackedWeight, out: Tensor) -> _Asked:

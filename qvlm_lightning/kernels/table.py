@@ -12,6 +12,10 @@ from qvlm_lightning.nn.packed_linear import Holding, Kernel
 from qvlm_lightning.nn.packing import PackedWeight
 
 FEW, SOME = 16, 63
+STEP = 64
+"""Bytes that an instruction of AVX-512 VNNI multiplies."""
+MOST_SUMMED = 32_768
+"""Inputs of which a sum of products of codes fits into 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,22 @@ def _integers_of_channels(case: Case) -> bool:
 
 
 def _bytes_of_channels(case: Case) -> bool:
-    return _integers_of_channels(case) and case.weight_bits == 8
+    """Whether a weight is held in oneDNN's order: not where the extension is as fast without."""
+    return _integers_of_channels(case) and case.weight_bits == 8 and not _with_vnni(case)
 
 
 def _with_extension(case: Case) -> bool:
     aligned = not case.grouped or case.group_size % 8 == 0
     return _on_cpu(case) and aligned and extension() is not None
+
+
+def _with_vnni(case: Case) -> bool:
+    """Whether the extension multiplies many rows of bytes on this processor."""
+    size = case.group_size
+    whole = size % STEP == 0 or (STEP % size == 0 and case.features[1] % STEP == 0)
+    fits = size <= MOST_SUMMED and (whole or not case.grouped)
+    built = extension() if _integers(case) and fits else None
+    return built is not None and built.has_byte_products
 
 
 def _nibbles(case: Case) -> bool:
@@ -112,6 +126,7 @@ _FEW_ROWS = Entry(
     _with_extension,
 )
 _ANY_ROWS = (
+    Entry(Kernel("vnni", None, torch_kernels.many_rows), _with_vnni),
     Entry(Kernel("onednn", None, onednn.product), _integers_of_channels),
     Entry(Kernel("int_mm", None, torch_kernels.integer_product), _integers),
     Entry(Kernel("dequantize", None, torch_kernels.dequantize), _always, tested=False),
@@ -146,8 +161,9 @@ TABLE = (
         ),
     ),
     Layout("dense", dense, _ANY_ROWS),
-    Layout("dense", dense, (_ANY_ROWS[1], _ANY_ROWS[2])),
-    Layout("dense", dense, (_ANY_ROWS[2],)),
+    Layout("dense", dense, _ANY_ROWS[1:]),
+    Layout("dense", dense, _ANY_ROWS[2:]),
+    Layout("dense", dense, _ANY_ROWS[3:]),
 )
 """Layouts in order of preference. The last one takes whatever is left."""
 

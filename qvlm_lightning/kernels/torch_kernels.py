@@ -144,6 +144,14 @@ def integer_product(layer: PackedLinear, given: Given) -> Tensor:
     return total * given.scale
 
 
+def many_rows(layer: PackedLinear, given: Given) -> Tensor:
+    """Return the product of the extension with the instructions of AVX-512 VNNI."""
+    built = extension()
+    assert built is not None
+    assert isinstance(given, InputCodes)
+    return built.byte_product(packed_of(layer), given)
+
+
 def few_rows(layer: PackedLinear, given: Given) -> Tensor:
     """Return the product of the extension, which reads every code once for up to four rows."""
     return few_rows_together([packed_of(layer)], given)[0]
