@@ -1412,13 +1412,14 @@ _BYTES, _BYTE_TEST = f"{_KERNELS}/bytes.cpp", "tests/kernels/test_bytes.py"
 _EXACT_BYTES = f"{_BYTE_TEST}::test_bytes_are_multiplied_exactly"
 PACKED = [
     (_BYTES, "_mm512_set1_epi32(-zero)", "_mm512_set1_epi32(zero)", "the zero point of an input is added to a product of bytes", _EXACT_BYTES),
-    (_BYTES, "shift[r] = half - zero_at(w, o);", "shift[r] = 0;", "a product of bytes forgets zero points of weights", _EXACT_BYTES),
-    (_BYTES, "shifted |= c != 0;", "", "a product of bytes forgets zero points of groups", _EXACT_BYTES),
+    (_BYTES, "shift[r] = c;", "shift[r] = 0;", "a product of bytes forgets zero points of weights", _EXACT_BYTES),
+    (_BYTES, "if (B < 8 && c) {", "if (B < 6 && c) {", "a product of bytes forgets zero points of groups of 6 and 7 bits", _EXACT_BYTES),
+    (_BYTES, "if (in_lanes(w)) shifts", "if (false) shifts", "a product of bytes forgets zero points of groups of 8 bits", _EXACT_BYTES),
     (_BYTES, "codes.scale[codes.each ? n + m : 0]", "codes.scale[0]", "all rows get the scale of the first", _EXACT_BYTES),
-    (_BYTES, "(g + 1) * w.size() / 4; ++lane", "g * w.size() / 4 + 1; ++lane", "groups of bytes lose the scales of some lanes", _EXACT_BYTES),
+    (_BYTES, "lane < last / 4 && grouped", "lane <= first / 4 && grouped", "groups of bytes lose the scales of some lanes", _EXACT_BYTES),
     (_BYTES, "begin < codes.rows; begin += at_once", "begin < 1; begin += at_once", "rows beyond those that the caches hold are left out", f"{_BYTE_TEST}::test_more_rows_than_the_caches_hold"),
     (f"{_KERNELS}/table.py", "size <= MOST_SUMMED and", "", "sums of products of bytes overflow", f"{_BYTE_TEST}::test_what_bytes_are_for"),
-    (f"{_KERNELS}/table.py", "and not _with_vnni(case)", "", "a weight of 8 bits is held in oneDNN's order where it need not be", f"{_BYTE_TEST}::test_what_bytes_are_for"),
+    (f"{_KERNELS}/table.py", "return _reason(_VNNI, dense, case) is not None", "return True", "a weight of 8 bits is held in oneDNN's order where it need not be", f"{_BYTE_TEST}::test_what_bytes_are_for"),
     (_PACKING, "codes[..., place::8].to(torch.int64) << (place * bits)", "codes[..., place::8].to(torch.int64) << (place * 8)", "packed codes have gaps", f"{_PACKING_TEST}::test_by_hand"),
     (_PACKING, "codes = codes + 2 ** (bits - 1)", "codes = codes + 2 ** (bits - 1) - 1", "symmetric codes are packed one step too low", f"{_PACKING_TEST}::test_a_packed_weight_has_the_values_of_the_fake_quantized_one"),
     (_PACKED_INPUT, "scale = symmetric_scale(absmax * self.clip, self.num_bits, x.dtype)", "scale = symmetric_scale(absmax, self.num_bits, x.dtype)", "packed layers do not clip tokens", f"{_PACKED_TEST}::test_codes_of_inputs_are_those_of_the_simulation"),

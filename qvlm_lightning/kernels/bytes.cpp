@@ -1,14 +1,15 @@
 // Many rows of input codes times a weight in dense codes, with the instruction of AVX-512 VNNI that multiplies
 // 64 bytes with 64 bytes and adds products by fours into int32, exactly.
 //
-// Codes of four outputs are written out as bytes from -2^(b-1) on, for as many rows of the input as stay in the
-// caches, and four rows are multiplied with them at a time: sixteen sums in registers. With w' those bytes, z the zero
-// point of a group (c = 2^(b-1) - z) and p that of the input,
+// Codes of four outputs are written out as bytes, for as many rows of the input as stay in the
+// caches, and four rows are multiplied with them at a time: sixteen sums in registers. Of up to 7 bits the bytes are
+// w - z, codes minus zero points; of 8 bits that needs a ninth, and they are w' = w - 128, with c = 128 - z. With p the
+// zero point of the input,
 //
 //   sum (w' + c)(x - p) = (sum w' x - p sum w')  +  c sum (x - p)
 //
-// of which only sum w' x is a product, whose lanes begin with -p sum w'. Of one scale per output all of it is int32,
-// exact up to 32,768 inputs; of groups the bracket is int32 and what follows float32, each lane of a register on its own.
+// of which only sum w' x is a product, whose lanes begin with -p sum w'. All of it is int32, exact up to 32,768 inputs;
+// only then comes a scale, in groups that of each lane of a register.
 //
 // The functions here are compiled for that processor whatever the flags say, and asked for where
 // qvlm_has_byte_products() is 1.
@@ -48,8 +49,8 @@ struct Codes {  // of an input
   int zero;
   const float* scale;   // [N], or one of all
   bool each;
-  std::vector<float> shifted;    // [N, groups in registers of 16]: sum (x - p) of every group
-  std::vector<int32_t> totals;  // [N]: that of a row
+  std::vector<int32_t> totals;  // [N]: sum (x - p) of a row
+  std::vector<int32_t> lanes;   // [N, steps 64 / together, 16]: that of every lane; of groups of 8 bits only
 };
 
 // `count` codes as bytes; what pads them to whole steps stays 0.
@@ -106,44 +107,45 @@ struct Written {
   Lines<int8_t> bytes;            // [4, steps, 64]
   Lines<int32_t> begin;           // [4, steps 64 / together, 16]: -p sum w'
   Lines<float> times;             // [4, steps, 16]: the scale of every lane; grouped only
-  std::vector<float> shifts;      // [4, groups in registers of 16]: scale times c; grouped only
+  Lines<int32_t> shifts;          // [4, steps, 16]: c of every lane; of groups of 8 bits only
   alignas(16) float scale[OUTPUTS] = {};
   alignas(16) int32_t shift[OUTPUTS] = {};  // c
-  bool shifted = false;
 
   Written(const Weight& w, int64_t padded)
       : steps(padded / STEP), together(w.groups == 1 ? padded : std::max<int64_t>(STEP, w.size())), grouped(w.groups > 1),
         bytes(OUTPUTS * padded), begin(OUTPUTS * padded / together * WIDE), times(grouped ? OUTPUTS * steps * WIDE : 0),
-        shifts(grouped ? OUTPUTS * wide(w.groups) : 0) {}
+        shifts(in_lanes(w) ? OUTPUTS * steps * WIDE : 0) {}
 
-  static int64_t wide(int64_t groups) { return (groups + WIDE - 1) / WIDE * WIDE; }
+  // Whether zero points of groups are taken off in lanes.
+  static bool in_lanes(const Weight& w) { return w.groups > 1 && w.bits == 8 && w.zero_point; }
 
   template <int B>
   void read(const Weight& w, int64_t output, int zero) {
     constexpr int half = 1 << (B - 1);
-    shifted = false;
     for (int r = 0; r < OUTPUTS; ++r) {
       const int64_t o = std::min(output + r, w.outputs - 1);  // the last one again, for nothing
       int8_t* to = &bytes[r * steps * STEP];
       written<B>(w.codes + o * w.stride(), w.end(), w.inputs, to);
-      for (int64_t i = 0; i < steps * STEP; i += together) begin_with(&begin[(r * steps * STEP + i) / together * WIDE], to + i, zero);
-      if (!grouped) {
-        scale[r] = scale_at(w, o);
-        shift[r] = half - zero_at(w, o);
-        continue;
-      }
       for (int64_t g = 0; g < w.groups; ++g) {
         const float each = scale_at(w, o * w.groups + g);
-        const int c = half - zero_at(w, o * w.groups + g);
-        shifts[r * wide(w.groups) + g] = each * c;
-        shifted |= c != 0;
-        for (int64_t lane = g * w.size() / 4; lane < (g + 1) * w.size() / 4; ++lane) lanes(r, lane) = each;
+        int c = half - zero_at(w, o * w.groups + g);
+        const int64_t first = g * w.size(), last = first + w.size();
+        if (B < 8 && c) {
+          for (int64_t i = first; i < last; ++i) to[i] = int8_t(to[i] + c);
+          c = 0;
+        }
+        if (!grouped) {
+          scale[r] = each;
+          shift[r] = c;
+        }
+        for (int64_t lane = first / 4; lane < last / 4 && grouped; ++lane) {
+          times[r * steps * WIDE + lane] = each;
+          if (in_lanes(w)) shifts[r * steps * WIDE + lane] = c;
+        }
       }
+      for (int64_t i = 0; i < steps * STEP; i += together) begin_with(&begin[(r * steps * STEP + i) / together * WIDE], to + i, zero);
     }
   }
-
-  // The factor of a lane: all steps of a group of 64 and more codes have the same sixteen.
-  float& lanes(int r, int64_t lane) { return times[r * steps * WIDE + lane]; }
 
   void begin_with(int32_t* lanes, const int8_t* from, int zero) const {
     __m512i sums = _mm512_setzero_si512();
@@ -183,45 +185,48 @@ inline void tile(const Written& w, const Codes& codes, const uint8_t* const* x, 
 }
 
 // The same of outputs with several scales.
-inline void tile_of_groups(const Written& w, const Codes& codes, int64_t groups, const uint8_t* const* x, const int64_t* row, __m128* y) {
+template <bool SHIFTED>
+inline void tile_of_groups(const Written& w, const Codes& codes, const uint8_t* const* x, const int64_t* row, __m128* y) {
   __m512 totals[ROWS][OUTPUTS];
-  const int64_t wide = Written::wide(groups);
-  for (int m = 0; m < ROWS; ++m)
-    for (int r = 0; r < OUTPUTS; ++r) {
-      totals[m][r] = _mm512_setzero_ps();
-      for (int64_t g = 0; g < groups && w.shifted; g += WIDE)
-        totals[m][r] = _mm512_fmadd_ps(_mm512_loadu_ps(&w.shifts[r * wide + g]), _mm512_loadu_ps(&codes.shifted[row[m] * wide + g]), totals[m][r]);
-    }
+  for (auto& of_row : totals)
+    for (__m512& one : of_row) one = _mm512_setzero_ps();
+  const int64_t blocks = w.steps * STEP / w.together;
   for (int64_t first = 0; first < w.steps * STEP; first += w.together) {
     __m512i v[ROWS][OUTPUTS];
     sums_of(w, x, first, v);
     for (int r = 0; r < OUTPUTS; ++r) {
-      const __m512 times = _mm512_loadu_ps(&w.times[(r * w.steps + first / STEP) * WIDE]);
+      const int64_t place = (r * w.steps + first / STEP) * WIDE;
+      for (int m = 0; m < ROWS && SHIFTED; ++m) {
+        const __m512i shifted = _mm512_mullo_epi32(bytes_at(&w.shifts[place]), bytes_at(&codes.lanes[(row[m] * blocks + first / w.together) * WIDE]));
+        v[m][r] = _mm512_add_epi32(v[m][r], shifted);
+      }
+      const __m512 times = _mm512_loadu_ps(&w.times[place]);
       for (int m = 0; m < ROWS; ++m) totals[m][r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(v[m][r]), times, totals[m][r]);
     }
   }
   for (int m = 0; m < ROWS; ++m) y[m] = four_sums(totals[m][0], totals[m][1], totals[m][2], totals[m][3]);
 }
 
-// Sums of x - p over every group of a row, and over all of it.
-void add_up(Codes& codes, const Weight& w, int64_t n) {
+// Sums of x - p over a row and, where they are asked for, over what every lane sees of it.
+void add_up(Codes& codes, int64_t inputs, int64_t together, int64_t n) {
   const uint8_t* x = codes.x + n * codes.padded;
-  for (int64_t g = 0; g < w.groups; ++g) {
-    int32_t sum = 0;
-    for (int64_t i = g * w.size(); i < (g + 1) * w.size(); ++i) sum += x[i];
-    sum -= codes.zero * int32_t(w.size());
-    codes.totals[n] += sum;
-    if (w.groups > 1) codes.shifted[n * Written::wide(w.groups) + g] = float(sum);
-  }
+  int32_t total = 0;
+  for (int64_t i = 0; i < inputs; ++i) total += x[i];
+  codes.totals[n] = total - codes.zero * int32_t(inputs);
+  if (codes.lanes.empty()) return;
+  int32_t* lanes = &codes.lanes[n * codes.padded / together * WIDE];
+  for (int64_t i = 0; i < inputs; ++i) lanes[i / together * WIDE + i % STEP / 4] += x[i] - codes.zero;
 }
 
 template <int B>
 void byte_products(const Weight& w, Codes& codes, float* y) {
+  const int64_t together = Written(w, codes.padded).together;
+  if (Written::in_lanes(w)) codes.lanes.resize(codes.rows * codes.padded / together * WIDE);
   const int64_t at_once = std::max<int64_t>(ROWS, CACHED / codes.padded / ROWS * ROWS);
 #pragma omp parallel num_threads(w.threads)
   {
 #pragma omp for schedule(static)
-    for (int64_t n = 0; n < codes.rows; ++n) add_up(codes, w, n);
+    for (int64_t n = 0; n < codes.rows; ++n) add_up(codes, w.inputs, together, n);
     Written four(w, codes.padded);
     for (int64_t begin = 0; begin < codes.rows; begin += at_once) {
       const int64_t end = std::min(codes.rows, begin + at_once);
@@ -237,7 +242,9 @@ void byte_products(const Weight& w, Codes& codes, float* y) {
             row[m] = std::min(n + m, end - 1);
             x[m] = codes.x + row[m] * codes.padded;
           }
-          four.grouped ? tile_of_groups(four, codes, w.groups, x, row, found) : tile(four, codes, x, row, found);
+          if (!four.grouped) tile(four, codes, x, row, found);
+          else if (B == 8 && !codes.lanes.empty()) tile_of_groups<true>(four, codes, x, row, found);
+          else tile_of_groups<false>(four, codes, x, row, found);
           for (int m = 0; m < ROWS && n + m < end; ++m) {
             const __m128 scale = _mm_set1_ps(codes.scale[codes.each ? n + m : 0]);
             _mm_mask_storeu_ps(y + (n + m) * w.outputs + output, kept, _mm_mul_ps(found[m], scale));
@@ -252,7 +259,10 @@ void byte_products(const Weight& w, Codes& codes, float* y) {
 
 extern "C" {
 
-int qvlm_has_byte_products() { return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw"); }
+int qvlm_has_byte_products() {
+  return __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("bmi2");
+}
 
 // y [N, O] of codes x [N, I] with a zero point and scales [N] or [1], and a weight whose groups have 8, 16, 32 or a
 // multiple of 64 inputs; a single one any number up to 32,768.
@@ -263,8 +273,7 @@ void qvlm_byte_products(const uint8_t* dense, const void* scale, const uint8_t* 
   const bool as_it_is = padded == inputs && reinterpret_cast<uintptr_t>(x) % STEP == 0;
   Lines<uint8_t> room(as_it_is ? 0 : rows * padded);
   for (int64_t n = 0; n < rows && !as_it_is; ++n) std::memcpy(&room[n * padded], x + n * inputs, inputs);
-  Codes codes{as_it_is ? x : &room[0], rows, padded, zero, scales, count > 1, {}, std::vector<int32_t>(rows)};
-  if (groups > 1) codes.shifted.resize(rows * Written::wide(groups));
+  Codes codes{as_it_is ? x : &room[0], rows, padded, zero, scales, count > 1, std::vector<int32_t>(rows), {}};
 #define CALL(B) byte_products<B>(w, codes, y); break
   FOR_EVERY_WIDTH(CALL)
 #undef CALL

@@ -51,7 +51,10 @@ class Extension:
         self._product, self._dequantize = library.qvlm_product, library.qvlm_dequantize
         self._unpack, self._quantize = library.qvlm_unpack, library.qvlm_quantize
         self._attend = library.qvlm_attend
-        self.has_byte_products = bool(library.qvlm_has_byte_products())
+        # sources of an earlier version have none
+        self._use_wide = getattr(library, "qvlm_use_wide", lambda on: 0)
+        self.has_wide = bool(self._use_wide(1))
+        self.has_byte_products = bool(getattr(library, "qvlm_has_byte_products", lambda: 0)())
         self._product.argtypes = [ctypes.POINTER(_Asked), size, size, size, number, number, number]
         self._product.argtypes += rows
         self._dequantize.argtypes = [*weight, pointer]
@@ -70,6 +73,12 @@ class Extension:
     def __reduce__(self) -> tuple[Any, ...]:
         """Let a copy of a model, in another process too, find the library there."""
         return extension, ()
+
+    def use_wide(self, on: bool) -> None:
+        """Let products of few rows take the instructions of AVX-512 VNNI and VBMI, as they do where
+        the processor has them, or those of AVX2, to compare both.
+        """
+        self._use_wide(int(on))
 
     def products(self, weights: Sequence[PackedWeight], given: Given) -> list[Tensor]:
         """Return ``x W^T`` [N, O] float32 of rows [N, I] and every weight, read from the codes in

@@ -18,6 +18,7 @@
 
 #include "lanes.h"
 #include "rounded.h"
+#include "wide.h"
 
 namespace {
 
@@ -176,17 +177,34 @@ void floating_product(const std::vector<Part>& parts, const float* x, int64_t ro
 }
 
 #ifdef __AVX2__
-// Rows [N, I] of numbers that were bfloat16: those without massive ones are rounded.
+#ifndef WITH_WIDE
+bool has_wide() { return false; }
+template <int B, int ORDER>
+void wide_products(const std::vector<Part>&, const RoundedRows<ORDER>&) {}
+#endif
+bool use_wide = has_wide();
+
+bool fits_wide(const Weight& w) { return use_wide && w.bits < 8 && w.size() % BLOCK == 0; }
+
 template <int B>
+void products_of_order(const std::vector<Part>& parts, const RoundedRows<B>& x) { products_of(parts, x); }
+template <int B>
+void products_of_order(const std::vector<Part>& parts, const RoundedRows<IN_ORDER>& x) { wide_products<B, IN_ORDER>(parts, x); }
+template <int B>
+void products_of_order(const std::vector<Part>& parts, const RoundedRows<IN_PAIRS>& x) { wide_products<B, IN_PAIRS>(parts, x); }
+
+// Rows [N, I] of numbers that were bfloat16: those without massive ones are rounded, for codes in the order of ORDER
+// bits (place_of).
+template <int B, int ORDER>
 void rounded_product(const std::vector<Part>& parts, const float* x, int64_t rows) {
   const Sums sums(parts[0].w);
   for (int64_t n = 0; n < rows;) {
     const int64_t first = n;
-    RoundedRows<B> rounded(sums);
+    RoundedRows<ORDER> rounded(sums);
     while (n < rows && rounded.append(x + n * sums.inputs)) ++n;
-    if (n > first) products_of(from_row(parts, first), rounded);
+    if (n > first) products_of_order<B>(from_row(parts, first), rounded);
     const int64_t massive = n;
-    while (n < rows && !RoundedRows<B>(sums).append(x + n * sums.inputs)) ++n;
+    while (n < rows && !RoundedRows<ORDER>(sums).append(x + n * sums.inputs)) ++n;
     if (n > massive) floating_product<B>(from_row(parts, massive), x + massive * sums.inputs, n - massive);
   }
 }
@@ -195,6 +213,12 @@ void rounded_product(const std::vector<Part>& parts, const float* x, int64_t row
 }  // namespace
 
 extern "C" {
+
+// Lets few rows take the instructions of wide.h where the processor has them, or not; returns whether it has.
+int qvlm_use_wide(int on) {
+  use_wide = on && has_wide();
+  return has_wide();
+}
 
 // A weight and where its product goes (kernels/extension.py).
 struct Asked {
@@ -221,6 +245,13 @@ void qvlm_product(const Asked* asked, int64_t count, int64_t inputs, int64_t gro
     std::vector<int16_t> steps(rows * inputs);
     for (int64_t i = 0; i < rows * inputs; ++i) steps[i] = int16_t(from[i] - x_zero_point);
     for (int64_t n = 0; n < rows; ++n) scale[n] = x_scale[x_scales == 1 ? 0 : n];
+#ifdef WITH_WIDE
+    if (fits_wide(parts[0].w)) {
+      const WholeRows whole(parts[0].w, steps.data(), scale.data(), rows);
+#define WHOLE(B) return whole_product<B>(parts, whole)
+      FOR_EVERY_WIDTH(WHOLE)
+    }
+#endif
 #define INTEGERS(B) return product<Integers, B>(parts, steps, scale)
     FOR_EVERY_WIDTH(INTEGERS)
   } else {
@@ -228,8 +259,10 @@ void qvlm_product(const Asked* asked, int64_t count, int64_t inputs, int64_t gro
     for (int64_t i = 0; i < rows * inputs; ++i) numbers[i] = number_at(x, x_type, i);
 #ifdef __AVX2__
     if (x_type == 1 && Sums::fit(parts[0].w)) {
-      if (bits == 3) return rounded_product<3>(parts, numbers.data(), rows);
-      if (bits == 4) return rounded_product<4>(parts, numbers.data(), rows);
+      const bool wide = fits_wide(parts[0].w);
+      const bool pairs = wide && Sums(parts[0].w).size % (2 * BLOCK) == 0;
+      if (bits == 3) return wide ? rounded_product<3, IN_ORDER>(parts, numbers.data(), rows) : rounded_product<3, 3>(parts, numbers.data(), rows);
+      if (bits == 4) return pairs ? rounded_product<4, IN_PAIRS>(parts, numbers.data(), rows) : rounded_product<4, 4>(parts, numbers.data(), rows);
     }
 #endif
 #define FLOATS(B) return floating_product<B>(parts, numbers.data(), rows)

@@ -54,13 +54,21 @@ void as_bytes(const uint8_t* from, __m256i& first, __m256i& second) {
   second = _mm256_or_si256(masked(codes, 7, 0x0007), masked(codes, 2, 0x0700));  // 1 and 2
 }
 
-// The byte of both registers that has the i-th code of a block. A code stays in its eighth of a register.
+constexpr int IN_ORDER = 0, IN_PAIRS = 1;  // orders of wide.h, in the place of bits
+
+// Where the high byte of the i-th number of a block goes, from the 128 bytes of that block on; the low one goes
+// `LOW<B>` behind it. A code stays in its eighth of a register.
 template <int B>
-int64_t place_of(int64_t i) {
+int64_t place_of(int64_t i, bool odd) {
+  if (B == IN_ORDER) return i;
+  if (B == IN_PAIRS) return i % 2 * 64 + i / 2 + (odd ? 32 - 128 : 0);  // two blocks share 256 bytes
   if (B == 4) return i % 2 * 32 + i / 2;
   const int64_t of_four = i % 4, second = of_four == 1 || of_four == 2;
   return second * 32 + i / 4 * 2 + of_four / 2;
 }
+
+template <int B>
+constexpr int LOW = B == IN_PAIRS ? 2 * BLOCK : BLOCK;
 
 // Rows of an input in front of codes of B bits.
 template <int B>
@@ -94,9 +102,9 @@ struct RoundedRows {
           const int64_t place = first + (sums.narrow ? i / LANES + k : s);
           steps[place] = step[s];
           for (int j = 0; j < LANES; ++j) {
-            int8_t* byte = to + place_of<B>(k * LANES + j);
+            int8_t* byte = to + place_of<B>(k * LANES + j, i / BLOCK % 2);
             byte[0] = int8_t(numbers[j] >> 7);
-            byte[BLOCK] = int8_t(numbers[j] & 127);
+            byte[LOW<B>] = int8_t(numbers[j] & 127);
             totals[place] += numbers[j];
           }
         }

@@ -14,6 +14,8 @@ from qvlm_lightning.nn.packing import PackedWeight
 FEW, SOME = 16, 63
 STEP = 64
 """Bytes that an instruction of AVX-512 VNNI multiplies."""
+NARROW = (8, 16, 32)
+"""Sizes of groups that share a step: whole lanes of four bytes."""
 MOST_SUMMED = 32_768
 """Inputs of which a sum of products of codes fits into 32 bits."""
 
@@ -89,7 +91,9 @@ def _integers_of_channels(case: Case) -> bool:
 
 def _bytes_of_channels(case: Case) -> bool:
     """Whether a weight is held in oneDNN's order: not where the extension is as fast without."""
-    return _integers_of_channels(case) and case.weight_bits == 8 and not _with_vnni(case)
+    if not (_integers_of_channels(case) and case.weight_bits == 8):
+        return False
+    return _reason(_VNNI, dense, case) is not None
 
 
 def _with_extension(case: Case) -> bool:
@@ -100,7 +104,7 @@ def _with_extension(case: Case) -> bool:
 def _with_vnni(case: Case) -> bool:
     """Whether the extension multiplies many rows of bytes on this processor."""
     size = case.group_size
-    whole = size % STEP == 0 or (STEP % size == 0 and case.features[1] % STEP == 0)
+    whole = size % STEP == 0 or (size in NARROW and case.features[1] % STEP == 0)
     fits = size <= MOST_SUMMED and (whole or not case.grouped)
     built = extension() if _integers(case) and fits else None
     return built is not None and built.has_byte_products
@@ -125,8 +129,9 @@ _FEW_ROWS = Entry(
     Kernel("extension", FEW, torch_kernels.few_rows, torch_kernels.few_rows_together),
     _with_extension,
 )
+_VNNI = Entry(Kernel("vnni", None, torch_kernels.many_rows), _with_vnni)
 _ANY_ROWS = (
-    Entry(Kernel("vnni", None, torch_kernels.many_rows), _with_vnni),
+    _VNNI,
     Entry(Kernel("onednn", None, onednn.product), _integers_of_channels),
     Entry(Kernel("int_mm", None, torch_kernels.integer_product), _integers),
     Entry(Kernel("dequantize", None, torch_kernels.dequantize), _always, tested=False),

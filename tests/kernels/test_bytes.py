@@ -1,5 +1,7 @@
 """Products of bytes by AVX-512 VNNI, against exact ones."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -90,6 +92,23 @@ def test_threads_do_not_change_a_product(extension):
     assert found[0].equal(found[1])
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("groups", [4, 16])
+def test_zero_points_at_the_end_of_the_codes_cost_no_digits(extension, bits, groups):
+    """Codes 0 and 1 around the zero point 0, and 2^b - 1 and one less around the other end."""
+    weight = weight_of(bits, 6, 512, groups, True)
+    draw = torch.Generator().manual_seed(bits)
+    codes = torch.randint(0, 2, (6, 512), generator=draw)
+    zeros = torch.zeros(6, groups, dtype=torch.long)
+    codes[3:], zeros[3:] = 2**bits - 1 - codes[3:], 2**bits - 1
+    packed = pack_codes(codes, bits), pack_codes(zeros.reshape(-1), bits)
+    weight = replace(weight, codes=packed[0], zero_point=packed[1])
+    given = rows_of(6, 512, 128, True)
+    exact, terms = loops(weight, given)
+    found = extension.byte_product(weight, given).double()
+    assert ((found - exact).abs() <= EXACT * terms).all()
+
+
 def test_the_largest_sum_fits(extension):
     inputs = table.MOST_SUMMED
     codes = torch.full((1, inputs), 255)
@@ -114,6 +133,7 @@ def test_the_largest_sum_fits(extension):
         ({"activation_bits": 16}, False),
         ({"device": "cuda"}, False),
         ({"features": (8, 40_000), "group_size": 40_000}, False),
+        *(({"group_size": size}, False) for size in (1, 2, 4)),  # no whole lanes
     ],
 )
 def test_what_bytes_are_for(monkeypatch, changes, taken):
@@ -121,6 +141,7 @@ def test_what_bytes_are_for(monkeypatch, changes, taken):
         has_byte_products = True
 
     monkeypatch.setattr(table, "extension", WithVnni)
+    monkeypatch.setattr(table, "refusal", lambda *case: None)
     given = {
         "weight_bits": 8,
         "activation_bits": 8,
@@ -133,5 +154,7 @@ def test_what_bytes_are_for(monkeypatch, changes, taken):
     assert table._with_vnni(case) is taken
     if taken and not case.grouped:
         assert not table._bytes_of_channels(case), "one copy of the weight is enough"
+        monkeypatch.setattr(table, "refusal", lambda *case: "vnni is wrong here")
+        assert table._bytes_of_channels(case) or case.weight_bits < 8
     WithVnni.has_byte_products = False
     assert not table._with_vnni(case)

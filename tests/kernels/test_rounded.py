@@ -13,15 +13,19 @@ FINE = 1.5e-4  # of the size of terms; rounding inputs to bfloat16 costs ten tim
 EXACT = 5e-6  # sums in float32, of which zero points take off as much again
 
 
-@pytest.fixture(scope="module")
-def product():
+@pytest.fixture(scope="module", params=["avx2", "avx512"])
+def product(request):
     """(weight, rows) -> products, float64."""
     found = built.extension()
     if found is None:
         pytest.skip(f"no extension here: {built.why_no_extension()}")
     if torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"):
         pytest.skip("inputs are rounded with AVX2 only")
-    return lambda weight, x: found.products([weight], x)[0].double()
+    if request.param == "avx512" and not found.has_wide:
+        pytest.skip("this processor has no AVX-512 VNNI and VBMI")
+    found.use_wide(request.param == "avx512")
+    yield lambda weight, x: found.products([weight], x)[0].double()
+    found.use_wide(True)
 
 
 def weight_of(
@@ -50,6 +54,7 @@ SHAPES = [
     *((16, 512, 1), (9, 640, 1), (6, 576, 1), (5, 64, 1)),  # sums of 256, 128, 192 and 64
     *((7, 512, 4), (3, 1024, 2), (2, 192, 3), (4, 960, 2)),  # 128, two of 256, 64; a group of 480
     *((13, 256, 8), (6, 128, 8), (10, 128, 16)),  # groups of 32, 16 and 8, which share a sum
+    *((5, 384, 1), (6, 896, 1), (4, 1152, 3)),  # sums of 192, 128 and 128 in three groups
 ]
 
 
