@@ -37,7 +37,7 @@ def user_faults(again: Callable[[], str] = command_line) -> Iterator[None]:
         with stoppable(again), _storage_faults_said_once():
             yield
     except ValueError as fault:
-        _end(str(_input_error(fault)), USER_FAULT)
+        _end(str(input_error(fault)), USER_FAULT)
     except OSError as fault:
         reason = REASONS.get(fault.errno or 0)
         if reason is None:  # any other is ours and keeps its traceback
@@ -69,7 +69,7 @@ def _storage_faults_said_once() -> Iterator[None]:
         threading.excepthook = before
 
 
-def _input_error(fault: ValueError) -> InputError:
+def input_error(fault: ValueError) -> InputError:
     """Return the user fault that caused ``fault``; raise ``fault`` itself if there is none."""
     cause: BaseException | None = fault
     while cause is not None:  # jsonargparse wraps what a constructor raises

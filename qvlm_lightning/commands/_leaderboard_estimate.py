@@ -155,26 +155,19 @@ def estimated(
             found.rows += 1
             if not calibration.finished:
                 method = calibration.variant.method
-                known_seconds = known.calibration(table, calibration)
-                found.add(f"calibrate {method}", _shared(table, known_seconds))
-                found.add("evaluate", _shared(table, known.answers(table)))
+                found.add(f"calibrate {method}", known.calibration(table, calibration))
+                found.add("evaluate", known.answers(table))
                 continue
             found.calibrated += 1
             if _count(_answers(table, _variant(table, calibration))) == table.questions:
                 found.finished += 1
             else:
-                found.add("evaluate", _shared(table, known.answers(table)))
+                found.add("evaluate", known.answers(table))
     _add_rivals(found, known, rivals)
     for tool in tools:
         found.add(f"environment of {tool.name}", (tool.seconds, False))
         found.gigabytes += tool.gigabytes
     return found
-
-
-def _shared(table: TablePlan, each: tuple[float | None, bool]) -> tuple[float | None, bool]:
-    """Return the share of the time that a row takes while others are made beside it."""
-    seconds, measured = each
-    return (None if seconds is None else seconds / table.processes), measured
 
 
 def _add_rivals(found: Estimate, known: "_Known", rivals: Sequence[RivalRow]) -> None:
@@ -204,13 +197,16 @@ class _Known:
         for table in tables:
             for calibration in planned_calibrations(table):
                 about = _json(calibration.folder / SECONDS)
+                # the share of a row that was made beside others
+                processes = int(about.get("processes", 1))
                 if calibration.finished and "seconds" in about:
+                    seconds = float(about["seconds"]) / processes
                     for key in _keys(table, calibration):
-                        self.calibrations.setdefault(key, []).append(float(about["seconds"]))
+                        self.calibrations.setdefault(key, []).append(seconds)
                 if calibration.finished:
                     answers = _json(_answers(table, _variant(table, calibration)))
                     if answers.get("n"):
-                        each = float(answers["seconds"]) / answers["n"]
+                        each = float(answers["seconds"]) / answers["n"] / processes
                         self.questions.setdefault(table.model, []).append(each)
 
     def calibration(self, table: TablePlan, calibration: Calibration) -> tuple[float | None, bool]:

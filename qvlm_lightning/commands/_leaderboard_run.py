@@ -129,6 +129,9 @@ def write(plan: LeaderboardPlan, ranked: Sequence[Ranking], command: str) -> Non
         command: what the page names as what made it.
     """
     made = provenance(command)
+    if plan.processes > 1:
+        share = "each with its share of the cores; their seconds are those beside others"
+        made["rows at once"] = f"{plan.processes}, {share}"
     text = markdown_page(ranked, made)
     write_whole(_file(plan, "leaderboard.md"), text)
     write_whole(_file(plan, "leaderboard.csv"), csv_text(ranked))

@@ -5,17 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from qvlm_lightning.cli import train_main
 from qvlm_lightning.commands._peak_memory import peak_bytes, reset_peak
 from qvlm_lightning.commands._table_calibrations import (
     SECONDS,
     Calibration,
-    planned_calibrations,
     results_folder,
     stress_folder,
 )
 from qvlm_lightning.commands._table_configs import TableConfigs
-from qvlm_lightning.commands._table_disk import share_weights
 from qvlm_lightning.commands._table_fidelity import TableFidelity
 from qvlm_lightning.commands._table_plan import TablePlan, stress_options
 from qvlm_lightning.errors import InputError, parse_json
@@ -54,15 +54,15 @@ class RowMaker:
     def __init__(self, plan: TablePlan) -> None:
         self.plan = plan
         self.configs = TableConfigs(plan)
-        self.calibrations = planned_calibrations(plan)
         self.fidelity = None if plan.fidelity is None else TableFidelity(plan.fidelity)
-        self._programs: dict[Stress, EvaluationCLI] = {}
+        self._program: tuple[Stress, EvaluationCLI] | None = None
 
-    def calibrate(self, calibration: Calibration) -> bool:
+    def calibrate(self, calibration: Calibration, processes: int = 1) -> bool:
         """Make an artifact, resuming what was begun; return whether there was anything to do.
 
         Args:
             calibration: one of the plan's.
+            processes: that make rows meanwhile, for the record of what it cost.
 
         Raises:
             InputError: it stopped before its end.
@@ -77,6 +77,8 @@ class RowMaker:
         costs = {
             "seconds": round(time.monotonic() - began, 3),
             "cpu_seconds": round(time.process_time() - computing, 3),
+            "threads": torch.get_num_threads(),
+            "processes": processes,
         }
         self._calibrated(calibration, costs | ({"peak_bytes": peak_bytes()} if counted else {}))
         return True
@@ -89,17 +91,18 @@ class RowMaker:
                 "give the same command again to resume"
             )
         write_json(calibration.folder / SECONDS, costs)
-        share_weights(calibration.artifact, [other.artifact for other in self.calibrations])
 
     def program(self, stress: Stress) -> EvaluationCLI:
-        """Return the program that answers the questions of a stress variant, always the same.
+        """Return the program that answers the questions of a stress variant, with the model in full
+        precision; that of the variant before is let go.
 
         Args:
             stress: scales of the model.
         """
-        if stress not in self._programs:
+        if self._program is None or self._program[0] != stress:
+            self.forget()
             root = stress_folder(self.plan, stress, results_folder(self.plan))
-            self._programs[stress] = EvaluationCLI(
+            made = EvaluationCLI(
                 [
                     f"--config={self.configs.evaluation()}",
                     f"--trainer.default_root_dir={root}",
@@ -109,7 +112,13 @@ class RowMaker:
                     *self.plan.sources,
                 ]
             )
-        return self._programs[stress]
+            made.model.build(made.datamodule)
+            self._program = stress, made
+        return self._program[1]
+
+    def forget(self) -> None:
+        """Let the model go."""
+        self._program = None
 
     def answer(self, stress: Stress, calibration: Calibration | None = None) -> Answered:
         """Answer the questions and measure the text of a row.
@@ -124,7 +133,6 @@ class RowMaker:
         """
         program = self.program(stress)
         module, data, trainer = program.model, program.datamodule, program.trainer
-        module.build(data)
         if calibration is not None:
             module = self._module(module, calibration)
             module.build(data)

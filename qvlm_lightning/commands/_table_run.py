@@ -17,6 +17,7 @@ from qvlm_lightning.commands._table_configs import (
     write_identity,
 )
 from qvlm_lightning.commands._table_costs import calibration_costs
+from qvlm_lightning.commands._table_disk import share_weights
 from qvlm_lightning.commands._table_plan import (
     PlannedVariant,
     TablePlan,
@@ -92,6 +93,7 @@ class TableRun:
         with run_lock(self.root):
             self._lock()
             self._make()
+            self.maker.forget()
             if alone:
                 self._finish()
 
@@ -108,7 +110,7 @@ class TableRun:
     def _make_in_turn(self, planned: Sequence[Calibration]) -> None:
         for calibration in planned:
             with self.progress.step(f"calibrate {calibration.label}") as step:
-                if not self.maker.calibrate(calibration):
+                if not self._calibrate(calibration):
                     step.skip()
             with self.progress.step(f"evaluate {calibration.label}") as step:
                 answered = self.maker.answer(calibration.stress, calibration)
@@ -117,11 +119,25 @@ class TableRun:
     def _make_at_once(self, planned: Sequence[Calibration]) -> None:
         for calibration in planned:
             if calibration.folder == self.root:  # whose lock this process has
-                self.maker.calibrate(calibration)
+                with self.progress.step(f"calibrate {calibration.label}") as step:
+                    if not self._calibrate(calibration):
+                        step.skip()
+        self.maker.forget()  # every process has a model of its own
         with made_at_once(self.plan, planned) as made:
             for calibration in planned:
                 with self.progress.step(f"make {calibration.label}") as step:
-                    self._book(step, calibration, next(made))
+                    answered = next(made)
+                    self._share(calibration)
+                    self._book(step, calibration, answered)
+
+    def _calibrate(self, calibration: Calibration) -> bool:
+        made = self.maker.calibrate(calibration)
+        if made:
+            self._share(calibration)
+        return made
+
+    def _share(self, calibration: Calibration) -> None:
+        share_weights(calibration.artifact, [other.artifact for other in self.calibrations])
 
     def _kinds(self) -> list[str]:
         kinds = []
@@ -131,6 +147,8 @@ class TableRun:
                 if calibration.stress != stress:
                     continue
                 if self.plan.processes > 1:
+                    if calibration.folder == self.root:
+                        kinds.insert(1, calibration.variant.method)  # a headline is the first's
                     kinds.append("row")  # a row is waited for while others are made
                 else:
                     kinds += [calibration.variant.method, "evaluation"]

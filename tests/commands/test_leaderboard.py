@@ -41,12 +41,19 @@ def plans(root: Path, *tables, **changes):
 
 
 def finish(
-    root: Path, method: str, seconds: float, questions: int = 0, scheme: str = "w4a4"
+    root: Path,
+    method: str,
+    seconds: float,
+    questions: int = 0,
+    scheme: str = "w4a4",
+    processes: int = 1,
 ) -> None:
     """Leave what a finished calibration, and perhaps its evaluation, leaves on the disk."""
     folder = root / "tiny-k1" / "seed0" / f"{method}-{scheme}"
     (folder / "artifact").mkdir(parents=True)
-    (folder / "calibration.json").write_text(json.dumps({"seconds": seconds}))
+    (folder / "calibration.json").write_text(
+        json.dumps({"seconds": seconds, "processes": processes})
+    )
     about = {"scheme_name": scheme, "activation_mode": "static_tensor"}
     (folder / "artifact" / "quantization.json").write_text(json.dumps(about))
     if questions:
@@ -105,14 +112,13 @@ def test_what_is_wrong_with_a_plan_is_one_sentence(tmp_path, tables, changes, se
         plans(tmp_path / "run", *tables, **changes)
 
 
-def test_rows_made_at_once_share_the_time(tmp_path):
-    table = {"variants": ["rtn w4a4"], "seeds": [0, 1]}
-    (one,) = plans(tmp_path, table, questions=100)
-    (two,) = plans(tmp_path, table, questions=100, processes=2)
-    assert two.processes == 2
-    full = estimated([one]).kinds["full precision"].seconds
-    alone, shared = estimated([one]).seconds - full, estimated([two]).seconds - full
-    assert shared == pytest.approx(alone / 2)
+def test_a_row_that_was_made_beside_others_counts_its_share(tmp_path):
+    finish(tmp_path, "rtn", 100.0, questions=8, processes=2)
+    (table,) = plans(tmp_path, {"variants": ["rtn w4a4"], "seeds": [0, 1]}, processes=2)
+    assert table.processes == 2
+    found = estimated([table])
+    assert found.kinds["calibrate rtn"].seconds == 50
+    assert found.kinds["evaluate"].seconds == pytest.approx(8 * 2.0 / 2)
 
 
 def test_the_estimate_is_the_sum_of_what_is_left(tmp_path):

@@ -58,7 +58,8 @@ def expected(run: TableRun, folder: Path) -> str:
     if not tokens:
         return f"all {len(run.calibrations)} rows are calibrated"
     model = Llava(str(folder), dtype="float32").load_model()
-    seconds = tokens * estimate.seconds_per_token(model, run.plan.processes) / run.plan.processes
+    at_once = max(1, min(run.plan.processes, rows))
+    seconds = tokens * estimate.seconds_per_token(model, at_once) / at_once
     head = f"{rows} of {len(run.calibrations)} rows are to be made"
     return f"{head}: about {clock(seconds)}, as fast as the machine is now"
 
