@@ -156,10 +156,11 @@ def test_too_few_processes_are_refused(tmp_path):
 
 @pytest.mark.slow
 def test_stress_variants_and_texts_too(tmp_path):
-    Image.new("RGB", (60, 40), "red").save(tmp_path / "red.png")
+    (tmp_path / "photographs").mkdir()
+    Image.new("RGB", (60, 40), "red").save(tmp_path / "photographs" / "red.png")
     (tmp_path / "passage.txt").write_text("what color is the large circle ? it is red .")
     fidelity = {
-        "photographs": [str(tmp_path)],
+        "photographs": [str(tmp_path / "photographs")],
         "prompts": ["what is this ?"],
         "passage": str(tmp_path / "passage.txt"),
         "count": 1,
