@@ -200,9 +200,9 @@ void rounded_outputs(Four<B>& four, int begin, const uint8_t* const* row, const 
   for (int r = 0; r < R; ++r) y[r] = sum(products[r]) - off[r];
 }
 
-// The products of all rows and weights.
-template <int B, bool NARROW>
-void rounded_products(const std::vector<Part>& parts, const RoundedRows<B>& x) {
+// Asks `outputs` for the products of all rows and weights, four outputs at a time.
+template <int B, int ORDER, class Outputs>
+void by_fours(const std::vector<Part>& parts, const RoundedRows<ORDER>& x, const Outputs& outputs) {
   const Sums& sums = x.sums;
 #pragma omp parallel num_threads(parts[0].w.threads)
   for (const Part& part : parts) {
@@ -216,14 +216,22 @@ void rounded_products(const std::vector<Part>& parts, const RoundedRows<B>& x) {
       for (int64_t n = 0; n < x.rows; ++n) {
         const int8_t* bytes = x.bytes.data() + n * 2 * sums.inputs;
         const float *steps = &x.steps[n * sums.factors()], *totals = &x.totals[n * sums.factors()];
-        float* y = part.y + n * part.w.outputs + output;
-        if (count == 4 && n == 0) rounded_outputs<B, 4, NARROW, true>(four, 0, row, bytes, steps, totals, y);
-        if (count == 4 && n > 0) rounded_outputs<B, 4, NARROW, false>(four, 0, row, bytes, steps, totals, y);
-        for (int r = 0; r < count && count < 4; ++r) rounded_outputs<B, 1, NARROW, false>(four, r, row + r, bytes, steps, totals, y + r);
+        outputs(four, count, n, row, bytes, steps, totals, part.y + n * part.w.outputs + output);
       }
     }
   }
 }
+
+template <int B, bool NARROW>
+void rounded_products(const std::vector<Part>& parts, const RoundedRows<B>& x) {
+  const auto outputs = [](Four<B>& four, int64_t count, int64_t n, const uint8_t* const* row, const int8_t* bytes, const float* steps, const float* totals, float* y) {
+    if (count == 4 && n == 0) rounded_outputs<B, 4, NARROW, true>(four, 0, row, bytes, steps, totals, y);
+    if (count == 4 && n > 0) rounded_outputs<B, 4, NARROW, false>(four, 0, row, bytes, steps, totals, y);
+    for (int r = 0; r < count && count < 4; ++r) rounded_outputs<B, 1, NARROW, false>(four, r, row + r, bytes, steps, totals, y + r);
+  };
+  by_fours<B>(parts, x, outputs);
+}
+
 template <int B>
 void products_of(const std::vector<Part>& parts, const RoundedRows<B>& x) {
   x.sums.narrow ? rounded_products<B, true>(parts, x) : rounded_products<B, false>(parts, x);

@@ -138,25 +138,11 @@ void wide_outputs(const Weight& w, const Groups* groups, const uint8_t* const* r
 // The products of all rows and weights.
 template <int B, int ORDER>
 void wide_products(const std::vector<Part>& parts, const RoundedRows<ORDER>& x) {
-  const Sums& sums = x.sums;
-#pragma omp parallel num_threads(parts[0].w.threads)
-  for (const Part& part : parts) {
-    Four<B> four(sums, part.w);
-#pragma omp for schedule(static) nowait
-    for (int64_t output = 0; output < part.w.outputs; output += 4) {
-      const int64_t count = std::min<int64_t>(4, part.w.outputs - output);
-      const uint8_t* row[4];
-      for (int r = 0; r < count; ++r) row[r] = part.row(output + r);
-      four.read(output);
-      for (int64_t n = 0; n < x.rows; ++n) {
-        const int8_t* bytes = x.bytes.data() + n * 2 * sums.inputs;
-        const float *steps = &x.steps[n * sums.factors()], *totals = &x.totals[n * sums.factors()];
-        float* y = part.y + n * part.w.outputs + output;
-        if (count == 4) wide_outputs<B, 4>(four, 0, row, bytes, steps, totals, y);
-        for (int r = 0; r < count && count < 4; ++r) wide_outputs<B, 1>(four, r, row + r, bytes, steps, totals, y + r);
-      }
-    }
-  }
+  const auto outputs = [](Four<B>& four, int64_t count, int64_t, const uint8_t* const* row, const int8_t* bytes, const float* steps, const float* totals, float* y) {
+    if (count == 4) wide_outputs<B, 4>(four, 0, row, bytes, steps, totals, y);
+    for (int r = 0; r < count && count < 4; ++r) wide_outputs<B, 1>(four, r, row + r, bytes, steps, totals, y + r);
+  };
+  by_fours<B>(parts, x, outputs);
 }
 
 template <int B, int P>

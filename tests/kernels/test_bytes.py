@@ -15,14 +15,19 @@ from qvlm_lightning.nn.packing import PackedWeight, pack_codes
 EXACT = 1e-6  # of the size of terms: a sum of one scale is rounded once, of groups once per group
 
 
-@pytest.fixture(scope="module")
-def extension():
+def extension_with(instructions: str):
+    """Return the extension where its ``instructions`` are those of this processor."""
     found = built.extension()
     if found is None:
         pytest.skip(f"no extension here: {built.why_no_extension()}")
-    if not found.has_byte_products:
-        pytest.skip("this processor has no AVX-512 VNNI")
+    if not getattr(found, instructions):
+        pytest.skip("this processor has no AVX-512 VNNI, or no VBMI")
     return found
+
+
+@pytest.fixture(scope="module")
+def extension():
+    return extension_with("has_byte_products")
 
 
 def weight_of(bits: int, outputs: int, inputs: int, groups: int, shifted: bool) -> PackedWeight:

@@ -3,19 +3,13 @@
 import pytest
 import torch
 
-from qvlm_lightning.kernels import extension as built
 from qvlm_lightning.nn.packed_input import InputCodes
-from tests.kernels.test_bytes import EXACT, loops, rows_of, weight_of
+from tests.kernels.test_bytes import EXACT, extension_with, loops, rows_of, weight_of
 
 
 @pytest.fixture(scope="module")
 def extension():
-    found = built.extension()
-    if found is None:
-        pytest.skip(f"no extension here: {built.why_no_extension()}")
-    if not found.has_wide:
-        pytest.skip("this processor has no AVX-512 VNNI and VBMI")
-    return found
+    return extension_with("has_wide")
 
 
 SHAPES = [
