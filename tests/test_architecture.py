@@ -204,7 +204,7 @@ def test_what_is_allowed_passes(tmp_path, file: str, line: str) -> None:
 
 
 # Whoever writes otherwise than through ``files``: it itself, answers as they come, a growing log,
-# logs of other programs, programs that know nothing of the package, what a compiler built,
+# logs of other programs and processes, programs that know nothing of the package, what a compiler built,
 # faults of the disk, a switch of the system, and what writes into a buffer or a temporary place
 # that ``files`` gave.
 WRITERS = {
@@ -217,6 +217,7 @@ WRITERS = {
     "commands/_rival_run.py",
     "commands/_soak_faults.py",
     "commands/_soak_run.py",
+    "commands/_table_processes.py",
     "evaluation/journal.py",
     "kernels/extension.py",
     "models/tiny/stages.py",

@@ -21,6 +21,7 @@ from qvlm_lightning.commands._table_row import Answered, RowMaker
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.evaluation.cli import quiet
 from qvlm_lightning.exits import input_error
+from qvlm_lightning.files import storage_faults
 
 LOGS = "processes"
 """Folder in the root of what the processes say."""
@@ -43,6 +44,9 @@ def made_at_once(plan: TablePlan, planned: Sequence[Calibration]) -> Iterator[It
     left = sum(not calibration.finished for calibration in planned)
     count = max(1, min(plan.processes, left))
     threads = max(1, torch.get_num_threads() // count)
+    logs = Path(plan.root) / LOGS
+    with storage_faults(logs):
+        logs.mkdir(parents=True, exist_ok=True)
     others = multiprocessing.active_children()
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, context, _begin, (plan, count, threads))
@@ -60,7 +64,7 @@ def made_at_once(plan: TablePlan, planned: Sequence[Calibration]) -> Iterator[It
         raise InputError(
             "a process that made rows was ended from outside, perhaps for lack of memory; give "
             f"the same command again to go on, or fewer than {plan.processes} processes (what "
-            f"they said is in {str(Path(plan.root) / LOGS)!r})"
+            f"they said is in {str(logs)!r})"
         ) from fault
 
 
@@ -111,7 +115,6 @@ def _begin(plan: TablePlan, processes: int, threads: int) -> None:
     torch.set_num_threads(threads)
     with quiet():
         _worker = _Worker(plan, processes)
-    _worker.log.parent.mkdir(parents=True, exist_ok=True)
     with _worker.log.open("a") as said:
         for stream in (1, 2):
             os.dup2(said.fileno(), stream)
