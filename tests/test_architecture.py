@@ -204,9 +204,9 @@ def test_what_is_allowed_passes(tmp_path, file: str, line: str) -> None:
 
 
 # Whoever writes otherwise than through ``files``: it itself, answers as they come, a growing log,
-# logs of other programs and processes, programs that know nothing of the package, what a compiler built,
-# faults of the disk, a switch of the system, and what writes into a buffer or a temporary place
-# that ``files`` gave.
+# logs of other programs and processes, programs that know nothing of the package, what a compiler
+# built, faults of the disk, a switch of the system, and what writes into a buffer or a temporary
+# place that ``files`` gave.
 WRITERS = {
     "files.py",
     "tensor_files.py",
