@@ -17,7 +17,7 @@
 
 #include "dense.h"
 
-#if defined(__x86_64__) && defined(__AVX2__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 9
+#ifdef WITH_AVX512
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,bmi2")
 

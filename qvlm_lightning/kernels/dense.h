@@ -8,6 +8,11 @@
 #include <immintrin.h>
 #endif
 
+// Whether some functions can be compiled for AVX-512, to be called where the processor has it: by pragmas of GCC.
+#if defined(__AVX2__) && defined(__x86_64__) && !defined(__clang__) && defined(__GNUC__) && __GNUC__ >= 9 && !defined(WITHOUT_AVX512)
+#define WITH_AVX512
+#endif
+
 namespace {
 
 struct Weight {

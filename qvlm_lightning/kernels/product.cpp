@@ -176,15 +176,18 @@ void floating_product(const std::vector<Part>& parts, const float* x, int64_t ro
   product<Floats, B>(parts, {x, x + rows * w.inputs}, std::vector<float>(rows, 1.0f));
 }
 
-#ifdef __AVX2__
-#ifndef WITH_WIDE
+#ifndef WITH_AVX512
 bool has_wide() { return false; }
-template <int B, int ORDER>
-void wide_products(const std::vector<Part>&, const RoundedRows<ORDER>&) {}
 #endif
 bool use_wide = has_wide();
 
+#ifdef __AVX2__
 bool fits_wide(const Weight& w) { return use_wide && w.bits < 8 && w.size() % BLOCK == 0; }
+
+#ifndef WITH_AVX512
+template <int B, int ORDER>
+void wide_products(const std::vector<Part>&, const RoundedRows<ORDER>&) {}
+#endif
 
 template <int B>
 void products_of_order(const std::vector<Part>& parts, const RoundedRows<B>& x) { products_of(parts, x); }
@@ -245,7 +248,7 @@ void qvlm_product(const Asked* asked, int64_t count, int64_t inputs, int64_t gro
     std::vector<int16_t> steps(rows * inputs);
     for (int64_t i = 0; i < rows * inputs; ++i) steps[i] = int16_t(from[i] - x_zero_point);
     for (int64_t n = 0; n < rows; ++n) scale[n] = x_scale[x_scales == 1 ? 0 : n];
-#ifdef WITH_WIDE
+#ifdef WITH_AVX512
     if (fits_wide(parts[0].w)) {
       const WholeRows whole(parts[0].w, steps.data(), scale.data(), rows);
 #define WHOLE(B) return whole_product<B>(parts, whole)

@@ -7,8 +7,7 @@
 #pragma once
 #include "rounded.h"
 
-#if defined(__AVX2__) && defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 9
-#define WITH_WIDE
+#ifdef WITH_AVX512
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512vnni,avx512vbmi")
 

@@ -1,5 +1,7 @@
 """The extension is built once, whatever happened to a process that built it before."""
 
+import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -48,3 +50,21 @@ def test_a_build_that_was_killed_holds_nobody_up(built, tmp_path):
     assert "building the C++ extension" in said
     assert built(42) == (41, "")  # nothing is built again
     assert [file.name for file in left.iterdir() if file.is_dir()] == []
+
+
+AVX2 = ("-mavx2", "-mfma", "-mbmi2")
+
+
+@pytest.mark.parametrize("flags", [(), AVX2, (*AVX2, "-DWITHOUT_AVX512")], ids=len)
+def test_every_kind_of_processor_and_compiler_is_built_for(flags):
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no c++ here")
+    if platform.machine() != "x86_64" and flags:
+        pytest.skip("AVX2 is of x86-64")
+    sources = sorted(Path(under_test.__file__).parent.glob("*.cpp"))
+    assert sources
+    for source in sources:
+        told = [compiler, "-fsyntax-only", "-std=c++17", "-fopenmp", *flags, str(source)]
+        done = subprocess.run(told, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
