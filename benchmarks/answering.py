@@ -21,7 +21,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from qvlm_lightning.artifact import load_artifact
-from qvlm_lightning.calibration.phases import host_peak
+from qvlm_lightning.peak_memory import host_peak
 from qvlm_lightning.data.collate import collate
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.evaluation.generate import generate

@@ -31,7 +31,7 @@ from transformers import (
     StaticCache,
 )
 
-from qvlm_lightning.calibration.phases import host_peak
+from qvlm_lightning.peak_memory import host_peak
 from qvlm_lightning.kernels import (
     PackedModel,
     key_value_cache,

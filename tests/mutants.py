@@ -1515,7 +1515,8 @@ LEADERBOARD = [
     (_LEADER_RUN, "        refuse_mixed(runs)\n", "", "tables that cannot share a folder are begun", f"{_BOARD}::test_tables_of_one_folder_must_agree_on_their_pairs"),
     (_LEADER_RUN, "_method(table, variant).check(planned_scheme(table, variant))", "_method(table, variant)", "a method that can do nothing is refused after hours", f"{_BOARD}::test_a_method_that_can_do_nothing_is_refused_before_work"),
     (_LEADER_RUN, "if variant.name in names}", "if variant.title in names}", "a row of ours is a rival on its page", f"{_BOARD}::test_a_leaderboard_of_two_tables_and_again"),
-    ("qvlm_lightning/commands/_peak_memory.py", '(_PROCESS / "clear_refs").write_text(_RESET)', "pass", "the peak of a row is that of all rows before", f"{_BOARD}::test_the_peak_is_that_of_the_stretch"),
+    ("qvlm_lightning/commands/_generating.py", "from qvlm_lightning.peak_memory import host_peak", "from qvlm_lightning.calibration import Calibrator  # noqa: F401\nfrom qvlm_lightning.peak_memory import host_peak", "an answer loads Lightning", "tests/commands/test_generate.py"),
+    ("qvlm_lightning/peak_memory.py", '(_PROCESS / "clear_refs").write_text(_RESET)', "pass", "the peak of a row is that of all rows before", f"{_BOARD}::test_the_peak_is_that_of_the_stretch"),
 ]
 _RIVALS, _FOREIGN = "tests/commands/test_rivals.py", "tests/evaluation/test_foreign_weights.py"
 _RIVAL_PLAN, _RIVAL_RUN = "qvlm_lightning/commands/_rival_plan.py", "qvlm_lightning/commands/_rival_run.py"

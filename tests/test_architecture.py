@@ -35,7 +35,7 @@ ROWS = [
     {"exits"},
     {"tensor_files", "run_lock", "stopping"},
     {"files"},
-    {"names", "finite", "presets", "time_limit"},
+    {"names", "finite", "presets", "time_limit", "peak_memory"},
     {"errors"},
     {"rivals"},  # programs for other environments: they know nothing of the package
 ]
@@ -212,7 +212,7 @@ WRITERS = {
     "tensor_files.py",
     "run_lock.py",
     "calibration/checkpoint.py",
-    "commands/_peak_memory.py",
+    "peak_memory.py",
     "commands/_rival_environment.py",
     "commands/_rival_run.py",
     "commands/_soak_faults.py",

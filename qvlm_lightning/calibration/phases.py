@@ -1,13 +1,12 @@
 """Seconds and peak memory of the phases of a run."""
 
-import platform
-import resource
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
+from qvlm_lightning.peak_memory import host_peak
 from qvlm_lightning.progress import waiting
 
 Spent = dict[str, dict[str, float]]
@@ -58,12 +57,6 @@ class Phases:
             for what, value in figures.items():
                 before = known.get(what, 0.0)
                 known[what] = before + value if what == "seconds" else max(before, value)
-
-
-def host_peak() -> int:
-    """Return the largest resident set of this process so far, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
 
 
 def memory() -> dict[str, float]:

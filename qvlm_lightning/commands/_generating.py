@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from qvlm_lightning.artifact import Artifact, load_artifact
-from qvlm_lightning.calibration.phases import host_peak
+from qvlm_lightning.peak_memory import host_peak
 from qvlm_lightning.data.collate import collate
 from qvlm_lightning.data.image import LazyImage
 from qvlm_lightning.data.sample import Sample

@@ -13,7 +13,7 @@ import yaml
 
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.visual_encoder import VisualEncoderOptimization
-from qvlm_lightning.commands._peak_memory import peak_bytes, reset_peak
+from qvlm_lightning.peak_memory import peak_bytes, reset_peak
 from qvlm_lightning.forward.samples import Batch
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.models.family import VLMFamily

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from qvlm_lightning.cli import train_main
-from qvlm_lightning.commands._peak_memory import peak_bytes, reset_peak
+from qvlm_lightning.peak_memory import peak_bytes, reset_peak
 from qvlm_lightning.commands._table_calibrations import (
     SECONDS,
     Calibration,

@@ -1,17 +1,27 @@
 """Answers, stored as they come; comparisons, computed from what is stored."""
 
-from qvlm_lightning.evaluation.module import VQAEvaluation
-from qvlm_lightning.evaluation.run import evaluate
-from qvlm_lightning.results.predictions import Predictions
-from qvlm_lightning.results.report import load_answers, report_rows, write_results
-from qvlm_lightning.results.variant import Variant
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Predictions",
-    "VQAEvaluation",
-    "Variant",
-    "evaluate",
-    "load_answers",
-    "report_rows",
-    "write_results",
-]
+if TYPE_CHECKING:
+    from qvlm_lightning.evaluation.module import VQAEvaluation
+    from qvlm_lightning.evaluation.run import evaluate
+    from qvlm_lightning.results.predictions import Predictions
+
+__all__ = ["Predictions", "VQAEvaluation", "evaluate"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import Lightning's memory only for who evaluates: generating needs none."""
+    if name == "VQAEvaluation":
+        from qvlm_lightning.evaluation.module import VQAEvaluation
+
+        return VQAEvaluation
+    if name == "evaluate":
+        from qvlm_lightning.evaluation.run import evaluate
+
+        return evaluate
+    if name == "Predictions":
+        from qvlm_lightning.results.predictions import Predictions
+
+        return Predictions
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

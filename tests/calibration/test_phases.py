@@ -3,7 +3,8 @@
 import pytest
 
 from qvlm_lightning.calibration import phases as timing
-from qvlm_lightning.calibration.phases import Phases, host_peak
+from qvlm_lightning.calibration.phases import Phases
+from qvlm_lightning.peak_memory import host_peak
 
 
 @pytest.fixture

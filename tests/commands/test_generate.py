@@ -1,6 +1,8 @@
 """``qvlm generate`` streams what the model answers and says what it took."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,6 +50,20 @@ def test_the_answer_is_streamed_with_its_figures(artifact, question, tmp_path, c
         assert count == sum(kernel in x["kernels"] for x in figures["layers"].values())
     assert 0 < figures["packed_bytes"] < figures["peak_bytes"]
     assert f"{figures['prompt_tokens']} prompt tokens, {figures['tokens']} new ones" in said
+
+
+def test_what_an_answer_does_not_need_takes_no_memory(artifact, question):
+    """Lightning, torchmetrics and matplotlib are 55 MiB, a tenth of a small packed model's peak."""
+    sample, image = question
+    given = ["--artifact", str(artifact), "--image", str(image), "--prompt", sample.question]
+    code = (
+        "import sys; from qvlm_lightning.__main__ import main\n"
+        f"assert main({['generate', *given, '--max-new-tokens', '1']!r}) == 0\n"
+        "found = {'lightning', 'torchmetrics', 'matplotlib', 'datasets'} & {*sys.modules}\n"
+        "assert not found, found"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr
 
 
 def test_simulated_layers_have_no_kernels(artifact, question, capsys):

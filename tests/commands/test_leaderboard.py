@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from qvlm_lightning.commands import _peak_memory, leaderboard
+from qvlm_lightning import peak_memory
+from qvlm_lightning.commands import leaderboard
 from qvlm_lightning.commands._leaderboard_estimate import PAIRS, QUESTION, ROUGH, START, estimated
 from qvlm_lightning.commands._leaderboard_plan import parse_leaderboard, table_plans
 from qvlm_lightning.commands._leaderboard_run import refuse_impossible
@@ -283,16 +284,16 @@ def test_a_leaderboard_of_two_tables_and_again(calibrations, evaluated, tmp_path
 
 
 def test_the_peak_is_that_of_the_stretch():
-    if not _peak_memory.reset_peak():
+    if not peak_memory.reset_peak():
         pytest.skip("the system does not set the peak back")
-    before = _peak_memory.peak_bytes()
+    before = peak_memory.peak_bytes()
     block = bytearray(b"x") * (64 << 20)
-    during = _peak_memory.peak_bytes()
+    during = peak_memory.peak_bytes()
     assert before is not None
     assert during - before == pytest.approx(len(block), rel=0.3)
     del block
-    assert _peak_memory.reset_peak()
-    assert _peak_memory.peak_bytes() < during - (32 << 20)
+    assert peak_memory.reset_peak()
+    assert peak_memory.peak_bytes() < during - (32 << 20)
 
 
 def test_the_commit_is_that_of_the_folder(tmp_path):

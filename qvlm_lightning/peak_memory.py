@@ -1,6 +1,8 @@
-"""The largest resident set of this process within a stretch of its work, as Linux counts it."""
+"""The largest resident set of this process, of all its work or of a stretch of it."""
 
+import platform
 import re
+import resource
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,8 +11,14 @@ _RESET = "5"
 """What sets the peak back to what is resident now (proc(5), clear_refs)."""
 
 
+def host_peak() -> int:
+    """Return the largest resident set of this process so far, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
 def reset_peak() -> bool:
-    """Begin a stretch; return whether the system could set the peak back."""
+    """Begin a stretch, which Linux can count; return whether the system could set the peak back."""
     with suppress(OSError):
         (_PROCESS / "clear_refs").write_text(_RESET)
         return True
