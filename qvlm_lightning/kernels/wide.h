@@ -21,21 +21,29 @@ constexpr int WIDE_LANES = 16;
 
 // Rows of an input in codes: numbers are a code minus the zero point.
 struct WholeRows {
-  int64_t inputs, size, rows;
+  int64_t inputs, rows;
+  bool pairs;                    // even and odd numbers of 128 lie apart, as 4-bit codes do
   int planes = 1;
-  std::vector<int8_t> bytes;     // [N, blocks, planes, 64]
+  std::vector<int8_t> bytes;     // [N, spans, planes, span], of 64 or 128 numbers
   std::vector<int32_t> totals;   // [N, G, 16]: sums of numbers of every lane
   const float* scale;            // [N]
 
   WholeRows(const Weight& w, const int16_t* x, const float* scale, int64_t rows)
-      : inputs(w.inputs), size(w.size()), rows(rows), totals(rows * w.groups * WIDE_LANES), scale(scale) {
+      : inputs(w.inputs), rows(rows), pairs(w.bits == 4 && w.size() % (2 * BLOCK) == 0), totals(rows * w.groups * WIDE_LANES), scale(scale) {
+    const int64_t span = pairs ? 2 * BLOCK : BLOCK;
     for (int64_t i = 0; i < rows * inputs; ++i) planes = x[i] < -128 || x[i] > 127 ? 2 : planes;
     bytes.resize(rows * inputs * planes);
-    for (int64_t i = 0; i < rows * inputs; ++i) {
-      int8_t* to = &bytes[i / BLOCK * BLOCK * planes + i % BLOCK];
-      to[0] = int8_t(planes == 2 ? x[i] >> 7 : x[i]);
-      if (planes == 2) to[BLOCK] = int8_t(x[i] & 127);
-      totals[i / size * WIDE_LANES + i % BLOCK / 4] += x[i];
+    for (int64_t group = 0; group < rows * w.groups; ++group) {
+      int32_t* of_lanes = &totals[group * WIDE_LANES];
+      for (int64_t i = group * w.size(); i < (group + 1) * w.size(); i += span)
+        for (int64_t j = 0; j < span; ++j) {
+          const int64_t place = pairs ? j % 2 * BLOCK + j / 2 : j;
+          const int16_t number = x[i + j];
+          int8_t* to = &bytes[i * planes + place];
+          to[0] = int8_t(planes == 2 ? number >> 7 : number);
+          if (planes == 2) to[span] = int8_t(number & 127);
+          of_lanes[place % BLOCK / 4] += number;
+        }
     }
   }
 };
@@ -69,19 +77,20 @@ inline void add_products(const uint8_t* const* row, const int8_t* x, int64_t fir
   }
 }
 
-// The same of 4-bit codes, whose bytes hold an even and an odd one: 128 at a time.
-template <int R>
+// The same of 4-bit codes, whose bytes hold an even and an odd one: 128 at a time, a whole line of memory. Half of the
+// 64-byte reads of 32 bytes of codes cross two lines.
+template <int R, int P>
 inline void add_pairs(const uint8_t* const* row, const int8_t* x, int64_t first, int64_t last, const uint8_t*& ahead, __m512i* high, __m512i* low) {
   const __m512i mask = _mm512_set1_epi8(15);
   for (int64_t i = first; i < last; i += 2 * BLOCK) {
     ahead = fetched<R * BLOCK>(ahead);
     __m512i given[4];
-    for (int k = 0; k < 4; ++k) given[k] = _mm512_loadu_si512(x + 2 * i + k * BLOCK);
+    for (int k = 0; k < 2 * P; ++k) given[k] = _mm512_loadu_si512(x + P * i + k * BLOCK);
     for (int r = 0; r < R; ++r) {
       const __m512i codes = _mm512_loadu_si512(row[r] + i / 2);
       const __m512i even = _mm512_and_si512(codes, mask), odd = _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask);
       high[r] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(high[r], even, given[0]), odd, given[1]);
-      low[r] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(low[r], even, given[2]), odd, given[3]);
+      if (P == 2) low[r] = _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(low[r], even, given[2]), odd, given[3]);
     }
   }
 }
@@ -105,7 +114,7 @@ void wide_outputs(Four<B>& four, int begin, const uint8_t* const* row, const int
   for (int64_t s = 0; s < sums.count; ++s) {
     __m512i high[R], low[R];
     for (int r = 0; r < R; ++r) high[r] = low[r] = _mm512_setzero_si512();
-    if (B == 4) add_pairs<R>(row, x, s * sums.size, (s + 1) * sums.size, ahead, high, low);
+    if (B == 4) add_pairs<R, 2>(row, x, s * sums.size, (s + 1) * sums.size, ahead, high, low);
     else add_products<B, R, 2>(row, x, s * sums.size, (s + 1) * sums.size, ahead, high, low);
     for (int r = 0; r < R; ++r) {
       const __m512 times = _mm512_set1_ps(four.times[(begin + r) * sums.factors() + s]);
@@ -116,7 +125,7 @@ void wide_outputs(Four<B>& four, int begin, const uint8_t* const* row, const int
 }
 
 // R outputs of a row of whole numbers.
-template <int B, int R, int P>
+template <int B, int R, int P, bool PAIRS>
 void wide_outputs(const Weight& w, const Groups* groups, const uint8_t* const* row, const int8_t* x, const int32_t* totals, float scale, float* y) {
   __m512 products[R];
   for (int r = 0; r < R; ++r) products[r] = _mm512_setzero_ps();
@@ -124,7 +133,8 @@ void wide_outputs(const Weight& w, const Groups* groups, const uint8_t* const* r
   for (int64_t g = 0; g < w.groups; ++g) {
     __m512i high[R], low[R];
     for (int r = 0; r < R; ++r) high[r] = low[r] = _mm512_setzero_si512();
-    add_products<B, R, P>(row, x, g * w.size(), (g + 1) * w.size(), ahead, high, low);
+    if (PAIRS) add_pairs<R, P>(row, x, g * w.size(), (g + 1) * w.size(), ahead, high, low);
+    else add_products<B, R, P>(row, x, g * w.size(), (g + 1) * w.size(), ahead, high, low);
     const __m512i of_lanes = _mm512_loadu_si512(totals + g * WIDE_LANES);
     for (int r = 0; r < R; ++r) {
       const __m512i steps = _mm512_sub_epi32(joined<P>(high[r], low[r]), _mm512_mullo_epi32(of_lanes, _mm512_set1_epi32(groups[r].zero[g])));
@@ -144,7 +154,7 @@ void wide_products(const std::vector<Part>& parts, const RoundedRows<ORDER>& x) 
   by_fours<B>(parts, x, outputs);
 }
 
-template <int B, int P>
+template <int B, int P, bool PAIRS>
 void wide_products(const std::vector<Part>& parts, const WholeRows& x) {
 #pragma omp parallel num_threads(parts[0].w.threads)
   for (const Part& part : parts) {
@@ -162,8 +172,8 @@ void wide_products(const std::vector<Part>& parts, const WholeRows& x) {
         const int8_t* bytes = &x.bytes[n * P * x.inputs];
         const int32_t* totals = &x.totals[n * w.groups * WIDE_LANES];
         float* y = part.y + n * w.outputs + output;
-        if (count == 4) wide_outputs<B, 4, P>(w, groups.data(), row, bytes, totals, x.scale[n], y);
-        for (int r = 0; r < count && count < 4; ++r) wide_outputs<B, 1, P>(w, &groups[r], row + r, bytes, totals, x.scale[n], y + r);
+        if (count == 4) wide_outputs<B, 4, P, PAIRS>(w, groups.data(), row, bytes, totals, x.scale[n], y);
+        for (int r = 0; r < count && count < 4; ++r) wide_outputs<B, 1, P, PAIRS>(w, &groups[r], row + r, bytes, totals, x.scale[n], y + r);
       }
     }
   }
@@ -171,7 +181,8 @@ void wide_products(const std::vector<Part>& parts, const WholeRows& x) {
 
 template <int B>
 void whole_product(const std::vector<Part>& parts, const WholeRows& x) {
-  x.planes == 2 ? wide_products<B, 2>(parts, x) : wide_products<B, 1>(parts, x);
+  if (B == 4 && x.pairs) x.planes == 2 ? wide_products<B, 2, B == 4>(parts, x) : wide_products<B, 1, B == 4>(parts, x);
+  else x.planes == 2 ? wide_products<B, 2, false>(parts, x) : wide_products<B, 1, false>(parts, x);
 }
 
 }  // namespace
