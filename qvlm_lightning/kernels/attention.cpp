@@ -24,8 +24,8 @@ struct Stored {
   const T* token(int64_t s) const { return first + s * step; }
 };
 
-// Asks memory for channels that are read `AHEAD` tokens later, at the end for those of what is read next. Without it a
-// third of the time is waiting.
+// Asks memory for channels that are read `AHEAD` tokens later, at the end for those of what is read next. Without it
+// half of the time is waiting.
 constexpr int64_t AHEAD = 64;
 template <class T>
 inline void fetch(Stored<T> now, Stored<T> next, int64_t s, int64_t tokens, int64_t channels) {

@@ -48,32 +48,44 @@ struct WholeRows {
   }
 };
 
-// 64 codes as bytes.
+// 64 codes as bytes, of `read` bytes from the `begin`-th on.
 template <int B>
-inline __m512i sixty_four(const uint8_t* from) {
-  if (B == 8) return _mm512_loadu_si512(from);
-  const __m512i read = _mm512_maskz_loadu_epi8(B == 8 ? ~__mmask64(0) : (__mmask64(1) << (B & 7) * 8) - 1, from);
+inline __m512i sixty_four(__m512i read, int begin = 0) {
   alignas(64) static constexpr auto places = [] {
-    struct { uint8_t of[64]; } found{};
-    for (int i = 0; i < 64; ++i) found.of[i] = uint8_t((i / 8 * B + i % 8) & 63);  // eight codes are B bytes
+    struct { uint8_t of[2][64]; } found{};
+    for (int i = 0; i < 128; ++i) found.of[i / 64][i % 64] = uint8_t((i / 8 * B + i % 8) & 63);  // eight codes are B bytes
     return found;
   }();
   constexpr uint64_t shifts = 0x0706050403020100u * B;
-  const __m512i eights = _mm512_permutexvar_epi8(_mm512_load_si512(places.of), read);
+  const __m512i eights = _mm512_permutexvar_epi8(_mm512_load_si512(places.of[begin]), read);
   return _mm512_and_si512(_mm512_multishift_epi64_epi8(_mm512_set1_epi64(shifts), eights), _mm512_set1_epi8((1 << B) - 1));
 }
 
-// Adds the products of inputs `first` to `last` of R outputs.
+// Adds the products of inputs `first` to `last` of R outputs. Codes of 2 and 3 bits are read 128 at a time, where a group
+// has so many: up to 32 bytes behind them, which Part copies.
 template <int B, int R, int P>
 inline void add_products(const uint8_t* const* row, const int8_t* x, int64_t first, int64_t last, const uint8_t*& ahead, __m512i* high, __m512i* low) {
-  for (int64_t i = first; i < last; i += BLOCK) {
-    ahead = fetched<R * BLOCK / 8 * B>(ahead);
-    const __m512i above = _mm512_loadu_si512(x + P * i), below = _mm512_loadu_si512(x + P * i + (P - 1) * BLOCK);
+  const auto add = [&](int r, __m512i codes, const __m512i* given) {
+    high[r] = _mm512_dpbusd_epi32(high[r], codes, given[0]);
+    if (P == 2) low[r] = _mm512_dpbusd_epi32(low[r], codes, given[1]);
+  };
+  int64_t i = first;
+  for (; B < 4 && i + 2 * BLOCK <= last; i += 2 * BLOCK) {
+    ahead = fetched<R * BLOCK / 4 * B>(ahead);
+    __m512i given[2 * P];
+    for (int k = 0; k < 2 * P; ++k) given[k] = _mm512_loadu_si512(x + P * i + k * BLOCK);
     for (int r = 0; r < R; ++r) {
-      const __m512i codes = sixty_four<B>(row[r] + i / 8 * B);
-      high[r] = _mm512_dpbusd_epi32(high[r], codes, above);
-      if (P == 2) low[r] = _mm512_dpbusd_epi32(low[r], codes, below);
+      const __m512i read = _mm512_loadu_si512(row[r] + i / 8 * B);
+      add(r, sixty_four<B>(read, 0), given);
+      add(r, sixty_four<B>(read, 1), given + P);
     }
+  }
+  for (; i < last; i += BLOCK) {
+    ahead = fetched<R * BLOCK / 8 * B>(ahead);
+    __m512i given[P];
+    for (int k = 0; k < P; ++k) given[k] = _mm512_loadu_si512(x + P * i + k * BLOCK);
+    for (int r = 0; r < R; ++r)
+      add(r, sixty_four<B>(_mm512_maskz_loadu_epi8(B == 8 ? ~__mmask64(0) : (__mmask64(1) << (B & 7) * 8) - 1, row[r] + i / 8 * B)), given);
   }
 }
 
@@ -103,23 +115,22 @@ inline __m512i joined(__m512i high, __m512i low) {
 // R outputs of a row of rounded numbers.
 template <int B, int R>
 void wide_outputs(Four<B>& four, int begin, const uint8_t* const* row, const int8_t* x, const float* steps, const float* totals, float* y) {
-  const Sums& sums = four.sums;
+  const int64_t size = four.sums.size, count = four.sums.count, factors = four.sums.factors();
   __m512 products[R];
   float off[R];
   for (int r = 0; r < R; ++r) {
     products[r] = _mm512_setzero_ps();
     off[r] = four.meet(begin + r, steps, totals);
   }
+  const float* times = &four.times[begin * factors];
   const uint8_t* ahead = row[0] + R * four.w.stride();
-  for (int64_t s = 0; s < sums.count; ++s) {
+  for (int64_t s = 0; s < count; ++s) {
     __m512i high[R], low[R];
     for (int r = 0; r < R; ++r) high[r] = low[r] = _mm512_setzero_si512();
-    if (B == 4) add_pairs<R, 2>(row, x, s * sums.size, (s + 1) * sums.size, ahead, high, low);
-    else add_products<B, R, 2>(row, x, s * sums.size, (s + 1) * sums.size, ahead, high, low);
-    for (int r = 0; r < R; ++r) {
-      const __m512 times = _mm512_set1_ps(four.times[(begin + r) * sums.factors() + s]);
-      products[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(joined<2>(high[r], low[r])), times, products[r]);
-    }
+    if (B == 4) add_pairs<R, 2>(row, x, s * size, (s + 1) * size, ahead, high, low);
+    else add_products<B, R, 2>(row, x, s * size, (s + 1) * size, ahead, high, low);
+    for (int r = 0; r < R; ++r)
+      products[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(joined<2>(high[r], low[r])), _mm512_set1_ps(times[r * factors + s]), products[r]);
   }
   for (int r = 0; r < R; ++r) y[r] = _mm512_reduce_add_ps(products[r]) - off[r];
 }
