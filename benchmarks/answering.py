@@ -21,11 +21,11 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from qvlm_lightning.artifact import load_artifact
-from qvlm_lightning.peak_memory import host_peak
 from qvlm_lightning.data.collate import collate
 from qvlm_lightning.data.sample import Sample
 from qvlm_lightning.evaluation.generate import generate
 from qvlm_lightning.kernels import key_value_cache, single_query_attention
+from qvlm_lightning.peak_memory import host_peak
 
 PROMPT = "Write a short paragraph about this picture."
 

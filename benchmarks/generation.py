@@ -31,7 +31,6 @@ from transformers import (
     StaticCache,
 )
 
-from qvlm_lightning.peak_memory import host_peak
 from qvlm_lightning.kernels import (
     PackedModel,
     key_value_cache,
@@ -46,6 +45,7 @@ from qvlm_lightning.models.weight_map import without_weights
 from qvlm_lightning.nn.linear import QuantLinear
 from qvlm_lightning.nn.packing import PackedWeight, packed_bytes
 from qvlm_lightning.nn.surgery import quantize_model
+from qvlm_lightning.peak_memory import host_peak
 from qvlm_lightning.quant.scheme import Scheme
 
 # decoder layers, width, MLP, heads, tower layers, width, MLP, image size

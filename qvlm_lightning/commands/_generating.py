@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from qvlm_lightning.artifact import Artifact, load_artifact
-from qvlm_lightning.peak_memory import host_peak
 from qvlm_lightning.data.collate import collate
 from qvlm_lightning.data.image import LazyImage
 from qvlm_lightning.data.sample import Sample
@@ -18,6 +17,7 @@ from qvlm_lightning.evaluation.generate import end_tokens_of, generate
 from qvlm_lightning.files import write_json
 from qvlm_lightning.kernels import key_value_cache, quantize_head, single_query_attention
 from qvlm_lightning.kernels.key_values import stored_bytes
+from qvlm_lightning.peak_memory import host_peak
 
 
 @dataclass(frozen=True)

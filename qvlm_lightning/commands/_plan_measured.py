@@ -13,11 +13,11 @@ import yaml
 
 from qvlm_lightning.calibration.calibrator import Calibrator
 from qvlm_lightning.calibration.visual_encoder import VisualEncoderOptimization
-from qvlm_lightning.peak_memory import peak_bytes, reset_peak
 from qvlm_lightning.forward.samples import Batch
 from qvlm_lightning.methods.base import Method
 from qvlm_lightning.models.family import VLMFamily
 from qvlm_lightning.nn.structure import Structure
+from qvlm_lightning.peak_memory import peak_bytes, reset_peak
 from qvlm_lightning.presets import config_file, method_of
 from qvlm_lightning.quant.scheme import Scheme
 

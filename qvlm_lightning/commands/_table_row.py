@@ -8,7 +8,6 @@ from typing import Any
 import torch
 
 from qvlm_lightning.cli import train_main
-from qvlm_lightning.peak_memory import peak_bytes, reset_peak
 from qvlm_lightning.commands._table_calibrations import (
     SECONDS,
     Calibration,
@@ -23,6 +22,7 @@ from qvlm_lightning.evaluation.cli import EvaluationCLI
 from qvlm_lightning.evaluation.module import VQAEvaluation
 from qvlm_lightning.evaluation.run import evaluate
 from qvlm_lightning.files import write_json
+from qvlm_lightning.peak_memory import peak_bytes, reset_peak
 from qvlm_lightning.results.predictions import is_stored
 from qvlm_lightning.results.rows import Row
 from qvlm_lightning.results.stress import Stress

@@ -136,8 +136,8 @@ def measure(options: Options, folder: Path, data: "RandomPairs") -> dict[str, An
     import torch
 
     from qvlm_lightning.artifact import copy_weights
-    from qvlm_lightning.peak_memory import host_peak
     from qvlm_lightning.commands._laps import Laps
+    from qvlm_lightning.peak_memory import host_peak
     from qvlm_lightning.vision.learned import tower_parameters
 
     module, callbacks = run_of(options, data)

@@ -85,9 +85,9 @@ template <class T>
 void add_values(const float* weights, Stored<T> values, Stored<T> next, int64_t tokens, int64_t channels, float* out) {
   int64_t d = 0;
 #ifdef __AVX2__
-  const auto from = [](Stored<T> head, int64_t d) { return Stored<T>{head.first + d, head.step}; };
-  for (; d + 64 <= channels; d += 64) add_values<64>(weights, from(values, d), from(next, d), tokens, out + d);
-  for (; d + 8 <= channels; d += 8) add_values<8>(weights, from(values, d), from(next, d), tokens, out + d);
+  const auto from = [&](int64_t d) { return d < channels ? Stored<T>{values.first + d, values.step} : next; };
+  for (; d + 64 <= channels; d += 64) add_values<64>(weights, from(d), from(d + 64), tokens, out + d);
+  for (; d + 8 <= channels; d += 8) add_values<8>(weights, from(d), from(d + 8), tokens, out + d);
 #endif
   for (; d < channels; ++d) {
     float total = 0;
