@@ -158,6 +158,10 @@ CHANGED = {
     "plus_partition": {"trainer.callbacks+"},
     "plus_modality": {f"{METHOD}.steps.{step}.init_args.token_weights" for step in (1, 2)},
     "plus_joint_search": {f"{METHOD}.steps.1.init_args.ranges.class_path"},
+    "plus_joint_modality": {
+        f"{METHOD}.steps.1.init_args.ranges.class_path",
+        *(f"{METHOD}.steps.{step}.init_args.token_weights" for step in (1, 2)),
+    },
     "plus_veo": {"model.class_path"}
     | {f"model.init_args.{own}" for own in ("epochs", "every_n_epochs", "lr", "weights")},
 }
