@@ -1,6 +1,7 @@
 """The table of the joined model: what it is told, and what only the built model can show."""
 
 import argparse
+import json
 import math
 from pathlib import Path
 from statistics import mean
@@ -8,6 +9,7 @@ from statistics import mean
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from qvlm_lightning.commands._table_plan import planned_variants
 from qvlm_lightning.data.photographs import photographs
@@ -35,6 +37,7 @@ def given(tmp_path, monkeypatch) -> argparse.Namespace:
         root=str(tmp_path / "run"),
         row=None,
         questions=None,
+        development=False,
     )
 
 
@@ -45,6 +48,33 @@ def test_without_the_model_one_sentence_says_what_makes_it(tmp_path, capsys):
     assert end.value.code == 2
     told = capsys.readouterr().err
     assert told == f"error: the joined model is not in {str(tmp_path)!r}; run `make joined` first\n"
+
+
+def test_choices_are_made_on_pictures_that_nobody_trained_on_or_reports(given, tmp_path):
+    data = tmp_path / "easy"
+    for part, count in (("train", 20), ("test", 3)):
+        (data / part / "images").mkdir(parents=True)
+        asked = [[f"{part} {n}?", "yes", n] for n in range(count)]
+        (data / part / "questions.json").write_text(json.dumps(asked))
+        for n in range(count):
+            Image.new("RGB", (2, 2), (n, 0, 0)).save(data / part / "images" / f"{n}.png")
+    given.data, given.development = data, True
+    plan = table.plan_of(given)
+    folder = Path(given.root, "easy_vqa")
+    assert f"--data.init_args.evaluation.path={folder}" in plan.sources
+    chosen = {
+        part: {(q, n) for q, _, n in json.loads((folder / part / "questions.json").read_text())}
+        for part in ("train", "test")
+    }
+    assert (len(chosen["train"]), len(chosen["test"])) == (18, 2)
+    assert chosen["train"] | chosen["test"] == {(f"train {n}?", n) for n in range(20)}
+    (number,) = {n for _, n in chosen["test"]} - {max(n for _, n in chosen["test"])}
+    with Image.open(folder / "test" / "images" / f"{number}.png") as image:
+        assert image.getpixel((0, 0)) == (number, 0, 0)
+    given.root = None
+    (data / "train" / "questions.json").unlink()
+    with pytest.raises(InputError, match="is missing; give the data folder"):
+        table.plan_of(given)
 
 
 def test_folders_of_the_command_line_reach_the_plan(given):

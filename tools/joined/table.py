@@ -17,6 +17,7 @@ from qvlm_lightning.files import write_whole
 from qvlm_lightning.models.llava import Llava
 from qvlm_lightning.results.render import markdown, show
 from tools.joined import estimate, summary
+from tools.joined.development import development_folder
 
 PLAN = "configs/table/joined.yaml"
 
@@ -33,6 +34,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--root", help="folder of the runs; default: that of the plan")
     parser.add_argument("--row", action="append", help="only this row of the plan; repeatable")
     parser.add_argument("--questions", type=int, help="of the test split; default: as the plan")
+    parser.add_argument(
+        "--development",
+        action="store_true",
+        help="ask about pictures that neither the adapter nor the test split has, to choose by",
+    )
     args = parser.parse_args(argv)
     with user_faults(), quiet():
         plan = plan_of(args)
@@ -76,6 +82,9 @@ def plan_of(args: argparse.Namespace) -> TablePlan:
     if args.root is not None:
         given.append(f"--root={args.root}")
     plan = parse_plan(given)
+    if args.development:
+        plan = plan if args.root is not None else replace(plan, root=f"{plan.root}-development")
+        known = sources(args.model, development_folder(args.data, Path(plan.root, "easy_vqa")))
     plan.sources += known
     if args.questions is not None and args.questions != plan.questions:
         plan = replace(plan, questions=args.questions, results=f"questions{args.questions}")
