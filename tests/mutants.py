@@ -1520,6 +1520,8 @@ LEADERBOARD = [
     (_LEADER_RUN, "_method(table, variant).check(planned_scheme(table, variant))", "_method(table, variant)", "a method that can do nothing is refused after hours", f"{_BOARD}::test_a_method_that_can_do_nothing_is_refused_before_work"),
     (_LEADER_RUN, "if variant.name in names}", "if variant.title in names}", "a row of ours is a rival on its page", f"{_BOARD}::test_a_leaderboard_of_two_tables_and_again"),
     ("qvlm_lightning/commands/_generating.py", "from qvlm_lightning.peak_memory import host_peak", "from qvlm_lightning.calibration import Calibrator  # noqa: F401\nfrom qvlm_lightning.peak_memory import host_peak", "an answer loads Lightning", "tests/commands/test_generate.py"),
+    ("qvlm_lightning/commands/_table_plan.py", 'scheme_name.partition("+")[0] == planned.name.partition("+")[0]', "scheme_name == planned.name", "overrides of a plan's options make a row another's", "tests/commands/test_table.py::test_a_scheme_file_may_have_overrides_and_whatever_name"),
+    ("tools/joined/development.py", '("test", "development")', '("test", "test")', "choices are made on test pictures", "tests/joined/test_table.py::test_choices_are_made_on_pictures_that_nobody_trained_on_or_reports"),
     ("qvlm_lightning/peak_memory.py", '(_PROCESS / "clear_refs").write_text(_RESET)', "pass", "the peak of a row is that of all rows before", f"{_BOARD}::test_the_peak_is_that_of_the_stretch"),
 ]
 _RIVALS, _FOREIGN = "tests/commands/test_rivals.py", "tests/evaluation/test_foreign_weights.py"

@@ -8,7 +8,7 @@ from jsonargparse import set_parsing_settings
 
 from qvlm_lightning.arguments import OneSentence
 from qvlm_lightning.errors import InputError, check_numbers
-from qvlm_lightning.quant.scheme import PARTS, ActivationMode
+from qvlm_lightning.quant.scheme import ActivationMode, Scheme
 from qvlm_lightning.results.stress import Stress
 from qvlm_lightning.results.variant import check_label, scheme_stem
 
@@ -114,28 +114,25 @@ class PlannedVariant:
         """
         return method.replace("-", "_").endswith(self.method.rpartition("/")[2])
 
-    def may_be(self, scheme_name: str, activation_mode: str) -> bool:
-        """Return whether an artifact can be of this row.
+    def may_be(self, scheme_name: str, activation_mode: str, planned: Scheme) -> bool:
+        """Return whether an artifact can be of this row: files are named as their authors like.
 
         Args:
             scheme_name: what the artifact calls its scheme.
             activation_mode: its mode.
+            planned: scheme of the row's file.
 
         Example:
-            >>> row = PlannedVariant("cdm", "w8a8_language", "cdm")
-            >>> row.may_be("vision-w16a16_projector-w16a16_language-w8a8", "static_tensor")
-            True
-            >>> row.may_be("w8a8", "static_tensor")
-            False
+            >>> row, planned = PlannedVariant("cdm", "mine", "cdm"), Scheme.parse("w8a8")
+            >>> [row.may_be(name, "static_tensor", planned) for name in ("w8a8+prefix", "w4a8")]
+            [True, False]
         """
         if self.mode and self.mode != activation_mode:
             return False
         if len(self.options) > bool(self.mode):
             return True  # own options may change the scheme
-        # a file says in its name what it likes of groups and overrides
-        planned, widths = self.scheme.rpartition("/")[2], scheme_stem(scheme_name.partition("+")[0])
-        more = planned.removeprefix(widths)
-        return planned.startswith(widths) and more.lstrip("_").split("_")[0] not in PARTS
+        # options of the plan may add overrides and sinks
+        return scheme_name.partition("+")[0] == planned.name.partition("+")[0]
 
     def label(self, scheme_name: str) -> str:
         """Return the name of the row in results, which distinguishes schemes of one name.

@@ -16,6 +16,7 @@ from qvlm_lightning.commands._table_calibrations import (
 )
 from qvlm_lightning.commands._table_configs import TableConfigs
 from qvlm_lightning.commands._table_fidelity import TableFidelity
+from qvlm_lightning.commands._table_files import planned_scheme
 from qvlm_lightning.commands._table_plan import TablePlan, stress_options
 from qvlm_lightning.errors import InputError, parse_json
 from qvlm_lightning.evaluation.cli import EvaluationCLI
@@ -170,7 +171,8 @@ class RowMaker:
         method, seed = str(manifest.get("method")), manifest.get("seed")
         scheme, planned = str(manifest.get("scheme_name")), calibration.variant
         same_method = planned.calls_itself(method)
-        same_scheme = planned.may_be(scheme, str(manifest.get("activation_mode")))
+        own = planned_scheme(self.plan, planned)
+        same_scheme = planned.may_be(scheme, str(manifest.get("activation_mode")), own)
         if seed != calibration.seed or not same_method or not same_scheme:
             raise InputError(
                 f"{str(calibration.folder)!r} holds {scheme} {method}, seed {seed}, the plan has "

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import qvlm_lightning.evaluation.module as evaluation_module
 from qvlm_lightning.__main__ import main as program
@@ -16,6 +17,7 @@ from qvlm_lightning.commands import table
 from qvlm_lightning.commands._table_configs import TableConfigs
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models import Llava
+from qvlm_lightning.quant.scheme import Scheme
 from qvlm_lightning.run_lock import LOCK
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -38,10 +40,11 @@ class Calibrations:
         if len(self.calls) == self.fail_at:
             raise KeyboardInterrupt
         (folder / "artifact").mkdir()
-        scheme = next(Path(a).stem for a in args if "/schemes/" in a)
+        file = Path(next(a for a in args if "/schemes/" in a).rpartition("=")[2])
+        scheme = yaml.safe_load(file.read_text())
         about = {
             "method": next(Path(a).stem for a in args if "/methods/" in a),
-            "scheme_name": scheme.partition("_")[0],  # groups are not in the name
+            "scheme_name": Scheme.from_dict(scheme["model"]["init_args"]["scheme"]).name,
             "seed": int(options["data.init_args.seed"]),
             "activation_mode": options.get(
                 "model.init_args.scheme.activation_mode", "static_tensor"
@@ -286,6 +289,10 @@ def test_a_scheme_file_may_have_overrides_and_whatever_name(calibrations, tmp_pa
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     named = {row["scheme"] for row in rows if row["method"] == "qvlm" and row["variant"] == "qvlm"}
     assert named == {"w4a4+a8_7ced"}
+    table.main(options(tmp_path, variants=["rtn w4a16_g32_sym"]))  # of the decoder alone
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    widths = "vision-w16a16_projector-w16a16_language-w4a16"
+    assert {row["scheme"] for row in rows if row["method"] == "rtn"} == {widths}
 
 
 def test_unknown_option_is_one_sentence(tmp_path, capsys):
