@@ -53,8 +53,12 @@ def planned_scheme(plan: TablePlan, variant: PlannedVariant) -> Scheme:
 
 
 def _scheme_of_file(plan: TablePlan, variant: PlannedVariant) -> dict[str, Any]:
-    text = config_file(plan, "schemes", variant.scheme).read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text)["model"]["init_args"]["scheme"])
+    file = config_file(plan, "schemes", variant.scheme)
+    model = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get("model", {})
+    scheme = model.get("init_args", model).get("scheme")  # class_path may be left out
+    if not isinstance(scheme, dict):
+        raise InputError(f"{str(file)!r} has no model.init_args.scheme; write the scheme there")
+    return scheme
 
 
 def config_file(plan: TablePlan, room: str, name: str) -> Path:

@@ -114,13 +114,13 @@ class PlannedVariant:
         """
         return method.replace("-", "_").endswith(self.method.rpartition("/")[2])
 
-    def may_be(self, scheme_name: str, activation_mode: str, planned: Scheme) -> bool:
+    def may_be(self, scheme_name: str, activation_mode: str, planned: Scheme | None) -> bool:
         """Return whether an artifact can be of this row: files are named as their authors like.
 
         Args:
             scheme_name: what the artifact calls its scheme.
             activation_mode: its mode.
-            planned: scheme of the row's file.
+            planned: scheme of the row's file; ``None`` where options of the plan change it.
 
         Example:
             >>> row, planned = PlannedVariant("cdm", "mine", "cdm"), Scheme.parse("w8a8")
@@ -131,8 +131,7 @@ class PlannedVariant:
             return False
         if len(self.options) > bool(self.mode):
             return True  # own options may change the scheme
-        # options of the plan may add overrides and sinks
-        return scheme_name.partition("+")[0] == planned.name.partition("+")[0]
+        return planned is None or scheme_name.partition("+")[0] == planned.name.partition("+")[0]
 
     def label(self, scheme_name: str) -> str:
         """Return the name of the row in results, which distinguishes schemes of one name.

@@ -171,7 +171,8 @@ class RowMaker:
         method, seed = str(manifest.get("method")), manifest.get("seed")
         scheme, planned = str(manifest.get("scheme_name")), calibration.variant
         same_method = planned.calls_itself(method)
-        own = planned_scheme(self.plan, planned)
+        changed = any(".scheme" in option for option in self.plan.options)
+        own = None if changed else planned_scheme(self.plan, planned)
         same_scheme = planned.may_be(scheme, str(manifest.get("activation_mode")), own)
         if seed != calibration.seed or not same_method or not same_scheme:
             raise InputError(

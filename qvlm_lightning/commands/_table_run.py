@@ -18,6 +18,7 @@ from qvlm_lightning.commands._table_configs import (
 )
 from qvlm_lightning.commands._table_costs import calibration_costs
 from qvlm_lightning.commands._table_disk import share_weights
+from qvlm_lightning.commands._table_files import planned_scheme
 from qvlm_lightning.commands._table_plan import (
     PlannedVariant,
     TablePlan,
@@ -74,6 +75,8 @@ class TableRun:
         self.stresses = planned_stresses(plan)
         self.calibrations = planned_calibrations(plan)
         self._check_options()
+        for variant in self.variants:
+            planned_scheme(plan, variant)  # rows are compared with it when they are made
         self.maker = RowMaker(plan)
         self.known: dict[str, Predictions] = {}
         self.answers: dict[tuple[str, int, Stress], Predictions] = {}

@@ -15,6 +15,8 @@ from qvlm_lightning.commands import _table_row as table_row
 from qvlm_lightning.commands import _table_run as table_run
 from qvlm_lightning.commands import table
 from qvlm_lightning.commands._table_configs import TableConfigs
+from qvlm_lightning.commands._table_files import planned_scheme
+from qvlm_lightning.commands._table_plan import PlannedVariant, TablePlan
 from qvlm_lightning.errors import InputError
 from qvlm_lightning.models import Llava
 from qvlm_lightning.quant.scheme import Scheme
@@ -293,6 +295,32 @@ def test_a_scheme_file_may_have_overrides_and_whatever_name(calibrations, tmp_pa
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     widths = "vision-w16a16_projector-w16a16_language-w4a16"
     assert {row["scheme"] for row in rows if row["method"] == "rtn"} == {widths}
+
+
+def test_a_scheme_file_holds_a_scheme(tmp_path):
+    """With or without ``init_args``, as ``train.py`` takes it."""
+    (tmp_path / "schemes").mkdir()
+    file, row = tmp_path / "schemes" / "mine.yaml", PlannedVariant("rtn", "mine", "rtn")
+    for text in ("model: {init_args: {scheme: %s}}", "model: {scheme: %s}"):
+        file.write_text(text % "{language: {weight_bits: 3, activation_bits: 16}}")
+        scheme = planned_scheme(TablePlan(configs=str(tmp_path)), row)
+        assert (scheme.language.name, scheme.vision.name) == ("w3a16", "w4a4")
+    for text in ("", "model.scheme: {group_size: 32}"):
+        file.write_text(text)
+        with pytest.raises(InputError, match=r"mine.yaml' has no model.init_args.scheme; write"):
+            planned_scheme(TablePlan(configs=str(tmp_path)), row)
+
+
+def test_options_of_the_plan_may_change_the_scheme(calibrations, tmp_path):
+    wider = "--model.init_args.scheme.language.weight_bits=8"
+    table.main(options(tmp_path, variants=["rtn w4a4"], options=[wider]))
+    path = tmp_path / "tiny-k1" / "seed0" / "rtn-w4a4" / "artifact" / "quantization.json"
+    path.write_text(
+        path.read_text().replace('"w4a4"', '"vision-w4a4_projector-w4a4_language-w8a4"')
+    )
+    table.main(options(tmp_path, variants=["rtn w4a4"], options=[wider]))
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert widths in {row["scheme"] for row in rows}
 
 
 def test_unknown_option_is_one_sentence(tmp_path, capsys):

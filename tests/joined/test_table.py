@@ -60,7 +60,8 @@ def test_choices_are_made_on_pictures_that_nobody_trained_on_or_reports(given, t
             Image.new("RGB", (2, 2), (n, 0, 0)).save(data / part / "images" / f"{n}.png")
     given.data, given.development = data, True
     plan = table.plan_of(given)
-    folder = Path(given.root, "easy_vqa")
+    assert plan.root == f"{given.root}-development"
+    folder = Path(plan.root, "easy_vqa")
     assert f"--data.init_args.evaluation.path={folder}" in plan.sources
     chosen = {
         part: {(q, n) for q, _, n in json.loads((folder / part / "questions.json").read_text())}

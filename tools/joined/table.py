@@ -83,7 +83,7 @@ def plan_of(args: argparse.Namespace) -> TablePlan:
         given.append(f"--root={args.root}")
     plan = parse_plan(given)
     if args.development:
-        plan = plan if args.root is not None else replace(plan, root=f"{plan.root}-development")
+        plan = replace(plan, root=f"{plan.root}-development")  # other pairs, other questions
         known = sources(args.model, development_folder(args.data, Path(plan.root, "easy_vqa")))
     plan.sources += known
     if args.questions is not None and args.questions != plan.questions:
