@@ -201,7 +201,7 @@ def test_a_preset_is_allowed_row_by_row_and_within_its_time(name, tmp_path, monk
     hours = {"quick": 1 / 3}.get(name, plan.max_hours)
     assert estimated(tables).seconds < 3600 * hours
     names = {v.name for table in tables for v in planned_variants(table)}
-    weights_only = name == "rivals"  # qvlm_plus is for quantized activations
+    weights_only = name in ("rivals", "weights")  # qvlm_plus is for quantized activations
     assert {"rtn", "gptq", "qvlm_plus_fast"} | (set() if weights_only else {"qvlm_plus"}) <= names
 
 

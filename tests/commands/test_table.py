@@ -315,9 +315,8 @@ def test_options_of_the_plan_may_change_the_scheme(calibrations, tmp_path):
     wider = "--model.init_args.scheme.language.weight_bits=8"
     table.main(options(tmp_path, variants=["rtn w4a4"], options=[wider]))
     path = tmp_path / "tiny-k1" / "seed0" / "rtn-w4a4" / "artifact" / "quantization.json"
-    path.write_text(
-        path.read_text().replace('"w4a4"', '"vision-w4a4_projector-w4a4_language-w8a4"')
-    )
+    widths = "vision-w4a4_projector-w4a4_language-w8a4"
+    path.write_text(path.read_text().replace('"w4a4"', f'"{widths}"'))
     table.main(options(tmp_path, variants=["rtn w4a4"], options=[wider]))
     rows = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert widths in {row["scheme"] for row in rows}
