@@ -48,16 +48,16 @@ struct WholeRows {
   }
 };
 
-// 64 codes as bytes, of `read` bytes from the `begin`-th on.
+// 64 codes as bytes: the first or, with `second`, the next ones in what was read.
 template <int B>
-inline __m512i sixty_four(__m512i read, int begin = 0) {
+inline __m512i sixty_four(__m512i read, int second = 0) {
   alignas(64) static constexpr auto places = [] {
     struct { uint8_t of[2][64]; } found{};
     for (int i = 0; i < 128; ++i) found.of[i / 64][i % 64] = uint8_t((i / 8 * B + i % 8) & 63);  // eight codes are B bytes
     return found;
   }();
   constexpr uint64_t shifts = 0x0706050403020100u * B;
-  const __m512i eights = _mm512_permutexvar_epi8(_mm512_load_si512(places.of[begin]), read);
+  const __m512i eights = _mm512_permutexvar_epi8(_mm512_load_si512(places.of[second]), read);
   return _mm512_and_si512(_mm512_multishift_epi64_epi8(_mm512_set1_epi64(shifts), eights), _mm512_set1_epi8((1 << B) - 1));
 }
 

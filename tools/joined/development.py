@@ -11,8 +11,8 @@ from tools.joined.questions import Picture, easy_vqa
 def development_folder(data: Path, to: Path) -> Path:
     """Return a folder like easy-VQA's whose ``test/`` holds the development pictures; made once.
 
-    The adapter saw neither them nor the test's (docs/joined.md); ``train/`` holds the rest of the
-    train images.
+    The adapter was trained on neither them nor the test's (docs/joined.md); ``train/`` holds the
+    rest of the train images.
 
     Args:
         data: folder of easy-VQA.
