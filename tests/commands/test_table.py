@@ -311,6 +311,15 @@ def test_a_scheme_file_holds_a_scheme(tmp_path):
             planned_scheme(TablePlan(configs=str(tmp_path)), row)
 
 
+def test_a_scheme_that_cannot_be_read_is_refused_before_work(calibrations, tmp_path):
+    shutil.copytree(CONFIGS, tmp_path / "configs")
+    (tmp_path / "configs" / "schemes" / "mine.yaml").write_text("model.scheme: {group_size: 32}")
+    rows = ["rtn w4a4", "rtn mine"]
+    with pytest.raises(InputError, match=r"mine.yaml' has no model.init_args.scheme; write"):
+        table.main(options(tmp_path / "run", variants=rows, configs=tmp_path / "configs"))
+    assert calibrations.calls == []
+
+
 def test_options_of_the_plan_may_change_the_scheme(calibrations, tmp_path):
     wider = "--model.init_args.scheme.language.weight_bits=8"
     table.main(options(tmp_path, variants=["rtn w4a4"], options=[wider]))
